@@ -35,8 +35,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[  # noqa: ARG001  (handled by its callback)
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     pass
@@ -50,3 +51,52 @@ def report(error: Exception) -> int:
     if hint:
         typer.echo(f"\nhint: {hint}", err=True)
     return getattr(error, "exit_code", 1)
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``repo-builder`` and ``python -m repo_builder``."""
+    debug = "--debug" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except RepoBuilderError as error:
+        if debug:
+            raise
+        code = report(error)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        code = 130
+    except typer.Abort:
+        code = 130
+    except BrokenPipeError:  # the reader went away, as in `repo-builder list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        code = _report_unexpected(error, debug=debug)
+    sys.exit(code or 0)
+
+
+def _report_unexpected(error: Exception, *, debug: bool) -> int:
+    """Usage errors of the parser in our words; anything else is our own mistake and says so."""
+    if hasattr(error, "format_message"):  # the parser's exceptions
+        context = getattr(error, "ctx", None)
+        typer.echo(f"error: {error.format_message()}", err=True)
+        if context is not None:
+            typer.echo(f"\nhint: {context.command_path} --help", err=True)
+        return int(getattr(error, "exit_code", 2))
+    if debug:
+        raise error
+    typer.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+    typer.echo(
+        "\nhint: this is a mistake in repo-builder; run it again with --debug and report what it prints",
+        err=True,
+    )
+    return 1
+
+
+from repo_builder.cli.add import add  # noqa: E402  (the commands need `app` to exist)
+from repo_builder.cli.models import list_models, remove, show  # noqa: E402
+
+app.command()(add)
+app.command("list")(list_models)
+app.command()(show)
+app.command()(remove)

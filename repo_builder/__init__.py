@@ -1,0 +1,60 @@
+"""Build, check and serve Triton model repositories.
+
+>>> import repo_builder
+>>> published = repo_builder.add_model("resnet50.onnx")                   # doctest: +SKIP
+>>> with repo_builder.serve("model_repository") as server:                # doctest: +SKIP
+...     print(server.url)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repo_builder.add import BuildOptions, Published, add_model
+    from repo_builder.compilers.base import Target
+    from repo_builder.config.build import ServingOptions
+    from repo_builder.config.image import ImagePreprocessing, image_preset
+    from repo_builder.errors import RepoBuilderError
+    from repo_builder.repository import Repository
+    from repo_builder.samples import SampleOptions
+    from repo_builder.servers.local import serve
+    from repo_builder.verify import Tolerance
+
+_HOMES = {
+    "BuildOptions": "add",
+    "ImagePreprocessing": "config.image",
+    "Published": "add",
+    "RepoBuilderError": "errors",
+    "Repository": "repository",
+    "SampleOptions": "samples",
+    "ServingOptions": "config.build",
+    "Target": "compilers.base",
+    "Tolerance": "verify",
+    "add_model": "add",
+    "image_preset": "config.image",
+    "serve": "servers.local",
+}
+
+__all__ = [
+    "BuildOptions",
+    "ImagePreprocessing",
+    "Published",
+    "RepoBuilderError",
+    "Repository",
+    "SampleOptions",
+    "ServingOptions",
+    "Target",
+    "Tolerance",
+    "add_model",
+    "image_preset",
+    "serve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used: the command line must start quickly."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

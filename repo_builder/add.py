@@ -1,0 +1,400 @@
+"""``add``: an ONNX file in, a configured, verified and published version of a Triton model out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from enum import Enum
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repo_builder.compilers import choose_compiler
+from repo_builder.compilers.base import Artifact, Progress, Target
+from repo_builder.config.build import LABELS, ServingOptions, Warmup, build_config, choose_max_batch_size
+from repo_builder.config.check import check_config
+from repo_builder.config.image import PARAMETER
+from repo_builder.config.proto import read_config
+from repo_builder.config.render import render_config
+from repo_builder.errors import ConfigError, RepositoryError, UsageError
+from repo_builder.onnx_model import OnnxModel, read_model
+from repo_builder.passes.batch import Batching, plan_batching, static_batching
+from repo_builder.passes.shapes import free_zero_axes, state_output_ranks
+from repo_builder.repository import CONFIG, MANIFEST, Repository, check_name, file_sha256
+from repo_builder.runtime import RunError, open_session
+from repo_builder.samples import SampleOptions, Sampler, index_ranges
+from repo_builder.verify import Reference, Tolerance, Verification, verify
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from repo_builder.runtime import Arrays
+
+MANIFEST_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a model is compiled and verified.
+
+    ``batching`` False serves the model as it is, without a batch axis; ``verify`` False publishes without running
+    anything; ``samples`` says what is known of the inputs that verification makes up.
+    """
+
+    target: Target = Target.AUTO
+    batching: bool = True
+    verify: bool = True
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    samples: SampleOptions = field(default_factory=SampleOptions)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What ``add`` made, or found already there when ``unchanged``.
+
+    ``hints`` are sentences worth telling a person: what was decided and why, what could be added.
+    """
+
+    name: str
+    version: int
+    folder: Path
+    unchanged: bool
+    manifest: Mapping[str, Any]
+    hints: tuple[str, ...] = ()
+
+
+def add_model(
+    source: Path | str,
+    *,
+    name: str | None = None,
+    repository: Path | str = "model_repository",
+    build: BuildOptions | None = None,
+    serving: ServingOptions | None = None,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> Published:
+    """Publish an ONNX file as the next version of a Triton model.
+
+    The same source with the same options as the latest version is recognised and nothing is done.  A refused, failed
+    or killed call leaves the repository as it was.
+
+    Args:
+        source: the ONNX file.
+        name: the model's name; by default the file's, or its folder's if the file is called ``model.onnx``.
+        repository: the folder Triton serves; made when missing.
+        build: how to compile and verify.
+        serving: what to write into config.pbtxt.
+        force: build and publish even if nothing changed, and over a config.pbtxt that was edited by hand.
+        progress: called with a line whenever something that takes time begins.
+
+    Raises:
+        RepoBuilderError: see :mod:`repo_builder.errors`.
+    """
+    source, build, serving = Path(source), build or BuildOptions(), _with_config(serving or ServingOptions())
+    name = check_name(name or default_name(source))
+    store = Repository(repository)
+    compiler, why = choose_compiler(build.target)
+    progress(f"reading {source}")
+    origin = _Origin.read(source)
+    fingerprint = _fingerprint(origin, compiler.identity(), build, serving)
+    current = store.get(name)
+    if current and current.latest and not force:
+        manifest = current.manifest(current.latest)
+        if manifest and manifest.get("fingerprint") == fingerprint and manifest["source"]["sha256"] == origin.sha256:
+            return Published(name, current.latest, current.folder, True, manifest)
+        if current.edited_by_hand:
+            raise RepositoryError(
+                f"{current.folder / CONFIG} was edited by hand since version {current.latest}",
+                f"keep your edits with --config {current.folder / CONFIG}, or replace them with --force",
+            )
+    started = time.perf_counter()
+    with store.staging() as staged:
+        build_ = _Build(name, origin.model, build, serving, staged, progress)
+        build_.run(compiler)
+        manifest = {
+            "schema": MANIFEST_SCHEMA,
+            "name": name,
+            "version": 0,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "source": origin.describe(),
+            "fingerprint": fingerprint,
+            "target": compiler.target.value,
+            "target_reason": why,
+            **build_.describe(),
+            "options": _plain({"build": build, "serving": serving}),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+
+        def finish(number: int, folder: Path) -> None:
+            manifest["version"] = number
+            manifest["files"] = {
+                str(file.relative_to(folder)): file.stat().st_size
+                for file in sorted(folder.rglob("*"))
+                if file.is_file()
+            }
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+        number = store.publish(name, staged, finish)
+    return Published(name, number, store.root / name, False, manifest, build_.hints())
+
+
+def default_name(source: Path) -> str:
+    """The file's name without ending; its folder's where the file is just called ``model``."""
+    stem = source.name.removesuffix(".onnx")
+    return source.absolute().parent.name if stem == "model" else stem
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The source file, read and hashed."""
+
+    model: OnnxModel
+    sha256: str
+    external: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> _Origin:
+        model = read_model(path)
+        external = {file.as_posix(): file_sha256(path.parent / file) for file in model.spec.external_files}
+        return cls(model, file_sha256(path), external)
+
+    def describe(self) -> dict[str, Any]:
+        spec = self.model.spec
+        return {
+            "file": spec.path.name,
+            "sha256": self.sha256,
+            "external_data": dict(self.external),
+            "ir_version": spec.ir_version,
+            "opset": spec.opset,
+        }
+
+
+class _Build:
+    """The stages between reading and publishing, each leaving its result for the next."""
+
+    def __init__(
+        self,
+        name: str,
+        model: OnnxModel,
+        build: BuildOptions,
+        serving: ServingOptions,
+        staged: Path,
+        progress: Progress,
+    ) -> None:
+        self.name, self.model, self.build, self.serving, self.progress = name, model, build, serving, progress
+        self.version_folder, self.model_folder = staged / "version", staged / "model"
+        self.version_folder.mkdir()
+        self.model_folder.mkdir()
+        self.reference: Reference | None = None
+        self.verification: Verification | None = None
+        self.labels = _read_labels(serving.labels) if serving.labels else None
+
+    def run(self, compiler: Any) -> None:
+        self._copy_external_data()
+        self.batching = self._prepare()
+        self.model = self.model.with_graph(self.batching.proto)
+        self.progress(f"compiling for {compiler.target.value}")
+        self.artifact: Artifact = compiler.compile(
+            self.model, self.version_folder, batchable=self.batching.batchable, progress=self.progress
+        )
+        self.max_batch_size = choose_max_batch_size(
+            self.serving, self.artifact, batchable=self.batching.batchable, reason=self.batching.reason
+        )
+        warmup = self._plan_warmup()
+        config = build_config(self.name, self.artifact, self.serving, self.max_batch_size, warmup)
+        check_config(config, self.name, self.artifact, self.labels)
+        self.config = config
+        self._verify()
+        self._write_model_files(render_config(config))
+
+    def _copy_external_data(self) -> None:
+        for file in self.model.spec.external_files:
+            target = self.version_folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.model.spec.path.parent / file, target)
+
+    def _prepare(self) -> Batching:
+        """Bring the graph into a shape that Triton's backends understand, and find its batch axis."""
+        self.model = self.model.with_graph(free_zero_axes(self.model.proto))
+        wanted = self.build.batching and self.serving.max_batch_size != 0
+        if not self.build.verify:
+            batching = static_batching(self.model)
+        else:
+            self.reference = self._open_reference()
+            ranks = {output: array.ndim for output, array in self.reference.row(0)[1].items()}
+            self.model = self.model.with_graph(state_output_ranks(self.model.proto, ranks))
+            if wanted:
+                self.progress("looking for the batch axis: two rows together against each alone")
+                batching = plan_batching(self.model, self.reference, self.build.tolerance, self.version_folder)
+                if not batching.batchable and self.reference.batch_axis:
+                    self.reference = self.reference.without_batch_axis()
+                return batching
+        if not wanted:
+            flag = "--max-batch-size 0" if self.build.batching else "--no-batching"
+            return Batching(False, f"{flag} was given", self.model.proto)
+        return batching
+
+    def _open_reference(self) -> Reference:
+        self.progress("running the source under ONNX Runtime")
+        path = self.model.spec.path
+        sampler = Sampler(self.model.spec.inputs, self.build.samples, index_ranges(self.model.proto))
+        if not self.model.changed:
+            return Reference.open(self.model.spec, open_session(path), sampler)
+        import onnx
+
+        candidate = self.version_folder / "source.onnx"  # sizes of 0 made free: ONNX Runtime refuses the file itself
+        onnx.save(self.model.proto, candidate)
+        try:
+            return Reference.open(self.model.spec, open_session(candidate), sampler)
+        finally:
+            candidate.unlink()
+
+    def _plan_warmup(self) -> Warmup | None:
+        """Zeros where the source takes them, else the very inputs that it was verified on."""
+        if self.reference is None:
+            return None
+        import numpy as np
+
+        inputs, _ = self.reference.row(0)
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if not inputs or any(0 in shape for shape in shapes.values()):
+            return None
+        zeros = {
+            tensor.name: np.full(
+                shapes[tensor.name], "" if tensor.dtype.value == "STRING" else 0, tensor.dtype.numpy_dtype()
+            )
+            for tensor in self.reference.session.inputs
+        }
+        try:
+            self.reference.session.run(zeros)
+        except RunError:
+            return Warmup(shapes, self._write_warmup_files(inputs))
+        return Warmup(shapes, {})
+
+    def _write_warmup_files(self, inputs: Arrays) -> dict[str, str]:
+        folder = self.model_folder / "warmup"
+        folder.mkdir()
+        files = {}
+        for index, (name, array) in enumerate(inputs.items()):
+            files[name] = f"input_{index}.bin"
+            (folder / files[name]).write_bytes(_wire_bytes(array))
+        return files
+
+    def _verify(self) -> None:
+        if self.reference is None:
+            return
+        sizes = tuple(dict.fromkeys((1, self.max_batch_size))) if self.max_batch_size else (0,)
+        if self.batching.batchable and not self.max_batch_size:
+            sizes = (1,)
+        self.progress("verifying against ONNX Runtime on the source")
+        self.verification = verify(
+            self.artifact.run, self.reference, sizes, self.build.tolerance, self.build.samples.seed
+        )
+
+    def _write_model_files(self, text: str) -> None:
+        (self.model_folder / CONFIG).write_text(text, encoding="utf-8")
+        if self.serving.labels and self.labels is not None:
+            (self.model_folder / LABELS).write_text("\n".join(self.labels) + "\n", encoding="utf-8")
+        shutil.copytree(self.model_folder, self.version_folder, dirs_exist_ok=True)
+
+    def describe(self) -> dict[str, Any]:
+        """What this build adds to the manifest."""
+        artifact = self.artifact
+        return {
+            "platform": artifact.platform,
+            "inputs": [_describe_tensor(tensor) for tensor in artifact.inputs],
+            "outputs": [_describe_tensor(tensor) for tensor in artifact.outputs],
+            "max_batch_size": self.max_batch_size,
+            "batching": {"batchable": self.batching.batchable, "reason": self.batching.reason},
+            "verification": dataclasses.asdict(self.verification) if self.verification else None,
+            "tools": {
+                "repo-builder": package_version("repo-builder"),
+                "python": platform.python_version(),
+                **artifact.tools,
+            },
+        }
+
+    def hints(self) -> tuple[str, ...]:
+        hints = []
+        if not self.max_batch_size:
+            hints.append(f"served without batching: {self.batching.reason}")
+        pictures = [
+            tensor for tensor in self.artifact.inputs if len(tensor.dims) == 4 and 3 in {tensor.dims[1], tensor.dims[3]}
+        ]
+        if len(pictures) == 1 and PARAMETER not in self.config.parameters:
+            hints.append("it may take pictures: --image PRESET stores their preprocessing with the model")
+        if any(tensor.dtype.value == "BF16" for tensor in (*self.artifact.inputs, *self.artifact.outputs)):
+            hints.append("NVIDIA's onnxruntime backend does not take BF16 inputs or outputs; the local server does")
+        return tuple(hints)
+
+
+def _describe_tensor(tensor: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.dtype.value, "shape": list(tensor.dims)}
+
+
+def _with_config(serving: ServingOptions) -> ServingOptions:
+    """A max_batch_size in the user's pbtxt counts as asked for: everything else has to fit it."""
+    if serving.config is None:
+        return serving
+    size = read_config(serving.config).max_batch_size
+    return dataclasses.replace(serving, max_batch_size=size) if size else serving
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"--labels {path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"--labels {path} is not UTF-8 text", "one class a line, in the order of the output"
+        ) from None
+    labels = tuple(line.strip() for line in text.splitlines())
+    while labels and not labels[-1]:
+        labels = labels[:-1]
+    if not labels:
+        raise ConfigError(f"--labels {path} is empty", "one class a line, in the order of the output")
+    return labels
+
+
+def _wire_bytes(array: npt.NDArray[Any]) -> bytes:
+    """An array as Triton reads it from a file: raw, strings each behind their length in four little-endian bytes."""
+    if array.dtype != object:
+        return array.tobytes()
+    encoded = [str(value).encode() for value in array.ravel()]
+    return b"".join(len(value).to_bytes(4, "little") + value for value in encoded)
+
+
+def _fingerprint(origin: _Origin, identity: str, build: BuildOptions, serving: ServingOptions) -> str:
+    """The SHA-256 of everything that decides what gets published."""
+    facts = {
+        "source": [origin.sha256, sorted(origin.external.items())],
+        "compiler": identity,
+        "options": _plain({"build": build, "serving": serving}),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Options as JSON data; a file is its name and its hash."""
+    if isinstance(value, Path):
+        try:
+            return {"file": value.name, "sha256": file_sha256(value)}
+        except OSError as error:
+            raise UsageError(f"{value} can't be read: {error.strerror}") from None
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return value

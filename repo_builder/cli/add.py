@@ -1,0 +1,285 @@
+"""``repo-builder add``."""
+
+from __future__ import annotations
+
+import shlex
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repo_builder.cli.output import (
+    DEFAULT_REPOSITORY,
+    DebugOption,
+    JsonOption,
+    RepositoryOption,
+    Steps,
+    human_size,
+    note,
+    print_json,
+)
+from repo_builder.errors import UsageError
+
+if TYPE_CHECKING:
+    from repo_builder.add import Published
+    from repo_builder.config.image import ImagePreprocessing
+    from repo_builder.samples import SampleOptions
+
+
+class TargetName(str, Enum):
+    auto = "auto"
+    onnxruntime = "onnxruntime"
+
+
+class KindName(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class LayoutName(str, Enum):
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
+
+class ColorName(str, Enum):
+    RGB = "RGB"
+    BGR = "BGR"
+    GRAY = "GRAY"
+
+
+def add(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.", show_default=False)],
+    name: Annotated[str, typer.Option(help="The model's name.", show_default="the file's")] = "",
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+    target: Annotated[TargetName, typer.Option(help="What to compile for.")] = TargetName.auto,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option(help="Largest batch; 0: no batching.", show_default="8 if the model can be batched"),
+    ] = None,
+    preferred_batch_sizes: Annotated[str, typer.Option(metavar="N,N", help="Batch sizes worth waiting for.")] = "",
+    max_queue_delay_us: Annotated[int, typer.Option(help="Longest wait for a batch to fill, microseconds.")] = 0,
+    instance_count: Annotated[int, typer.Option(help="Copies of the model that run side by side.")] = 1,
+    instance_kind: Annotated[KindName, typer.Option(help="Where they run.")] = KindName.auto,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line.")] = None,
+    image: Annotated[
+        str,
+        typer.Option(
+            metavar="PRESET",
+            help="The model takes pictures: imagenet, inception, clip, efficientnet-lite, unit (0..1) or raw (0..255).",
+        ),
+    ] = "",
+    resize: Annotated[str, typer.Option(metavar="N|HxW", help="Shorter side, or both, in pixels.")] = "",
+    crop: Annotated[str, typer.Option(metavar="N|HxW", help="Centre crop in pixels; 0: none.")] = "",
+    mean: Annotated[str, typer.Option(metavar="R,G,B", help="Subtracted from pixels of 0..1 (raw: 0..255).")] = "",
+    std: Annotated[str, typer.Option(metavar="R,G,B", help="Then divided by.")] = "",
+    layout: Annotated[LayoutName | None, typer.Option(help="Order of the axes.")] = None,
+    color: Annotated[ColorName | None, typer.Option(help="Order of the channels.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.pbtxt", help="Any ModelConfig fields, merged over ours.")
+    ] = None,
+    batching: Annotated[
+        bool, typer.Option("--batching/--no-batching", help="Look for a batch axis and use it.")
+    ] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Hold the result to ONNX Runtime before publishing.")
+    ] = True,
+    rtol: Annotated[float, typer.Option(help="Relative tolerance of the verification.")] = 1e-3,
+    atol: Annotated[
+        float | None,
+        typer.Option(help="Absolute tolerance.", show_default="1e-4 of each output's largest value"),
+    ] = None,
+    input_file: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=FILE.npy", help="An input to verify with; repeatable."),
+    ] = None,
+    input_range: Annotated[
+        list[str] | None,
+        typer.Option("--input-range", metavar="NAME=LOW:HIGH", help="Random values between these; repeatable."),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="NAME=1x3x64x64", help="Shape of an input with free axes; repeatable."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build again, also over a config.pbtxt edited by hand.")
+    ] = False,
+    json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001  (read by main)
+) -> None:
+    """Compile, configure, verify and publish an ONNX model as the next version in a model repository."""
+    from repo_builder.add import BuildOptions, add_model
+    from repo_builder.compilers.base import Target
+    from repo_builder.config.build import ServingOptions
+    from repo_builder.verify import Tolerance
+
+    build = BuildOptions(
+        target=Target(target.value),
+        batching=batching,
+        verify=verify,
+        tolerance=Tolerance(rtol=rtol, atol=atol),
+        samples=_samples(input_file or [], input_range or [], shape or []),
+    )
+    serving = ServingOptions(
+        max_batch_size=max_batch_size,
+        preferred_batch_sizes=_numbers("--preferred-batch-sizes", preferred_batch_sizes, int),
+        max_queue_delay_us=max_queue_delay_us,
+        instance_count=instance_count,
+        instance_kind=instance_kind.value,
+        labels=labels,
+        image=_image(image, resize, crop, mean, std, layout, color),
+        config=config,
+    )
+    if not verify:
+        note("WARNING: --no-verify: nothing checks that this model runs, or that its answers are right")
+    with Steps() as progress:
+        published = add_model(
+            model,
+            name=name or None,
+            repository=repository,
+            build=build,
+            serving=serving,
+            force=force,
+            progress=progress,
+        )
+    if json:
+        print_json({**published.manifest, "folder": str(published.folder), "unchanged": published.unchanged})
+    _summary(published, repository)
+
+
+def _summary(published: Published, repository: str) -> None:
+    manifest = published.manifest
+    if published.unchanged:
+        made = f"{published.name} version {published.version}"
+        note(f"{made} is already made from this file with these options; nothing changed")
+    else:
+        size = human_size(sum(manifest["files"].values()))
+        batch = manifest["max_batch_size"]
+        note(f"published {published.name} version {published.version} in {published.folder} ({size})")
+        note(f"  target    {manifest['target']} ({manifest['target_reason']})")
+        note(f"  batching  {f'up to {batch}: ' if batch else 'none: '}{manifest['batching']['reason']}")
+        note(f"  verified  {_verified(manifest['verification'])}")
+        for hint in published.hints:
+            note(f"  note      {hint}")
+    flag = "" if repository == DEFAULT_REPOSITORY else f" --repository {shlex.quote(repository)}"
+    note(f"next: repo-builder serve{flag}")
+
+
+def _verified(verification: dict[str, object] | None) -> str:
+    if verification is None:
+        return "NO: --no-verify"
+    outputs = verification["outputs"]
+    assert isinstance(outputs, list | tuple)  # noqa: S101
+    worst = max(outputs, key=lambda output: output["max_relative_error"])
+    sizes = [size for size in verification["batch_sizes"] if size]  # type: ignore[attr-defined]
+    at = f" at batch {', '.join(map(str, sizes))}" if sizes else ""
+    return (
+        f"equal to ONNX Runtime{at}: largest relative error {worst['max_relative_error']:.1e}, "
+        f"absolute {worst['max_absolute_error']:.1e} (output {worst['name']!r})"
+    )
+
+
+def _pair(flag: str, text: str, form: str) -> tuple[str, str]:
+    """Split ``NAME=VALUE`` at the last '=', since tensor names may hold one."""
+    name, equals, value = text.rpartition("=")
+    if not equals or not name or not value:
+        raise UsageError(f"{flag} {text}: expected {form}")
+    return name, value
+
+
+def _samples(files: list[str], ranges: list[str], shapes: list[str]) -> SampleOptions:
+    from repo_builder.samples import SampleOptions
+
+    bounds = {}
+    for text in ranges:
+        name, value = _pair("--input-range", text, "NAME=LOW:HIGH")
+        try:
+            low, high = (float(bound) for bound in value.split(":"))
+        except ValueError:
+            raise UsageError(
+                f"--input-range {text}: {value!r} is not LOW:HIGH", "two numbers, as in ids=0:30521"
+            ) from None
+        if not low <= high:
+            raise UsageError(f"--input-range {text}: {low:g} is larger than {high:g}")
+        bounds[name] = (low, high)
+    sizes = {}
+    for text in shapes:
+        name, value = _pair("--shape", text, "NAME=1x3x64x64")
+        sizes[name] = _sizes("--shape", value)
+    paths = {name: Path(value) for name, value in (_pair("--input", text, "NAME=FILE.npy") for text in files)}
+    return SampleOptions(paths, bounds, sizes)
+
+
+def _sizes(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        sizes = (-1,)
+    if min(sizes) < 0:
+        raise UsageError(f"{flag} {text}: not a size", "whole numbers with x between, as in 1x3x224x224")
+    return sizes
+
+
+def _numbers(flag: str, text: str, kind: type) -> tuple:  # type: ignore[type-arg]
+    try:
+        return tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UsageError(f"{flag} {text}: expected numbers with commas between") from None
+
+
+def _image(
+    preset: str,
+    resize: str,
+    crop: str,
+    mean: str,
+    std: str,
+    layout: LayoutName | None,
+    color: ColorName | None,
+) -> ImagePreprocessing | None:
+    """The preset with what was overridden."""
+    overrides = {
+        "--resize": resize,
+        "--crop": crop,
+        "--mean": mean,
+        "--std": std,
+        "--layout": layout,
+        "--color": color,
+    }
+    given = [flag for flag, value in overrides.items() if value]
+    if not preset:
+        if given:
+            raise UsageError(f"{given[0]} needs a preset to change", "add --image imagenet, or another preset")
+        return None
+    from dataclasses import replace
+
+    from repo_builder.config.image import image_preset
+
+    spec = image_preset(preset)
+    if resize:
+        spec = replace(spec, resize=_one_or_two("--resize", resize, single_as_side=True))
+    if crop:
+        sides = _one_or_two("--crop", crop, single_as_side=False)
+        spec = replace(spec, crop=None if 0 in sides else sides)  # type: ignore[operator,arg-type]
+    if mean:
+        spec = replace(spec, mean=_numbers("--mean", mean, float))
+    if std:
+        spec = replace(spec, std=_numbers("--std", std, float))
+    if 0.0 in spec.std:
+        raise UsageError("--std: 0 can't be divided by")
+    if layout:
+        spec = replace(spec, layout=layout.value)
+    if color:
+        spec = replace(spec, color=color.value)
+        if color is ColorName.GRAY and len(spec.mean) == 3 and not (mean or std):
+            spec = replace(spec, mean=(sum(spec.mean) / 3,), std=(sum(spec.std) / 3,))
+    return spec
+
+
+def _one_or_two(flag: str, text: str, *, single_as_side: bool) -> int | tuple[int, int]:
+    sizes = _sizes(flag, text)
+    if len(sizes) == 1:
+        return sizes[0] if single_as_side else (sizes[0], sizes[0])
+    if len(sizes) != 2:
+        raise UsageError(f"{flag} {text}: expected N or HEIGHTxWIDTH")
+    return sizes[0], sizes[1]

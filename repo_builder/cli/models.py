@@ -1,0 +1,141 @@
+"""``repo-builder list``, ``show`` and ``remove``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repo_builder.cli.output import (
+    DEFAULT_REPOSITORY,
+    DebugOption,
+    JsonOption,
+    RepositoryOption,
+    human_size,
+    note,
+    print_json,
+    table,
+)
+
+if TYPE_CHECKING:
+    from repo_builder.repository import Model
+
+ModelArgument = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", show_default=False)]
+
+
+def list_models(
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+    json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """List the models of a repository."""
+    from repo_builder.repository import Repository
+
+    models = Repository(repository).models()
+    rows = [_row(model) for model in models]
+    if json:
+        print_json(rows)
+    elif not rows:
+        note(f"no models in {repository}; add one: repo-builder add MODEL.onnx")
+    else:
+        header = ("NAME", "VERSIONS", "PLATFORM", "MAX BATCH", "SIZE", "VERIFIED")
+        table([_cells(row) for row in rows], header)
+
+
+def show(
+    model: ModelArgument,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+    json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Show one model: where a version came from, what was verified, its configuration."""
+    from repo_builder.repository import Repository, parse_reference
+
+    name, version = parse_reference(model)
+    found = Repository(repository).find(name, version)
+    number = version or found.latest
+    manifest = found.manifest(number) if number else None
+    if json:
+        print_json({**_row(found), "version": number, "config": found.config_text, "manifest": manifest})
+        return
+    typer.echo(f"{found.name}: versions {', '.join(map(str, found.versions)) or 'none'}")
+    if manifest:
+        _print_manifest(manifest)
+    elif number:
+        typer.echo(f"version {number} was not made by repo-builder: it has no manifest")
+    if found.edited_by_hand:
+        typer.echo("config.pbtxt was edited by hand since the latest version was published")
+    typer.echo(f"\n# {found.folder / 'config.pbtxt'}\n{found.config_text or '(none)'}", nl=False)
+
+
+def remove(
+    model: ModelArgument,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+    force: Annotated[bool, typer.Option("--force", help="Also when config.pbtxt was edited by hand.")] = False,
+    json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Remove a model, or one version of it."""
+    from repo_builder.repository import Repository, parse_reference
+
+    name, version = parse_reference(model)
+    store = Repository(repository)
+    store.remove(name, version, force=force)
+    left = store.get(name)
+    versions = list(left.versions) if left else []
+    if json:
+        print_json({"removed": model, "versions": versions})
+    else:
+        note(
+            f"removed {model}; "
+            + (f"versions left: {', '.join(map(str, versions))}" if versions else "no version is left")
+        )
+
+
+def _row(model: Model) -> dict[str, Any]:
+    """One model as plain data; what is unknown, because another tool made it, is None."""
+    manifest = (model.manifest(model.latest) if model.latest else None) or {}
+    return {
+        "name": model.name,
+        "versions": list(model.versions),
+        "platform": manifest.get("platform"),
+        "max_batch_size": manifest.get("max_batch_size"),
+        "size": sum(model.size(version) for version in model.versions),
+        "verified": bool(manifest.get("verification")) if manifest else None,
+    }
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    unknown = "?"
+    batch = row["max_batch_size"]
+    verified = {True: "yes", False: "NO", None: unknown}[row["verified"]]
+    return (
+        row["name"],
+        ",".join(map(str, row["versions"])) or "none",
+        row["platform"] or unknown,
+        unknown if batch is None else str(batch),
+        human_size(row["size"]),
+        verified,
+    )
+
+
+def _print_manifest(manifest: dict[str, Any]) -> None:
+    source = manifest["source"]
+    typer.echo(f"version {manifest['version']}, made {manifest['created']} in {manifest['seconds']:.1f} s")
+    typer.echo(f"  source    {source['file']}, SHA-256 {source['sha256']}, opset {source['opset']}")
+    typer.echo(f"  target    {manifest['target']} ({manifest['target_reason']})")
+    for role in ("inputs", "outputs"):
+        for tensor in manifest[role]:
+            typer.echo(f"  {role[:-1]:<9} {tensor['name']}  {tensor['datatype']} {tensor['shape']}")
+    typer.echo(f"  batching  {manifest['max_batch_size'] or 'none'}: {manifest['batching']['reason']}")
+    verification = manifest["verification"]
+    if verification is None:
+        typer.echo("  verified  NO: --no-verify")
+    else:
+        for output in verification["outputs"]:
+            typer.echo(
+                f"  verified  {output['name']}: largest relative error {output['max_relative_error']:.1e}, "
+                f"absolute {output['max_absolute_error']:.1e}"
+            )
+    tools = ", ".join(f"{tool} {number}" for tool, number in manifest["tools"].items())
+    typer.echo(f"  tools     {tools}")

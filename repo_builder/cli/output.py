@@ -1,0 +1,69 @@
+"""What the commands share in talking: JSON to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+RepositoryOption = Annotated[str, typer.Option("--repository", "-r", metavar="DIR", help="The model repository.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DEFAULT_REPOSITORY = "model_repository"
+
+
+def print_json(data: object) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def note(line: str) -> None:
+    """A line for the person watching."""
+    typer.echo(line, err=True)
+
+
+class Steps:
+    """Progress lines with the seconds each step took, written to stderr as steps end."""
+
+    def __init__(self) -> None:
+        self._label: str | None = None
+        self._began = 0.0
+
+    def __call__(self, label: str) -> None:
+        self.end()
+        self._label, self._began = label, time.perf_counter()
+        if sys.stderr.isatty():
+            typer.echo(f"  {label} ...", err=True, nl=False)
+
+    def end(self, *, failed: bool = False) -> None:
+        if self._label is None:
+            return
+        start = "\r" if sys.stderr.isatty() else ""
+        mark = "failed after " if failed else ""
+        typer.echo(f"{start}  {self._label:<64} {mark}{time.perf_counter() - self._began:.1f} s", err=True)
+        self._label = None
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.end(failed=kind is not None)
+
+
+def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> None:
+    """Aligned columns on stdout, without borders: they stay readable in a pipe."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    for row in [header, *rows]:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def human_size(count: int) -> str:
+    """Bytes in decimal units, as disks and registries count."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,203 @@
+"""The ModelConfig message of a model: what the artifact is, how it is to be served, what the user adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from repo_builder.compilers.base import Artifact
+from repo_builder.config.image import PARAMETER, ImagePreprocessing, fit_to_input
+from repo_builder.config.proto import ModelConfig, messages, new_config, read_config
+from repo_builder.errors import ConfigError, UsageError
+from repo_builder.model import TensorSpec
+
+DEFAULT_MAX_BATCH_SIZE = 8
+INT32_MAX = 2**31 - 1
+LABELS = "labels.txt"
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How Triton is to serve a model.
+
+    ``max_batch_size`` None means 8 where the model can be batched; 0 means no batching.  ``max_queue_delay_us`` is
+    how long, in microseconds, Triton may hold a request back to fill a batch.  ``labels`` is a text file with one
+    class a line; ``config`` a pbtxt file with any ModelConfig fields, which win over all others.
+    """
+
+    max_batch_size: int | None = None
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_us: int = 0
+    instance_count: int = 1
+    instance_kind: str = "auto"
+    labels: Path | None = None
+    image: ImagePreprocessing | None = None
+    config: Path | None = None
+
+    def __post_init__(self) -> None:
+        size = self.max_batch_size
+        if size is not None and not 0 <= size <= INT32_MAX:
+            raise UsageError(f"--max-batch-size {size} is not a batch size", f"0 (no batching) to {INT32_MAX}")
+        for preferred in self.preferred_batch_sizes:
+            if not 1 <= preferred <= INT32_MAX:
+                raise UsageError(f"--preferred-batch-sizes: {preferred} is not a batch size", f"1 to {INT32_MAX}")
+        if not 0 <= self.max_queue_delay_us < 2**63:
+            raise UsageError(f"--max-queue-delay-us {self.max_queue_delay_us} is not a time", "0 or more microseconds")
+        if not 1 <= self.instance_count <= INT32_MAX:
+            raise UsageError(f"--instance-count {self.instance_count} is not a count", "1 or more")
+        if self.instance_kind not in {"auto", "cpu", "gpu"}:
+            raise UsageError(f"--instance-kind {self.instance_kind} is unknown", "auto, cpu or gpu")
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """One sample that Triton runs before a model counts as ready.
+
+    ``shapes`` are whole shapes of one request, the batch axis (1) included; ``files`` name a file of raw bytes under
+    ``warmup/`` for the inputs that zeros do not fit.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    files: Mapping[str, str]
+
+
+def choose_max_batch_size(options: ServingOptions, artifact: Artifact, *, batchable: bool, reason: str) -> int:
+    """The max_batch_size to write: what was asked if the artifact takes it, else the default.
+
+    Raises:
+        ConfigError: a batch size was asked of a model that takes none, or a larger one than the artifact takes.
+    """
+    asked = options.max_batch_size
+    limit = artifact.max_batch_size
+    if not batchable or limit == 0:
+        if asked:
+            raise ConfigError(f"--max-batch-size {asked}: the model can't be batched: {reason}", "drop the flag")
+        if options.preferred_batch_sizes:
+            raise ConfigError(f"--preferred-batch-sizes: the model can't be batched: {reason}", "drop the flag")
+        return 0
+    if asked is None:
+        largest = max((DEFAULT_MAX_BATCH_SIZE, *options.preferred_batch_sizes))
+        return largest if limit is None else min(largest, limit)
+    if limit is not None and asked > limit:
+        raise ConfigError(f"--max-batch-size {asked}: the artifact takes batches of up to {limit}")
+    return asked
+
+
+def build_config(
+    name: str, artifact: Artifact, options: ServingOptions, max_batch_size: int, warmup: Warmup | None
+) -> ModelConfig:
+    """Make the message and merge the user's own fields over it.
+
+    Raises:
+        ConfigError: the user's file can't be read or contradicts the artifact.
+    """
+    config = new_config(name=name, platform=artifact.platform, max_batch_size=max_batch_size)
+    for tensor in artifact.inputs:
+        _add_tensor(config.input.add(), tensor, batched=max_batch_size > 0)
+    for tensor in artifact.outputs:
+        _add_tensor(config.output.add(), tensor, batched=max_batch_size > 0)
+    if options.labels:
+        _labelled_output(config).label_filename = LABELS
+    if max_batch_size > 0:
+        config.dynamic_batching.preferred_batch_size.extend(options.preferred_batch_sizes)
+        config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
+    kind = messages().ModelInstanceGroup.Kind.Value(f"KIND_{options.instance_kind.upper()}")
+    config.instance_group.add(count=options.instance_count, kind=kind)
+    config.version_policy.latest.num_versions = 1
+    if warmup:
+        _add_warmup(config, warmup, artifact)
+    if options.image:
+        image, tensor = fit_to_input(options.image, artifact.inputs)
+        config.parameters[PARAMETER].string_value = image.to_json(tensor.name)
+    if options.config:
+        merge_config(config, read_config(options.config))
+    return config
+
+
+def _add_tensor(message: ModelConfig, tensor: TensorSpec, *, batched: bool) -> None:
+    message.name = tensor.name
+    message.data_type = messages().DataType.Value(tensor.dtype.config_name)
+    dims = tensor.dims[1:] if batched else tensor.dims
+    message.dims.extend(dims or (1,))
+    if not dims and batched:  # Triton's core refuses an empty reshape without batching; backends then take [1]
+        message.reshape.SetInParent()
+
+
+def _labelled_output(config: ModelConfig) -> ModelConfig:
+    """The output that labels belong to: the only one, or the only one of floating point."""
+    outputs = list(config.output)
+    if len(outputs) > 1:
+        floats = {messages().DataType.Value(f"TYPE_{name}") for name in ("FP16", "FP32", "FP64", "BF16")}
+        outputs = [output for output in outputs if output.data_type in floats]
+    if len(outputs) != 1:
+        names = ", ".join(output.name for output in config.output)
+        raise ConfigError(
+            f"--labels: which output has the classes? The model has {names}",
+            'name it with --config FILE.pbtxt holding output { name: "..." label_filename: "labels.txt" }',
+        )
+    return outputs[0]
+
+
+def _add_warmup(config: ModelConfig, warmup: Warmup, artifact: Artifact) -> None:
+    batched = config.max_batch_size > 0
+    sizes = dict.fromkeys((1, config.max_batch_size)) if batched else (0,)
+    for size in sizes:
+        # Without batching Triton wants batch_size 0 left out; with it, N makes N requests of one row in one run.
+        sample = config.model_warmup.add(name=f"batch of {size}" if batched else "one request", batch_size=max(size, 1))
+        for tensor in artifact.inputs:
+            entry = sample.inputs[tensor.name]
+            entry.data_type = messages().DataType.Value(tensor.dtype.config_name)
+            shape = warmup.shapes[tensor.name]
+            entry.dims.extend((shape[1:] if batched else shape) or (1,))
+            if tensor.name in warmup.files:
+                entry.input_data_file = warmup.files[tensor.name]
+            else:
+                entry.zero_data = True
+
+
+_MERGED_BY_NAME = {"input", "output"}
+
+
+def merge_config(config: ModelConfig, extra: ModelConfig) -> None:
+    """Merge ``extra`` over ``config`` in place.
+
+    Single fields replace; inputs and outputs are merged by name; other lists (instance_group, preferred sizes,
+    warmup...) are replaced whole; maps are merged by key.
+
+    Raises:
+        ConfigError: ``extra`` names an input or output that the model does not have.
+    """
+    for field, value in extra.ListFields():
+        if field.name in _MERGED_BY_NAME:
+            _merge_tensors(config, field.name, value)
+        elif _is_repeated(field) and not _is_map(field):
+            config.ClearField(field.name)
+            getattr(config, field.name).MergeFrom(value)
+        elif _is_map(field) or field.message_type is None:
+            single = type(extra)()
+            getattr(single, field.name).MergeFrom(value) if _is_map(field) else setattr(single, field.name, value)
+            config.MergeFrom(single)
+        else:
+            merge_config(getattr(config, field.name), value)
+            getattr(config, field.name).SetInParent()
+
+
+def _merge_tensors(config: ModelConfig, role: str, tensors: object) -> None:
+    own = {tensor.name: tensor for tensor in getattr(config, role)}
+    for tensor in tensors:  # type: ignore[attr-defined]
+        if tensor.name not in own:
+            raise ConfigError(
+                f"--config: the model has no {role} {tensor.name!r}",
+                f"its {role}s: " + ", ".join(map(repr, own)),
+            )
+        merge_config(own[tensor.name], tensor)
+
+
+def _is_repeated(field: ModelConfig) -> bool:
+    repeated = field.is_repeated
+    return bool(repeated() if callable(repeated) else repeated)
+
+
+def _is_map(field: ModelConfig) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry

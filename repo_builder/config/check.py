@@ -1,0 +1,103 @@
+"""What would make Triton refuse a configuration, or accept it and fail on every request: found before publishing."""
+
+from __future__ import annotations
+
+from repo_builder.compilers.base import Artifact
+from repo_builder.config.build import LABELS
+from repo_builder.config.proto import ModelConfig, messages
+from repo_builder.errors import ConfigError
+from repo_builder.model import TensorSpec
+
+
+def check_config(config: ModelConfig, name: str, artifact: Artifact, labels: tuple[str, ...] | None) -> None:
+    """Hold a finished configuration to the artifact.
+
+    Args:
+        config: the message, the user's fields merged in.
+        name: the model's name and folder.
+        artifact: inputs, outputs and batch limit as built.
+        labels: the lines of the label file, if there is one.
+
+    Raises:
+        ConfigError: with the field that is wrong and what it should be.
+    """
+    if config.name != name:
+        raise ConfigError(f"config name {config.name!r} is not the model's name {name!r}", f"use --name {config.name}")
+    if config.platform != artifact.platform or config.backend not in {
+        "",
+        artifact.platform.partition("_")[0],
+    }:
+        served = config.backend or config.platform
+        raise ConfigError(f"config asks for {served!r}; the artifact is of platform {artifact.platform!r}")
+    if config.default_model_filename not in {"", artifact.filename}:
+        raise ConfigError(f"default_model_filename {config.default_model_filename!r} is not {artifact.filename!r}")
+    _check_batching(config, artifact)
+    for role, tensors in (("input", artifact.inputs), ("output", artifact.outputs)):
+        _check_tensors(config, role, tensors)
+    _check_instances(config)
+    _check_labels(config, labels)
+
+
+def _check_batching(config: ModelConfig, artifact: Artifact) -> None:
+    size, limit = config.max_batch_size, artifact.max_batch_size
+    if size < 0 or (limit is not None and size > limit):
+        largest = "any" if limit is None else limit
+        raise ConfigError(f"max_batch_size {size}: the artifact takes {largest}")
+    batching = config.dynamic_batching
+    if config.HasField("dynamic_batching") and not size and batching.preferred_batch_size:
+        raise ConfigError("dynamic_batching has preferred_batch_size, but max_batch_size is 0")
+    for preferred in batching.preferred_batch_size:
+        if not 1 <= preferred <= size:
+            raise ConfigError(
+                f"preferred_batch_size {preferred} is not between 1 and max_batch_size {size}",
+                f"raise --max-batch-size to {preferred} or drop that size",
+            )
+
+
+def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ...]) -> None:
+    entries = {entry.name: entry for entry in getattr(config, role)}
+    for tensor in tensors:
+        entry = entries.get(tensor.name)
+        if entry is None:
+            raise ConfigError(f"the model's {role} {tensor.name!r} is missing from the config")
+        type_name = messages().DataType.Name(entry.data_type)
+        if type_name != tensor.dtype.config_name:
+            raise ConfigError(
+                f"{role} {tensor.name!r} is {tensor.dtype.config_name} in the model, {type_name} in the config"
+            )
+        batched = config.max_batch_size > 0
+        if batched and tensor.dims[:1] != (-1,):
+            raise ConfigError(f"max_batch_size {config.max_batch_size}: the first axis of {role} {tensor} is not free")
+        stated = tuple(entry.reshape.shape if entry.HasField("reshape") else entry.dims)
+        actual = tensor.dims[1:] if batched else tensor.dims
+        if not actual and not batched:
+            actual = (1,)  # how Triton writes a scalar without batching
+        if stated != actual:
+            raise ConfigError(
+                f"{role} {tensor.name!r} has dims {list(actual)} in the model, {list(stated)} in the config"
+            )
+
+
+def _check_instances(config: ModelConfig) -> None:
+    for group in config.instance_group:
+        if group.count < 1:
+            raise ConfigError(f"instance_group count {group.count} is not a count", "1 or more")
+
+
+def _check_labels(config: ModelConfig, labels: tuple[str, ...] | None) -> None:
+    for entry in config.output:
+        if not entry.label_filename:
+            continue
+        if labels is None or entry.label_filename != LABELS:
+            raise ConfigError(
+                f"output {entry.name!r} names the label file {entry.label_filename!r}",
+                f"pass it with --labels; it becomes {LABELS}",
+            )
+        classes = 1
+        for dim in entry.dims:
+            classes *= dim
+        if classes > 0 and classes != len(labels):
+            raise ConfigError(
+                f"{len(labels)} labels for the {classes} classes of output {entry.name!r}",
+                "give --labels a file with one line for each class",
+            )

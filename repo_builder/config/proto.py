@@ -1,0 +1,66 @@
+"""Triton's ModelConfig message and protobuf's own text parser."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from repo_builder.errors import ConfigError
+
+ModelConfig = Any
+"""An ``inference.ModelConfig`` message; protobuf generates its class at run time."""
+
+
+@cache
+def messages() -> Any:
+    """The module generated from Triton's model_config.proto, as tritonclient ships it.
+
+    It is loaded by itself: importing ``tritonclient.grpc``, the package it lies in, needs gRPC and 0.2 s.
+    """
+    import tritonclient
+
+    name = "tritonclient.grpc.model_config_pb2"
+    if name in sys.modules:
+        return sys.modules[name]
+    path = Path(tritonclient.__path__[0]) / "grpc" / "model_config_pb2.py"
+    spec = importlib.util.spec_from_file_location("repo_builder._model_config_pb2", path)
+    if spec is None or spec.loader is None:  # pragma: no cover
+        raise ConfigError(
+            f"tritonclient is incomplete: {path} is missing", "pip install --force-reinstall tritonclient"
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def new_config(**fields: object) -> ModelConfig:
+    return messages().ModelConfig(**fields)
+
+
+def parse_config(text: str, where: str) -> ModelConfig:
+    """Parse config.pbtxt text; ``where`` names it in errors.
+
+    Raises:
+        ConfigError: not a ModelConfig, with the line and column of the first mistake.
+    """
+    from google.protobuf import text_format
+
+    try:
+        return text_format.Parse(text, new_config())
+    except text_format.ParseError as error:
+        reason = str(error).replace('"inference.ModelConfig"', "ModelConfig")
+        raise ConfigError(f"{where}: {reason}", "field names: Triton's model_configuration.md") from None
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read a config.pbtxt; raises ConfigError when it can't be read or parsed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text") from None
+    return parse_config(text, str(path))

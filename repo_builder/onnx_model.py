@@ -1,0 +1,209 @@
+"""Reading an ONNX file: what it needs and makes, and everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from repo_builder.errors import ModelError
+from repo_builder.model import Axis, DataType, ModelSpec, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX file in memory, its external data left where it is.  ``changed``: a pass changed the graph."""
+
+    proto: onnx.ModelProto
+    spec: ModelSpec
+    changed: bool = False
+
+    def with_graph(self, proto: onnx.ModelProto) -> OnnxModel:
+        """This model with the graph that a pass returned."""
+        return replace(self, proto=proto, changed=self.changed or proto is not self.proto)
+
+
+def read_model(path: Path) -> OnnxModel:
+    """Read ``path`` and say what its inputs and outputs are.
+
+    Initialisers that are listed as inputs too (ir_version 3) are no inputs; the sizes 0 and -1 and the name ``?``
+    mean a free axis.
+
+    Raises:
+        ModelError: not a file, not ONNX, truncated, an input or output of a type that Triton lacks, an unknown
+            operator, or external data that is missing or lies outside the model's folder.
+    """
+    proto = _parse(path)
+    graph = proto.graph
+    initialisers = {tensor.name for tensor in graph.initializer}
+    initialisers |= {tensor.values.name for tensor in graph.sparse_initializer}
+    inputs = tuple(_tensor_spec(i, "input", path) for i in graph.input if i.name not in initialisers)
+    outputs = tuple(_tensor_spec(o, "output", path) for o in graph.output)
+    _refuse_duplicate_names(path, inputs, outputs)
+    _refuse_unknown_operators(path, proto)
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), 0)
+    spec = ModelSpec(path, inputs, outputs, _external_files(path, proto), proto.ir_version, opset)
+    return OnnxModel(proto, spec)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, not an ONNX file", f"did you mean one of its files: {path}/*.onnx ?")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} does not exist", "check the path; it is taken relative to the current folder"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}", "check the file's permissions") from None
+    if not data:
+        raise ModelError(f"{path} is empty", "export or download the model again")
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
+    except DecodeError:
+        raise ModelError(f"{path} is not an ONNX file, or is cut short", _NOT_ONNX_HINT) from None
+    if not proto.ir_version or not proto.graph.node or not proto.graph.output:
+        raise ModelError(f"{path} holds no ONNX graph", _NOT_ONNX_HINT)
+    return proto
+
+
+_NOT_ONNX_HINT = "a download may be incomplete, or a Git LFS pointer; a PyTorch model needs torch.onnx.export first"
+
+
+def _tensor_spec(value: onnx.ValueInfoProto, role: str, path: Path) -> TensorSpec:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        name = (kind or "value without type").removesuffix("_type")
+        hint = "export the model with plain tensors"
+        if role == "output" and kind in {"sequence_type", "map_type"}:
+            hint += " (skl2onnx: options={'zipmap': False})"
+        raise ModelError(f"{role} {value.name!r} of {path} is a {name}; Triton has only tensors", hint)
+    tensor = value.type.tensor_type
+    dtype = DataType.from_onnx(tensor.elem_type)
+    if dtype is None:
+        import onnx
+
+        with contextlib.suppress(ValueError):
+            name = onnx.TensorProto.DataType.Name(tensor.elem_type)
+            raise ModelError(
+                f"{role} {value.name!r} of {path} is of type {name}, which Triton does not have",
+                "cast it inside the model to one of: " + ", ".join(member.value for member in DataType),
+            )
+        raise ModelError(f"{role} {value.name!r} of {path} has no known element type", _NOT_ONNX_HINT)
+    shape = tuple(_axis(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
+    return TensorSpec(value.name, dtype, shape)
+
+
+def _axis(dim: onnx.TensorShapeProto.Dimension) -> Axis:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value > 0 else None
+    return dim.dim_param if dim.dim_param not in {"", "?"} else None
+
+
+def _refuse_duplicate_names(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    for role, tensors in (("input", inputs), ("output", outputs)):
+        names = [tensor.name for tensor in tensors]
+        if "" in names or len(set(names)) != len(names):
+            raise ModelError(
+                f"{path} has {role}s without a name or with the same name: {names}",
+                "give each a name of its own",
+            )
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """``graph`` and every subgraph below it (If, Loop, Scan)."""
+    yield graph
+    yield from _subgraphs(graph.node)
+
+
+def _subgraphs(nodes: object) -> Iterator[onnx.GraphProto]:
+    for node in nodes:  # type: ignore[attr-defined]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+            for inner in attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _refuse_unknown_operators(path: Path, proto: onnx.ModelProto) -> None:
+    """Name every operator that ONNX does not define, all at once.
+
+    Domains that a runtime may define on its own (com.microsoft and others) are left to that runtime.
+    """
+    import onnx.defs
+
+    own = {(function.domain, function.name) for function in proto.functions}
+    unknown: dict[str, str] = {}
+    for graph in _graphs(proto.graph):
+        for node in graph.node:
+            domain = "" if node.domain == "ai.onnx" else node.domain
+            if (
+                domain in {"", "ai.onnx.ml"}
+                and (node.domain, node.op_type) not in own
+                and not (onnx.defs.has(node.op_type, domain) or node.op_type in _RETIRED_OPERATORS)
+            ):
+                unknown.setdefault(node.op_type, node.name or node.output[0])
+    if unknown:
+        listed = ", ".join(f"{operator} (node {node!r})" for operator, node in unknown.items())
+        raise ModelError(
+            f"{path} uses operators that ONNX does not define: {listed}",
+            "export it with standard operators, or give custom ones a domain of their own",
+        )
+
+
+_RETIRED_OPERATORS = {
+    # Experimental until ONNX 1.4 and still run by ONNX Runtime: its contrib operators in the default domain.
+    "Affine", "ATen", "Crop", "DynamicSlice", "GRUUnit", "GivenTensorFill", "ImageScaler", "ParametricSoftplus",
+    "Scale", "ScaledTanh", "SimplifiedLayerNormalization", "ThresholdedRelu", "Upsample",
+}  # fmt: skip
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    function_graphs = (graph for function in proto.functions for graph in _subgraphs(function.node))
+    functions_nodes = (node for function in proto.functions for node in function.node)
+    graphs = [*_graphs(proto.graph), *function_graphs]
+    for graph in graphs:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in (*(node for graph in graphs for node in graph.node), *functions_nodes):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _external_files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
+    import onnx
+
+    folder = path.parent.resolve()
+    found: dict[Path, None] = {}
+    for tensor in _tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        relative = Path(PurePosixPath(location))
+        if relative in found:
+            continue
+        target = (folder / relative).resolve()
+        if not location or relative.is_absolute() or ".." in relative.parts or not target.is_relative_to(folder):
+            raise ModelError(
+                f"the weights of tensor {tensor.name!r} are in {location!r}, outside the folder of {path}",
+                "put the external data file beside the model and save the model again",
+            )
+        if not target.is_file():
+            raise ModelError(
+                f"{path} keeps weights in {location!r}, which is missing",
+                f"copy {relative.name} into {path.parent}/ beside the model",
+            )
+        found[relative] = None
+    return tuple(found)

@@ -1,0 +1,169 @@
+"""The batch axis: where a model has one, and giving one to a model exported with a fixed batch of 1.
+
+Nothing here is taken on trust: :func:`plan_batching` runs the candidate on two rows and compares with each row alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repo_builder.errors import ModelError, VerificationError
+from repo_builder.onnx_model import OnnxModel
+from repo_builder.runtime import Session, open_session
+from repo_builder.verify import Reference, Tolerance, verify
+
+if TYPE_CHECKING:
+    import onnx
+
+BATCH_SYMBOL = "batch"
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Whether a model can be batched, the sentence why, and the graph to use."""
+
+    batchable: bool
+    reason: str
+    proto: onnx.ModelProto
+
+
+def plan_batching(model: OnnxModel, reference: Reference, tolerance: Tolerance, folder: Path) -> Batching:
+    """Find out by running whether requests for ``model`` may be joined along the first axis.
+
+    Args:
+        model: the source.
+        reference: ONNX Runtime on the source, as :meth:`Reference.open` gave it.
+        tolerance: how close two rows together must come to each row alone.
+        folder: holds the model's external data; a candidate is written there for a moment.
+    """
+    obstacle = _obstacle(model, reference)
+    if obstacle:
+        return Batching(False, obstacle, model.proto)
+    fixed = any(tensor.dims[0] == 1 for tensor in model.spec.inputs)
+    proto = with_dynamic_batch(model.proto) if fixed or _outputs_need_batch(reference) else model.proto
+    fault = _fault_of_two_rows(model, proto, reference, tolerance, folder)
+    if fault is None and fixed:
+        return Batching(True, "its batch was fixed at 1 and is free now: a batch of 2 gives what two of 1 give", proto)
+    if fault is None:
+        return Batching(True, "its first axes are free, and rows of a batch do not influence each other", proto)
+    start = "its batch is fixed at 1 and can't be made free" if fixed else "its first axis is no batch"
+    return Batching(False, f"{start}: {fault}", model.proto)
+
+
+def static_batching(model: OnnxModel) -> Batching:
+    """Tell from the file alone, without running it: the first axis of every input and output is free."""
+    for role, tensors in (("input", model.spec.inputs), ("output", model.spec.outputs)):
+        for tensor in tensors:
+            if tensor.shape is None or tensor.dims[:1] != (-1,):
+                return Batching(False, f"the first axis of {role} {tensor} is not free", model.proto)
+    return Batching(True, "the first axis of every input and output is free (not checked by running it)", model.proto)
+
+
+def _obstacle(model: OnnxModel, reference: Reference) -> str | None:
+    """Why the inputs rule a batch axis out, if they do."""
+    if not model.spec.inputs:
+        return "it has no inputs"
+    for tensor in model.spec.inputs:
+        if tensor.shape is None:
+            return f"the shape of input {tensor.name!r} is unknown"
+        if not tensor.shape:
+            return f"input {tensor.name!r} is a scalar, without a batch axis"
+        if tensor.dims[0] not in {-1, 1}:
+            return f"the first axis of input {tensor} is fixed at {tensor.dims[0]}"
+        if isinstance(tensor.shape[0], str) and tensor.shape[0] in tensor.shape[1:]:
+            return f"the first axis of input {tensor} is tied to another axis of it"
+    if not reference.batch_axis:
+        return "it does not run with 1 in the first axis of every input"
+    for name, array in reference.row(0)[1].items():
+        if not array.ndim:
+            return f"output {name!r} is a scalar, without a batch axis"
+    return None
+
+
+def _outputs_need_batch(reference: Reference) -> bool:
+    """Whether an output's first axis, as ONNX Runtime understands the source, is fixed or unknown."""
+    return any(tensor.dims[:1] != (-1,) for tensor in reference.session.outputs)
+
+
+def _fault_of_two_rows(
+    model: OnnxModel, proto: onnx.ModelProto, reference: Reference, tolerance: Tolerance, folder: Path
+) -> str | None:
+    """None when a batch of two rows gives what the rows give alone, else what went wrong."""
+    try:
+        session = reference.session if proto is model.proto else _open_candidate(proto, folder)
+        verify(session.run, reference, (2,), tolerance, seed=0)
+    except VerificationError as error:
+        return error.message.replace("what ONNX Runtime computes from the source", "what each row alone gives")
+    except (ModelError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _open_candidate(proto: onnx.ModelProto, folder: Path) -> Session:
+    import onnx
+
+    path = folder / "candidate.onnx"
+    try:
+        onnx.save(proto, path)
+        return open_session(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def with_dynamic_batch(source: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of ``source`` whose inputs and outputs have a free first axis named ``batch``.
+
+    Reshape targets that are constants with 1 in front are turned to take their first axis from the data; shapes
+    recorded for inner values are dropped, since they no longer hold.
+    """
+    import onnx
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(source)
+    graph = proto.graph
+    del graph.value_info[:]
+    initialisers = {tensor.name for tensor in graph.initializer}
+    for value in (*graph.input, *graph.output):
+        shape = value.type.tensor_type.shape
+        if value.name not in initialisers and shape.dim:
+            shape.dim[0].Clear()
+            shape.dim[0].dim_param = BATCH_SYMBOL
+    _free_reshapes(graph)
+    return proto
+
+
+def _free_reshapes(graph: onnx.GraphProto) -> None:
+    import numpy as np
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants |= {
+        node.output[0]: attribute.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
+    for node in graph.node:
+        if node.op_type != "Reshape":
+            continue
+        old_style = next((attribute for attribute in node.attribute if attribute.name == "shape"), None)  # opset 1
+        if old_style is not None:
+            old_style.ints[:] = _free_target(list(old_style.ints))
+        elif len(node.input) > 1 and node.input[1] in constants:
+            tensor = constants[node.input[1]]
+            target = numpy_helper.to_array(tensor)
+            freed = _free_target(target.tolist())
+            if freed != target.tolist():
+                name = f"{node.input[1]}_{BATCH_SYMBOL}_{node.output[0]}"
+                graph.initializer.append(numpy_helper.from_array(np.array(freed, np.int64), name))
+                node.input[1] = name
+
+
+def _free_target(target: list[int]) -> list[int]:
+    """A Reshape target whose leading 1 is inferred (-1), or copied from the data (0) when another axis is inferred."""
+    if target[:1] != [1]:
+        return target
+    return [0 if -1 in target else -1, *target[1:]]

@@ -1,0 +1,210 @@
+"""Seeded inputs to run a model on: random where nothing is known, the user's files and ranges where given."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repo_builder.errors import UsageError
+from repo_builder.model import Axis, DataType, ModelSpec, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import onnx
+
+    from repo_builder.runtime import Arrays
+
+FREE_SIZES = ((224, 16), (64, 64), (32, 128), (512, 512), (1, 1))
+"""Sizes to try for free axes that the user gave no shape for: (of inputs with four axes or more, of others).
+
+The first is a picture's usual side and a short sentence; the model decides which one it takes."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What the user knows of the inputs.  Keys are input names.
+
+    ``files`` hold .npy arrays, with or without the batch axis; ``ranges`` are inclusive bounds (low, high);
+    ``shapes`` are whole shapes, the batch axis too.
+    """
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+
+
+class Sampler:
+    """Makes the inputs of a model, one row of a batch at a time.
+
+    Raises:
+        UsageError: an option names no input, or contradicts the model.
+    """
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], options: SampleOptions, ranges: Mapping[str, int]) -> None:
+        self.inputs = inputs
+        self._options = options
+        self._index_ranges = ranges
+        names = {spec.name for spec in inputs}
+        for flag, given in (
+            ("--input", options.files),
+            ("--input-range", options.ranges),
+            ("--shape", options.shapes),
+        ):
+            for name in given:
+                if name not in names:
+                    raise UsageError(
+                        f"{flag} {name}=...: the model has no input {name!r}",
+                        "its inputs: " + ", ".join(sorted(names)),
+                    )
+        self._arrays = {name: _load(name, path, self._spec(name)) for name, path in options.files.items()}
+        self._symbols = self._known_symbols()
+
+    def sample(self, row: int, free_sizes: tuple[int, int], *, batch_axis: bool) -> Arrays:
+        """Row number ``row``: with ``batch_axis`` each array's first axis is 1, else it is like any other."""
+        return {spec.name: self._array(spec, row, free_sizes, batch_axis=batch_axis) for spec in self.inputs}
+
+    def _spec(self, name: str) -> TensorSpec:
+        return next(spec for spec in self.inputs if spec.name == name)
+
+    def _known_symbols(self) -> dict[str, int]:
+        """Sizes of named free axes, as the user's shapes and files tell them."""
+        known: dict[str, int] = {}
+        for spec in self.inputs:
+            shape = self._given_shape(spec)
+            if shape is None or spec.shape is None:
+                continue
+            for axis, size in zip(spec.shape, shape, strict=True):
+                if isinstance(axis, str):
+                    known.setdefault(axis, size)
+        return known
+
+    def _given_shape(self, spec: TensorSpec) -> tuple[int, ...] | None:
+        shape: tuple[int, ...] | None = self._options.shapes.get(spec.name)
+        if shape is None and spec.name in self._arrays:
+            array = self._arrays[spec.name]
+            rank = len(spec.shape) if spec.shape is not None else array.ndim
+            shape = array.shape if array.ndim == rank else (1, *array.shape)
+        if shape is not None and spec.shape is not None and not _fits(shape, spec.shape):
+            raise UsageError(
+                f"shape {'x'.join(map(str, shape))} does not fit input {spec}",
+                "give every axis, the batch axis too, as in --shape " + _example_shape(spec),
+            )
+        return shape
+
+    def _array(self, spec: TensorSpec, row: int, free_sizes: tuple[int, int], *, batch_axis: bool) -> npt.NDArray[Any]:
+        if spec.name in self._arrays:
+            array = self._arrays[spec.name]
+            if not batch_axis:
+                return array
+            if spec.shape is None or array.ndim < len(spec.shape):
+                return array[None]
+            return array[row % len(array)][None]
+        given = self._given_shape(spec)
+        free = free_sizes[0] if len(spec.shape or ()) >= 4 else free_sizes[1]
+        shape = list(given or (self._size(axis, free) for axis in spec.shape or ()))
+        if batch_axis and shape:
+            shape[0] = 1
+        return self._random(spec, tuple(shape), row)
+
+    def _size(self, axis: Axis, free: int) -> int:
+        if isinstance(axis, int):
+            return axis
+        return self._symbols.get(axis, free) if axis is not None else free
+
+    def _random(self, spec: TensorSpec, shape: tuple[int, ...], row: int) -> npt.NDArray[Any]:
+        import numpy as np
+
+        rng = np.random.default_rng([self._options.seed, row, zlib.crc32(spec.name.encode())])
+        dtype = spec.dtype.numpy_dtype()
+        low, high = self._options.ranges.get(spec.name, (None, None))
+        if spec.dtype is DataType.STRING:
+            words: npt.NDArray[Any] = rng.integers(0, 1000, shape).astype(str).astype(object)
+            return words
+        if spec.dtype.is_float:
+            values = rng.standard_normal(shape) if low is None or high is None else rng.uniform(low, high, shape)
+            return np.asarray(values).astype(dtype)
+        if low is None or high is None:
+            low, high = self._integer_range(spec)
+        return np.asarray(rng.integers(int(low), int(high), shape, endpoint=True)).astype(dtype)
+
+    def _integer_range(self, spec: TensorSpec) -> tuple[int, int]:
+        """The whole range of 8-bit types (pictures, quantised values), valid indices for others, else 0 and 1."""
+        if spec.name in self._index_ranges:
+            return 0, self._index_ranges[spec.name] - 1
+        if spec.dtype in {DataType.UINT8, DataType.INT8}:
+            import numpy as np
+
+            limits = np.iinfo(spec.dtype.numpy)
+            return int(limits.min), int(limits.max)
+        return 0, 1
+
+
+def index_ranges(proto: onnx.ModelProto) -> dict[str, int]:
+    """Inputs that index a table of weights (Gather, perhaps behind a Cast), and the number of its rows."""
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+    origin: dict[str, str] = {value.name: value.name for value in proto.graph.input}
+    found: dict[str, int] = {}
+    for node in proto.graph.node:
+        if node.op_type == "Cast" and node.input[0] in origin:
+            origin[node.output[0]] = origin[node.input[0]]
+        if node.op_type == "Gather" and node.input[1] in origin and node.input[0] in sizes:
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+            name = origin[node.input[1]]
+            found[name] = min(found.get(name, 1 << 31), sizes[node.input[0]][axis])
+    return found
+
+
+def flags_for(spec: ModelSpec) -> str:
+    """The flags that give a model's own inputs meaning, filled in with their names."""
+    names = [tensor.name for tensor in spec.inputs]
+    flags = [f"--input {name}=FILE.npy" for name in names[:2]] + [
+        f"--input-range {name}=LOW:HIGH" for name in names[:2]
+    ]
+    if any(isinstance(axis, str) or axis is None for tensor in spec.inputs for axis in (tensor.shape or ())[1:]):
+        flags += [f"--shape {_example_shape(tensor)}" for tensor in spec.inputs[:1]]
+    return ", ".join(flags) + (", ..." if len(names) > 2 else "")
+
+
+def _example_shape(spec: TensorSpec) -> str:
+    axes = [1 if index == 0 else 64 for index in range(len(spec.shape or ()))]
+    sizes = [axis if isinstance(axis, int) else default for axis, default in zip(spec.shape or (), axes, strict=True)]
+    return f"{spec.name}={'x'.join(map(str, sizes))}"
+
+
+def _fits(shape: tuple[int, ...], axes: tuple[Axis, ...]) -> bool:
+    return len(shape) == len(axes) and all(
+        size == axis or not isinstance(axis, int) or (index == 0 and axis == 1)
+        for index, (size, axis) in enumerate(zip(shape, axes, strict=True))
+    )
+
+
+def _load(name: str, path: Path, spec: TensorSpec) -> npt.NDArray[np.generic]:
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UsageError(f"--input {name}={path}: can't be read: {error.strerror or error}") from None
+    except (ValueError, EOFError):
+        raise UsageError(
+            f"--input {name}={path} is not a plain .npy array",
+            "save it with numpy.save, without object dtype",
+        ) from None
+    if not isinstance(array, np.ndarray):
+        raise UsageError(f"--input {name}={path} is an archive of arrays", "save the one array with numpy.save")
+    if spec.dtype is DataType.STRING:
+        return array.astype(str).astype(object)
+    if array.dtype != spec.dtype.numpy_dtype():
+        raise UsageError(
+            f"--input {name}={path} holds {array.dtype}; input {name!r} is {spec.dtype.value}",
+            f"save it with .astype({spec.dtype.numpy!r})",
+        )
+    rank = len(spec.shape) if spec.shape is not None else array.ndim
+    if array.ndim not in {rank, rank - 1}:
+        raise UsageError(f"--input {name}={path} has {array.ndim} axes; input {spec} has {rank}")
+    return array

@@ -1,0 +1,239 @@
+"""The gate: an artifact's outputs against those of ONNX Runtime on the untouched source."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from repo_builder.errors import ModelError, VerificationError
+from repo_builder.model import DataType, ModelSpec
+from repo_builder.runtime import RunError, Session
+from repo_builder.samples import FREE_SIZES, Sampler, flags_for
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from repo_builder.runtime import Arrays
+
+Runner = Callable[["Arrays"], "Arrays"]
+
+DISTINCT_ROWS = 8
+"""A verification batch repeats this many different rows, so that a batch of 128 costs eight reference runs."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Elements agree where ``|actual - expected| <= atol + rtol * |expected|``, numpy.allclose's rule.
+
+    ``atol`` None stands for ``scale`` times the largest finite magnitude in that output, so that outputs of any
+    size are held to the same number of digits (an absolute 1e-3 would pass any softmax over 1000 classes).
+    """
+
+    rtol: float = 1e-3
+    atol: float | None = None
+    scale: float = 1e-4
+
+    def for_type(self, dtype: DataType) -> Tolerance:
+        """Looser where the output's own type has fewer digits: FP16 has 11 bits of them, BF16 8."""
+        digits = {DataType.FP16: 10, DataType.BF16: 80}.get(dtype, 1)
+        return replace(self, rtol=self.rtol * digits, scale=self.scale * digits)
+
+
+@dataclass(frozen=True)
+class OutputReport:
+    """How far one output is from the reference, over all batches compared.
+
+    ``max_relative_error`` is over elements larger than a thousandth of the largest; ``mismatched`` counts those
+    outside the tolerance.
+    """
+
+    name: str
+    max_absolute_error: float
+    max_relative_error: float
+    mismatched: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A passed gate."""
+
+    batch_sizes: tuple[int, ...]
+    rtol: float
+    atol: float | None
+    seed: int
+    outputs: tuple[OutputReport, ...]
+
+    @property
+    def worst(self) -> OutputReport:
+        return max(self.outputs, key=lambda report: (report.mismatched, report.max_relative_error))
+
+
+class Reference:
+    """ONNX Runtime on the source: rows of inputs and, computed once each, the outputs they give.
+
+    With ``batch_axis`` a row has 1 in the first axis of every input; without, row 0 is the whole of the inputs.
+
+    Raises:
+        ModelError: the source does not run on its inputs, gives NaN, or gives other results each time.
+    """
+
+    def __init__(self, spec: ModelSpec, session: Session, sampler: Sampler, *, batch_axis: bool) -> None:
+        self.session = session
+        self.batch_axis = batch_axis
+        self._spec = spec
+        self._sampler = sampler
+        self._sizes, first = self._find_sizes()
+        self._rows = {0: first}
+        self._refuse_nan_and_chance()
+
+    @classmethod
+    def open(cls, spec: ModelSpec, session: Session, sampler: Sampler) -> Reference:
+        """With a batch axis where every input may have one and the source runs so, else without."""
+        if sampler.inputs and all(tensor.dims[:1] in {(-1,), (1,)} for tensor in sampler.inputs):
+            with contextlib.suppress(ModelError):
+                return cls(spec, session, sampler, batch_axis=True)
+        return cls(spec, session, sampler, batch_axis=False)
+
+    def without_batch_axis(self) -> Reference:
+        """The same source on inputs whose first axis is like any other."""
+        return Reference(self._spec, self.session, self._sampler, batch_axis=False)
+
+    def row(self, number: int) -> tuple[Arrays, Arrays]:
+        """Inputs and expected outputs of row ``number``; raises ModelError when the source fails on it."""
+        if number not in self._rows:
+            try:
+                self._rows[number] = self._run(number, self._sizes)
+            except RunError as error:
+                raise self._failure(str(error)) from None
+        return self._rows[number]
+
+    def batch(self, size: int) -> tuple[Arrays, Arrays]:
+        """``size`` rows stacked along the first axis, and the stack of what each gives alone.
+
+        Raises:
+            ValueError: an output is a scalar, or shapes other than the first axis differ from row to row.
+        """
+        rows = [self.row(number % DISTINCT_ROWS) for number in range(size)]
+        return _stack([inputs for inputs, _ in rows]), _stack([outputs for _, outputs in rows])
+
+    def _find_sizes(self) -> tuple[tuple[int, int], tuple[Arrays, Arrays]]:
+        """The first sizes for free axes with which the source runs, and its row 0 then."""
+        reasons = []
+        for sizes in FREE_SIZES:
+            try:
+                return sizes, self._run(0, sizes)
+            except RunError as error:
+                reasons.append(str(error))
+        raise self._failure(reasons[0])
+
+    def _run(self, row: int, sizes: tuple[int, int]) -> tuple[Arrays, Arrays]:
+        inputs = self._sampler.sample(row, sizes, batch_axis=self.batch_axis)
+        return inputs, self.session.run(inputs)
+
+    def _failure(self, reason: str) -> ModelError:
+        return ModelError(
+            f"ONNX Runtime can't run {self._spec.path} on random inputs: {reason}",
+            f"give its inputs meaning: {flags_for(self._spec)}",
+        )
+
+    def _refuse_nan_and_chance(self) -> None:
+        import numpy as np
+
+        inputs, outputs = self.row(0)
+        again = self.session.run(inputs)
+        for name, expected in outputs.items():
+            if expected.dtype.kind == "f" and np.isnan(expected).any():
+                raise ModelError(
+                    f"output {name!r} of {self._spec.path} is NaN under ONNX Runtime on random inputs",
+                    f"give its inputs meaning: {flags_for(self._spec)}",
+                )
+            if again[name].shape != expected.shape or compare(name, again[name], expected, Tolerance()).mismatched:
+                raise ModelError(
+                    f"output {name!r} of {self._spec.path} differs from run to run on the same inputs",
+                    "the model draws random numbers, so nothing can be verified; --no-verify publishes it all the same",
+                )
+
+
+def _stack(rows: list[Arrays]) -> Arrays:
+    import numpy as np
+
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def verify(
+    run: Runner, reference: Reference, batch_sizes: tuple[int, ...], tolerance: Tolerance, seed: int
+) -> Verification:
+    """Hold ``run`` to the reference at each of ``batch_sizes``; 0 stands for a model without a batch axis.
+
+    Raises:
+        VerificationError: an output is outside the tolerance; the worst one is named.
+    """
+    reports: dict[str, OutputReport] = {}
+    for size in batch_sizes:
+        inputs, expected = reference.batch(size) if size else reference.row(0)
+        try:
+            outputs = run(inputs)
+        except RunError as error:
+            raise VerificationError(f"the artifact does not run at batch size {size or 1}: {error}") from None
+        for name, want in expected.items():
+            report = _compare_shapes_first(name, outputs[name], want, tolerance, size)
+            reports[name] = _worse(reports.get(name), report)
+    result = Verification(batch_sizes, tolerance.rtol, tolerance.atol, seed, tuple(reports.values()))
+    worst = result.worst
+    if worst.mismatched:
+        raise VerificationError(
+            f"output {worst.name!r} is not what ONNX Runtime computes from the source: {worst.mismatched} of "
+            f"{worst.elements} elements differ, by up to {worst.max_absolute_error:.3g}",
+            "if that is close enough for you, allow it with --rtol and --atol",
+        )
+    return result
+
+
+def _compare_shapes_first(
+    name: str, actual: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: Tolerance, size: int
+) -> OutputReport:
+    if actual.shape != expected.shape:
+        raise VerificationError(
+            f"output {name!r} has shape {list(actual.shape)} at batch size {size or 1}; "
+            f"ONNX Runtime's from the source is {list(expected.shape)}"
+        )
+    return compare(name, actual, expected, tolerance)
+
+
+def compare(name: str, actual: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: Tolerance) -> OutputReport:
+    """Compare two arrays of one shape.  Strings, booleans and integers agree when they are equal."""
+    import numpy as np
+
+    if expected.dtype.kind not in "fV" and expected.dtype.name != "bfloat16":
+        different = int(np.count_nonzero(actual != expected))
+        gap = 0.0
+        if different and expected.dtype.kind in "iu":
+            gap = float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max())
+        return OutputReport(name, gap, 1.0 if different else 0.0, different, expected.size)
+    dtype = {"float16": DataType.FP16, "bfloat16": DataType.BF16}.get(expected.dtype.name, DataType.FP32)
+    limits = tolerance.for_type(dtype)
+    want, got = expected.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(want) & np.isfinite(got)
+    largest = float(np.abs(want[finite]).max(initial=0.0))
+    atol = limits.scale * largest if limits.atol is None else limits.atol
+    error = np.where(finite, np.abs(np.subtract(got, want, where=finite, out=np.zeros_like(want))), np.inf)
+    error[~finite & ((got == want) | (np.isnan(got) & np.isnan(want)))] = 0.0
+    mismatched = int(np.count_nonzero(error > atol + limits.rtol * np.where(finite, np.abs(want), 0.0)))
+    sizeable = finite & (np.abs(want) > 1e-3 * largest)
+    relative = float((error[sizeable] / np.abs(want[sizeable])).max(initial=0.0))
+    return OutputReport(name, float(error.max(initial=0.0)), relative, mismatched, expected.size)
+
+
+def _worse(one: OutputReport | None, other: OutputReport) -> OutputReport:
+    if one is None:
+        return other
+    return OutputReport(
+        one.name,
+        max(one.max_absolute_error, other.max_absolute_error),
+        max(one.max_relative_error, other.max_relative_error),
+        one.mismatched + other.mismatched,
+        one.elements + other.elements,
+    )
