@@ -98,11 +98,13 @@ def add_model(
         RepoBuilderError: see :mod:`repo_builder.errors`.
     """
     source, build, serving = Path(source), build or BuildOptions(), _with_config(serving or ServingOptions())
-    name = check_name(name or default_name(source))
+    if name is not None:
+        check_name(name)
     store = Repository(repository)
     compiler, why = choose_compiler(build.target)
     progress(f"reading {source}")
     origin = _Origin.read(source)
+    name = name or check_name(default_name(source))
     fingerprint = _fingerprint(origin, compiler.identity(), build, serving)
     current = store.get(name)
     if current and current.latest and not force:
@@ -323,8 +325,6 @@ class _Build:
 
     def hints(self) -> tuple[str, ...]:
         hints = []
-        if not self.max_batch_size:
-            hints.append(f"served without batching: {self.batching.reason}")
         pictures = [
             tensor for tensor in self.artifact.inputs if len(tensor.dims) == 4 and 3 in {tensor.dims[1], tensor.dims[3]}
         ]

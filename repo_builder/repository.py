@@ -195,7 +195,7 @@ class Repository:
             if version == model.latest and (previous / CONFIG).is_file():
                 if model.edited_by_hand and not force:
                     raise RepositoryError(
-                        f"config.pbtxt of {name!r} was edited by hand; going back to version {rest[-1]} would lose that",
+                        f"config.pbtxt of {name!r} was edited by hand; version {rest[-1]} would bring its own back",
                         "--force goes back all the same",
                     )
                 _copy_model_files(previous, tree)

@@ -103,7 +103,8 @@ class Sampler:
                 return array
             if spec.shape is None or array.ndim < len(spec.shape):
                 return array[None]
-            return array[row % len(array)][None]
+            start = row % max(len(array), 1)
+            return array[start : start + 1]
         given = self._given_shape(spec)
         free = free_sizes[0] if len(spec.shape or ()) >= 4 else free_sizes[1]
         shape = list(given or (self._size(axis, free) for axis in spec.shape or ()))
@@ -145,17 +146,25 @@ class Sampler:
 
 
 def index_ranges(proto: onnx.ModelProto) -> dict[str, int]:
-    """Inputs that index a table of weights (Gather, perhaps behind a Cast), and the number of its rows."""
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
-    origin: dict[str, str] = {value.name: value.name for value in proto.graph.input}
+    """Inputs that are indices (of Gather into weights, of OneHot; a Cast between or not), and how many there are."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    origin = {value.name: value.name for value in proto.graph.input}
     found: dict[str, int] = {}
     for node in proto.graph.node:
-        if node.op_type == "Cast" and node.input[0] in origin:
+        size = None
+        if node.op_type == "Constant":
+            constants |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
+        elif node.op_type == "Cast" and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
-        if node.op_type == "Gather" and node.input[1] in origin and node.input[0] in sizes:
+        elif node.op_type == "Gather" and node.input[0] in constants:
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-            name = origin[node.input[1]]
-            found[name] = min(found.get(name, 1 << 31), sizes[node.input[0]][axis])
+            index, size = node.input[1], constants[node.input[0]].dims[axis]
+        elif node.op_type == "OneHot" and node.input[1] in constants:
+            index, size = node.input[0], int(numpy_helper.to_array(constants[node.input[1]]).reshape(-1)[0])
+        if size and index in origin:
+            found[origin[index]] = min(size, found.get(origin[index], size))
     return found
 
 
