@@ -179,9 +179,7 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
 
 
 def _too_large(name: str, what: str) -> InputError:
-    return InputError(
-        f"{name} {what}; the limit is {MAX_PIXELS:,}", "make the picture smaller before sending it"
-    )
+    return InputError(f"{name} {what}; the limit is {MAX_PIXELS:,}", "make the picture smaller before sending it")
 
 
 def _check_size(size: tuple[int, int], name: str, verb: str) -> None:

@@ -29,7 +29,7 @@ from repo_builder.passes.batch import Batching, plan_batching, static_batching
 from repo_builder.passes.shapes import free_zero_axes, state_output_ranks
 from repo_builder.repository import CONFIG, MANIFEST, Repository, check_name, file_sha256
 from repo_builder.runtime import RunError, open_session
-from repo_builder.samples import SampleOptions, Sampler, index_ranges
+from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
 from repo_builder.verify import Reference, Tolerance, Verification, verify
 
 if TYPE_CHECKING:
@@ -325,6 +325,8 @@ class _Build:
 
     def hints(self) -> tuple[str, ...]:
         hints = []
+        if self.reference and self.batching.differs:
+            hints.append(f"if random inputs are unlike real ones, say what these are: {flags_for(self.model.spec)}")
         pictures = [
             tensor for tensor in self.artifact.inputs if len(tensor.dims) == 4 and 3 in {tensor.dims[1], tensor.dims[3]}
         ]

@@ -147,6 +147,7 @@ class Sampler:
 
 def index_ranges(proto: onnx.ModelProto) -> dict[str, int]:
     """Inputs that are indices (of Gather into weights, of OneHot; a Cast between or not), and how many there are."""
+    import onnx
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -155,7 +156,7 @@ def index_ranges(proto: onnx.ModelProto) -> dict[str, int]:
     for node in proto.graph.node:
         size = None
         if node.op_type == "Constant":
-            constants |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
+            constants[node.output[0]] = next((a.t for a in node.attribute if a.name == "value"), onnx.TensorProto())
         elif node.op_type == "Cast" and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
         elif node.op_type == "Gather" and node.input[0] in constants:

@@ -22,11 +22,15 @@ BATCH_SYMBOL = "batch"
 
 @dataclass(frozen=True)
 class Batching:
-    """Whether a model can be batched, the sentence why, and the graph to use."""
+    """Whether a model can be batched, the sentence why, and the graph to use.
+
+    ``differs``: it was ruled out by what two rows together gave, on the inputs they were given.
+    """
 
     batchable: bool
     reason: str
     proto: onnx.ModelProto
+    differs: bool = False
 
 
 def plan_batching(model: OnnxModel, reference: Reference, tolerance: Tolerance, folder: Path) -> Batching:
@@ -49,7 +53,7 @@ def plan_batching(model: OnnxModel, reference: Reference, tolerance: Tolerance, 
     if fault is None:
         return Batching(True, "its first axes are free, and rows of a batch do not influence each other", proto)
     start = "its batch is fixed at 1 and can't be made free" if fixed else "its first axis is no batch"
-    return Batching(False, f"{start}: {fault}", model.proto)
+    return Batching(False, f"{start}: {fault}", model.proto, differs=True)
 
 
 def static_batching(model: OnnxModel) -> Batching:
