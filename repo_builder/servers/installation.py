@@ -1,0 +1,147 @@
+"""The genuine tritonserver that the nvidia-pytriton wheel carries, and the folder it finds its backends in."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from repo_builder.errors import MissingExtraError, ServerError
+
+_BACKENDS = Path(__file__).parent / "backends"
+_SAFE_PATH = re.compile(r"[\w./+@=-]+", re.ASCII)
+
+# Triton 24.10 starts a stub with `bash -c " exec STUB MODEL_PATH SHM_NAME ..."` and quotes nothing, so a space in the
+# path of the repository breaks every model and a `;` in a model's name or default_model_filename is a command of its
+# own.  This script, found on PATH under that name, takes the line apart at what only we know (the stub's path, the
+# random prefix of the shared memory) and starts the stub without a shell.
+_BASH = """\
+#!/bin/sh
+line=${{2#" exec "{stub}" "}}
+model=${{line%%" "{shm_prefix}*}}
+if [ "$1" != -c ] || [ "$line" = "$2" ] || [ "$model" = "$line" ]; then
+    echo "refused to run in a shell: $*" >&2
+    exit 126
+fi
+IFS=' ' read -r shm initial growth parent library control rest <<END
+${{line#"$model "}}
+END
+PATH=${{PATH#*:}} exec {stub} "$model" "$shm" "$initial" "$growth" "$parent" "$library" "$control" \\
+    "${{rest% *}}" "${{rest##* }}"
+"""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where the server's files are, inside site-packages."""
+
+    binary: Path
+    libraries: Path
+    python_backend: Path
+    stub: Path
+
+
+def find_installation() -> Installation:
+    """Find the files without importing pytriton, which would start ZeroMQ and gevent.
+
+    Raises:
+        MissingExtraError: nvidia-pytriton or onnxruntime is not installed.
+        ServerError: nvidia-pytriton has no stub for this Python.
+    """
+    package = importlib.util.find_spec("pytriton")
+    if package is None or package.origin is None:
+        raise MissingExtraError("server", "nvidia-pytriton")
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingExtraError("server", "onnxruntime")
+    root = Path(package.origin).parent
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = Installation(
+        binary=root / "tritonserver/bin/tritonserver",
+        libraries=root.parent / "nvidia_pytriton.libs",
+        python_backend=root / "tritonserver/backends/python",
+        stub=root / f"tritonserver/python_backend_stubs/{python}/triton_python_backend_stub",
+    )
+    if not found.stub.is_file():
+        raise ServerError(f"nvidia-pytriton has no backend for Python {python}", "use Python 3.10, 3.11 or 3.12")
+    if not found.binary.is_file():
+        raise ServerError(f"{found.binary} is missing", "pip install --force-reinstall nvidia-pytriton==0.7.0")
+    return found
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A server's temporary folder: its backends, and the `bash` that starts stubs safely."""
+
+    path: Path
+    environment: dict[str, str]
+
+    @property
+    def backends(self) -> Path:
+        return self.path / "backends"
+
+
+def make_run_directory(installation: Installation, shm_prefix: str) -> RunDirectory:
+    """Lay out a new server's folder.
+
+    Raises:
+        ServerError: the stub can't run here, because this Python has no shared library.
+    """
+    temporary = tempfile.gettempdir()
+    base = temporary if _SAFE_PATH.fullmatch(temporary) else "/tmp"  # noqa: S108  (Triton passes it through a shell)
+    path = Path(tempfile.mkdtemp(prefix="repo-builder-", dir=base))
+    try:
+        return _filled(path, installation, shm_prefix)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _filled(path: Path, installation: Installation, shm_prefix: str) -> RunDirectory:
+    python_backend = path / "backends/python"
+    python_backend.mkdir(parents=True)
+    # Copies, 3 MB: Triton refuses backends behind links that leave its folder, and may change the stub's mode.
+    for file in (*installation.python_backend.glob("*.*"), installation.stub):
+        shutil.copy(file, python_backend)
+    stub = python_backend / installation.stub.name
+    for model in _BACKENDS.glob("*/model.py"):
+        backend = path / "backends" / model.parent.name
+        backend.mkdir()
+        shutil.copy(model, backend)
+    bash = path / "bin/bash"
+    bash.parent.mkdir()
+    bash.write_text(_BASH.format(stub=shlex.quote(str(stub)), shm_prefix=shlex.quote(shm_prefix)), encoding="utf-8")
+    bash.chmod(0o700)
+    environment = _environment(installation, bash.parent)
+    _check_stub(stub, environment)
+    return RunDirectory(path, environment)
+
+
+def _environment(installation: Installation, programs: Path) -> dict[str, str]:
+    """The variables by which a stub finds this Python: its library, and `python3` first on PATH."""
+    libraries = [str(installation.libraries), sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH")]
+    search = [str(programs), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(part for part in libraries if part),
+        "PATH": ":".join(search),
+    }
+
+
+def _check_stub(stub: Path, environment: dict[str, str]) -> None:
+    """Run the stub without arguments, which it answers with exit status 1 when it can run at all."""
+    outcome = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False)
+    if outcome.returncode != 1:
+        library = sysconfig.get_config_var("INSTSONAME") or "libpython"
+        raise ServerError(
+            f"Triton's Python backend can't start: {outcome.stderr.strip() or f'exit status {outcome.returncode}'}",
+            f"this Python needs its shared library {library}: install the system's package for it "
+            "(libpython3.X) or use a Python that has one, such as uv's or python.org's images",
+        )

@@ -1,0 +1,117 @@
+"""Which local servers run: one small file a server in the user's state folder, trusted only after a look at /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from repo_builder.errors import ServerError
+
+STOP_S = 6.0  # a supervisor takes at most 5
+
+
+@dataclass(frozen=True)
+class ServerRecord:
+    """A running server: its supervisor's process id and start time (clock ticks after boot), and where it is."""
+
+    pid: int
+    start_time: int
+    url: str
+    grpc_url: str
+    metrics_url: str
+    http_port: int
+    repository: str
+    version: str
+    log_file: str
+    detached: bool
+
+
+def state_folder() -> Path:
+    """Return $XDG_STATE_HOME/repo-builder, or a folder of this user's in the temporary folder if that can't be made."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111  (no error without a home)
+    folder = Path(base, "repo-builder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir(), f"repo-builder-state-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def record_path(http_port: int) -> Path:
+    folder = state_folder() / "servers"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{http_port}.json"
+
+
+def write_record(record: ServerRecord) -> None:
+    path = record_path(record.http_port)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(asdict(record), file, indent=2)
+    Path(file.name).replace(path)
+
+
+def running_servers() -> list[ServerRecord]:
+    """Return the servers of this user that run, by HTTP port; files of those that are gone are removed."""
+    found = []
+    for path in record_path(0).parent.glob("*.json"):
+        try:
+            record = ServerRecord(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError):
+            record = None
+        if record is not None and is_running(record):
+            found.append(record)
+        else:
+            path.unlink(missing_ok=True)
+    return sorted(found, key=lambda record: record.http_port)
+
+
+def stop_server(record: ServerRecord) -> None:
+    """Stop ``record``'s server and wait until it is gone.
+
+    Raises:
+        ServerError: it is another user's, or still there after six seconds.
+    """
+    try:
+        _signal(record, signal.SIGTERM)
+    except PermissionError:
+        raise ServerError(f"the server at {record.url} is not yours to stop (pid {record.pid})") from None
+    deadline = time.monotonic() + STOP_S
+    while is_running(record):
+        if time.monotonic() > deadline:
+            raise ServerError(f"the server at {record.url} does not stop", f"kill -9 {record.pid}")
+        time.sleep(0.02)
+    record_path(record.http_port).unlink(missing_ok=True)
+
+
+def start_time(pid: int) -> int | None:
+    """Return when process ``pid`` started, in clock ticks after boot, None if there is none (or only its zombie)."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = status.rpartition(")")[2].split()  # proc(5): the name in parentheses may hold anything
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def is_running(record: ServerRecord) -> bool:
+    """Whether the process is there and the same one: process ids are used again."""
+    return start_time(record.pid) == record.start_time
+
+
+def _signal(record: ServerRecord, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        handle = os.pidfd_open(record.pid)  # first the handle, then the look: the id can't change hands between
+        try:
+            if is_running(record):
+                signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)

@@ -1,0 +1,121 @@
+"""A process of its own that runs one tritonserver and sees to it that nothing of it is left behind.
+
+    python -I -S supervisor.py PARENT_PID RUN_DIRECTORY SHM_PREFIX RECORD COMMAND...
+
+tritonserver must not outlive the process that asked for it, even when that one is killed with SIGKILL.  A parent-death
+signal alone can't do it: the kernel ties it to the *thread* that forked, Triton's stub processes don't inherit it, and
+SIGKILL leaves shared-memory segments in /dev/shm.  So this process stands between: it has one thread, so the
+parent-death signal it gives tritonserver fires when this process dies and not earlier; it adopts orphaned stubs; and it
+watches its own parent by process id, which no thread of the parent can disturb.
+
+SIGTERM, SIGINT  stop tritonserver, kill it after GRACE_S seconds, clean up, exit 0
+SIGUSR1          the server is detached: stop watching the parent
+parent gone      kill everything at once, clean up
+tritonserver ends  kill what it left, clean up, exit with its status (128 + N after signal N)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+GRACE_S = 3.5  # a stop promises that everything is gone within 5 s
+WATCH_S = 0.2
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+PR_SET_CHILD_SUBREAPER = 36
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
+
+
+def prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def spawn(command: list[str]) -> int:
+    """Start ``command`` in a process group of its own that dies with this process; return its process id."""
+    supervisor = os.getpid()
+    child = os.fork()
+    if child:
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(child, child)  # whoever of the two is first: a kill may come right away
+        return child
+    try:
+        os.setpgid(0, 0)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor:
+            os._exit(1)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.execv(command[0], command)  # noqa: S606
+    except OSError as error:
+        print(f"{command[0]}: {error}", file=sys.stderr, flush=True)  # noqa: T201  (goes to the server's log)
+    os._exit(127)
+
+
+def reap(child: int) -> int | None:
+    """Collect ended children, adopted ones too; return the wait status of ``child`` if it is among them."""
+    result = None
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == child:
+                result = ended[1]
+    return result
+
+
+def run(child: int, parent: int) -> int:
+    """Wait until the server ends or has to; return the exit status of this process."""
+    deadline = None
+    while True:
+        received = signal.sigtimedwait(SIGNALS, WATCH_S)
+        number = received.si_signo if received else None
+        status = reap(child)
+        if status is not None:
+            if deadline is not None:
+                return 0
+            return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+        if number == signal.SIGUSR1:
+            parent = 0
+        elif number in (signal.SIGTERM, signal.SIGINT) and deadline is None:
+            deadline = time.monotonic() + GRACE_S
+            os.kill(child, signal.SIGTERM)
+        if (parent and os.getppid() != parent) or (deadline is not None and time.monotonic() > deadline):
+            return 0
+
+
+def clean_up(child: int, run_directory: Path, shm_prefix: str, record: Path) -> None:
+    """Kill what is left of the server's process group and remove its shared memory, folder and record."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    deadline = time.monotonic() + 1
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.005)
+    for segment in Path("/dev/shm").glob(f"{shm_prefix}*"):  # noqa: S108  (where shm_open puts them)
+        segment.unlink(missing_ok=True)
+    shutil.rmtree(run_directory, ignore_errors=True)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if json.loads(record.read_text(encoding="utf-8"))["pid"] == os.getpid():
+            record.unlink()
+
+
+def main() -> int:
+    parent, run_directory, shm_prefix, record, *command = sys.argv[1:]
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    child = spawn(command)
+    try:
+        return run(child, int(parent))
+    finally:
+        clean_up(child, Path(run_directory), shm_prefix, Path(record))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
