@@ -1,0 +1,84 @@
+"""A client for models on a Triton Inference Server, pictures first.
+
+::
+
+    from client import Client
+
+    with Client("localhost:8000") as client:
+        print(client.classify(["cat.jpg"])[0][0].label)
+
+Commands: ``python -m client.infer``.  Names are imported when they are first used: ``import client`` is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from client.client import Client, ModelState
+    from client.errors import (
+        BadResponse,
+        ClientError,
+        ConnectionFailed,
+        InferenceRejected,
+        InputError,
+        MetadataError,
+        ModelNotReady,
+        RequestTimeout,
+        UnknownModel,
+        UsageError,
+    )
+    from client.image import ImageSpec, load_image
+    from client.metadata import ModelMetadata, TensorMetadata
+    from client.topk import Classification
+
+_MODULES = {
+    "BadResponse": "errors",
+    "Classification": "topk",
+    "Client": "client",
+    "ClientError": "errors",
+    "ConnectionFailed": "errors",
+    "ImageSpec": "image",
+    "InferenceRejected": "errors",
+    "InputError": "errors",
+    "MetadataError": "errors",
+    "ModelMetadata": "metadata",
+    "ModelNotReady": "errors",
+    "ModelState": "client",
+    "RequestTimeout": "errors",
+    "TensorMetadata": "metadata",
+    "UnknownModel": "errors",
+    "UsageError": "errors",
+    "load_image": "image",
+}
+
+__all__ = [
+    "BadResponse",
+    "Classification",
+    "Client",
+    "ClientError",
+    "ConnectionFailed",
+    "ImageSpec",
+    "InferenceRejected",
+    "InputError",
+    "MetadataError",
+    "ModelMetadata",
+    "ModelNotReady",
+    "ModelState",
+    "RequestTimeout",
+    "TensorMetadata",
+    "UnknownModel",
+    "UsageError",
+    "load_image",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -172,10 +172,9 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
         if size == 0:
             raise InputError(f"{name} is empty") from None
         raise InputError(f"{name} is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from None
-    except OSError as error:
-        raise InputError(f"{name}: {error.strerror or error}") from error
     except Exception as error:  # a header can break a decoder as well as the data can
-        raise InputError(f"{name}: the picture is broken: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise InputError(f"{name}: {reason or f'the picture is broken: {error}'}") from error
 
 
 def _too_large(name: str, what: str) -> InputError:

@@ -1,0 +1,151 @@
+"""What the command line names, as pictures and arrays: files, folders, ``NAME=FILE.npy`` and random values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+from zipfile import BadZipFile
+
+import numpy as np
+
+from client.errors import InputError, UsageError
+from client.image import SUFFIXES
+from client.metadata import ModelMetadata, TensorMetadata, format_shape
+from client.tensors import BYTES, Array, numpy_dtype
+
+MAX_RANDOM_BYTES: Final = 2**30
+
+
+def find_pictures(paths: Iterable[Path], on_error: Callable[[Path, InputError], None]) -> Iterator[Path]:
+    """Files as they are given; of folders every picture below, in the order of names.
+
+    In folders only files with a picture's suffix count, and hidden ones (of macOS, say) don't.  A folder
+    without any goes to ``on_error``.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        )
+        if not found:
+            on_error(path, InputError(f"{path} is a folder without pictures ({', '.join(sorted(SUFFIXES))})"))
+        yield from found
+
+
+def parse_assignments(arguments: Sequence[str], option: str) -> dict[str, str]:
+    """``NAME=VALUE`` of a repeatable option; the name ends at the first ``=``."""
+    pairs: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"{option} {argument!r} is not NAME=VALUE")
+        if name in pairs:
+            raise UsageError(f"{option} names {name!r} twice")
+        pairs[name] = value
+    return pairs
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """``1x3x224x224``; commas do as well."""
+    try:
+        shape = tuple(int(side) for side in text.replace(",", "x").split("x"))
+    except ValueError:
+        shape = (-1,)
+    if min(shape) < 0:
+        raise UsageError(f"{text!r} is not a shape, such as 1x3x224x224")
+    return shape
+
+
+def read_arrays(model: ModelMetadata, files: Mapping[str, str]) -> dict[str, Array]:
+    """Load ``.npy`` files for the inputs they name and give each the batch axis that it lacks."""
+    known = {tensor.name: tensor for tensor in model.inputs}
+    for name in files:
+        if name not in known:
+            raise UsageError(f"model {model.name!r} has no input {name!r}; it has {', '.join(known)}")
+    return {name: with_batch_axis(model, known[name], _read(Path(file))) for name, file in files.items()}
+
+
+def with_batch_axis(model: ModelMetadata, tensor: TensorMetadata, array: Array) -> Array:
+    """``array`` as on the wire: one item becomes a batch of one; anything else is left to the check."""
+    wanted = model.full_shape(tensor)
+    missing = array.ndim == len(wanted) - 1 and (model.batched or wanted[0] in {1, -1})
+    return array[np.newaxis] if missing else array
+
+
+def random_arrays(
+    model: ModelMetadata, given: Mapping[str, Array], shapes: Mapping[str, str], batch: int | None, seed: int
+) -> dict[str, Array]:
+    """Random values for every required input that isn't in ``given``.
+
+    Floats lie in [0, 1), integers in 0..9, booleans and short strings are drawn evenly.  ``shapes`` settles
+    free axes.  The batch size is ``batch``, else that of ``given``, else 1.
+    """
+    known = {tensor.name for tensor in model.inputs}
+    for name in shapes:
+        if name not in known:
+            raise UsageError(f"model {model.name!r} has no input {name!r}; it has {', '.join(sorted(known))}")
+        if name in given:
+            raise UsageError(f"--shape {name} has no use: --input gives its values")
+    generator = np.random.default_rng(seed)
+    size = batch or next((len(array) for array in given.values() if model.batched and array.ndim), 1)
+    arrays = {}
+    for tensor in model.inputs:
+        if tensor.name in given or (tensor.optional and tensor.name not in shapes):
+            continue
+        shape = _random_shape(model, tensor, shapes.get(tensor.name), size)
+        arrays[tensor.name] = _random(tensor, shape, generator)
+    return arrays
+
+
+def _read(path: Path) -> Array:
+    try:
+        # A pickle runs code of its maker's when it is loaded, so object arrays are refused.
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, MemoryError, BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise InputError(
+                f"{path} holds Python objects or isn't a .npy file",
+                "save text as a NumPy string array: np.save(FILE, np.array(['a', 'b']))",
+            ) from error
+        raise InputError(f"{path} is not a sound .npy file: {error}") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(f"{path} is an .npz archive", "save each array as a .npy file of its own")
+    return array
+
+
+def _random_shape(model: ModelMetadata, tensor: TensorMetadata, shape: str | None, size: int) -> tuple[int, ...]:
+    wanted = model.full_shape(tensor)
+    if shape is None:
+        if -1 in tensor.shape:
+            example = "x".join("SIZE" if axis == -1 else str(axis) for axis in tensor.shape)
+            raise UsageError(
+                f"input {tensor.name!r} has free axes: {tensor.datatype} {format_shape(tensor.shape)}",
+                f"--shape {tensor.name}={example}",
+            )
+        return (size, *tensor.shape) if model.batched else tensor.shape
+    asked = parse_shape(shape)
+    if len(asked) == len(wanted) - 1 and (model.batched or wanted[0] in {1, -1}):
+        asked = (size if model.batched else 1, *asked)
+    return asked
+
+
+def _random(tensor: TensorMetadata, shape: tuple[int, ...], generator: np.random.Generator) -> Array:
+    dtype = numpy_dtype(tensor.datatype)
+    if int(np.prod(shape, dtype=np.float64)) * dtype.itemsize > MAX_RANDOM_BYTES:
+        raise UsageError(f"a random {tensor.name!r} of {format_shape(shape)} is larger than 1 GiB")
+    if tensor.datatype == BYTES:
+        words = np.array(["tiger", "cup", "rocket", "a longer text, with spaces"], dtype=np.object_)
+        return generator.choice(words, shape)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(dtype)
+    if dtype.kind in "iu":
+        return generator.integers(0, 10, shape).astype(dtype)
+    return generator.random(shape, np.float32).astype(dtype)

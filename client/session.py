@@ -1,0 +1,200 @@
+"""One run of ``python -m client.infer``, from its options to its exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from client.client import Client, check_inputs
+from client.errors import InputError, UsageError
+from client.exchange import Exchange
+from client.image import Picture
+from client.inputs import find_pictures, parse_assignments, random_arrays, read_arrays
+from client.metadata import ModelMetadata
+from client.outputs import OutputFolder
+from client.pictures import Batch, PictureModel
+from client.protocol import Response, inference_outputs, inference_request
+from client.report import (
+    classes_json,
+    classes_table,
+    latency_json,
+    latency_table,
+    printable,
+    show,
+    tensors_json,
+    tensors_table,
+)
+from client.tensors import Array
+from client.topk import Classification
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for; the fields are named after its flags."""
+
+    files: tuple[Path, ...] = ()
+    model: str | None = None
+    version: str = ""
+    url: str | None = None
+    timeout: float = 30.0
+    top: int = 5
+    batch: int | None = None
+    repeat: int = 1
+    warmup: int = 0
+    inputs: tuple[str, ...] = ()
+    random: bool = False
+    seed: int = 0
+    shapes: tuple[str, ...] = ()
+    output_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model makes of one picture, or of one request of arrays: classes or tensors."""
+
+    file: str | None
+    classes: list[Classification] = field(default_factory=list)
+    outputs: dict[str, Array] = field(default_factory=dict)
+    saved: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be read."""
+
+    file: str
+    message: str
+
+
+def run(options: Options, *, as_json: bool) -> int:
+    """Answer everything that ``options`` name and write it to stdout; 1 if a picture could not be read."""
+    _check(options)
+    with Client(options.url, timeout=options.timeout) as client:
+        model = client.metadata(options.model or client.default_model(), options.version)
+        if not as_json:
+            _note(f"model {model.name}, version {model.version}, at {client.url}")
+        exchange = Exchange(client, model, options.warmup, options.repeat)
+        results = _picture_answers(options, exchange) if options.files else _array_answers(options, exchange)
+        entries: list[dict[str, Any]] = []
+        failed = False
+        for result in results:
+            if isinstance(result, Failure):
+                failed = True
+                _note(f"error: {result.message}")
+            if as_json:
+                entries.append(_entry(model, result))
+            elif isinstance(result, Answer):
+                _show(model, result)
+        report = exchange.report()
+        if as_json:
+            document = {
+                "model": model.name,
+                "version": model.version,
+                "url": client.url,
+                "results": entries,
+                "latency": report and latency_json(report),
+            }
+            sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        elif report:
+            show(latency_table(report, "picture" if options.files else "item"))
+    sys.stdout.flush()
+    return 1 if failed else 0
+
+
+def _check(options: Options) -> None:
+    arrays = bool(options.inputs) or options.random
+    if options.files and arrays:
+        raise UsageError("pictures can't go together with --input or --random: a request has one or the other")
+    if options.shapes and not options.random:
+        raise UsageError("--shape is for --random")
+    if options.batch and options.inputs and not options.random:
+        raise UsageError("--batch is for pictures and --random; the arrays of --input have their batch size")
+
+
+def _picture_answers(options: Options, exchange: Exchange) -> Iterator[Answer | Failure]:
+    target = PictureModel.of(exchange.model)
+    top = 0 if target.classes is None or options.output_dir else options.top
+    folder = OutputFolder(options.output_dir) if options.output_dir else None
+    failures: list[Failure] = []
+
+    def on_error(picture: Picture, error: InputError) -> None:
+        failures.append(Failure(str(picture), error.message))
+
+    def read(batch: Batch, response: Response) -> list[Answer]:
+        names = [str(picture) for picture in batch.pictures]
+        if top:
+            classes = target.read_classes(response, len(names), top)
+            return [Answer(name, classes=best) for name, best in zip(names, classes, strict=True)]
+        outputs = inference_outputs(response)
+        if not exchange.model.batched:
+            return [Answer(names[0], outputs=outputs)]
+        return [Answer(name, outputs={k: v[i] for k, v in outputs.items()}) for i, name in enumerate(names)]
+
+    for batch in target.batches(find_pictures(options.files, on_error), options.batch, on_error):
+        yield from _drain(failures)
+        answers = exchange.send(
+            partial(target.request, batch.array, top),
+            partial(read, batch),
+            items=len(batch.pictures),
+            preprocess_ns=batch.preprocess_ns,
+        )
+        for answer in answers:
+            yield _saved(answer, folder, Path(answer.file or "").stem)
+    yield from _drain(failures)
+
+
+def _array_answers(options: Options, exchange: Exchange) -> Iterator[Answer]:
+    model = exchange.model
+    arrays = read_arrays(model, parse_assignments(options.inputs, "--input"))
+    if options.random:
+        shapes = parse_assignments(options.shapes, "--shape")
+        arrays |= random_arrays(model, arrays, shapes, options.batch, options.seed)
+    missing = [tensor for tensor in model.inputs if tensor.name not in arrays and not tensor.optional]
+    if missing:
+        picture = "pictures, " if model.image and not arrays else ""
+        flags = " ".join(f"--input {tensor.name}=FILE.npy" for tensor in missing)
+        raise UsageError(
+            f"model {model.name!r} needs {', '.join(map(str, missing))}", f"send {picture}{flags}, or --random"
+        )
+    tensors = check_inputs(model, arrays)
+    outputs = exchange.send(
+        lambda: inference_request(model.name, model.version, tensors),
+        inference_outputs,
+        items=len(tensors[0].array) if model.batched else 1,
+    )
+    yield _saved(Answer(None, outputs=outputs), OutputFolder(options.output_dir) if options.output_dir else None)
+
+
+def _saved(answer: Answer, folder: OutputFolder | None, prefix: str = "") -> Answer:
+    if folder is None:
+        return answer
+    return Answer(answer.file, outputs=answer.outputs, saved=folder.save(answer.outputs, prefix))
+
+
+def _drain(failures: list[Failure]) -> Iterator[Failure]:
+    yield from failures
+    failures.clear()
+
+
+def _show(model: ModelMetadata, answer: Answer) -> None:
+    if answer.classes:
+        show(classes_table(answer.file, answer.classes))
+    else:
+        show(tensors_table(answer.file or "", model, answer.outputs, answer.saved))
+
+
+def _entry(model: ModelMetadata, result: Answer | Failure) -> dict[str, Any]:
+    if isinstance(result, Failure):
+        return {"file": result.file, "error": result.message}
+    if result.classes:
+        return {"file": result.file, "classes": classes_json(result.classes)}
+    return {"file": result.file, "outputs": tensors_json(model, result.outputs, result.saved)}
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(printable(text) + "\n")

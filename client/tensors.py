@@ -1,0 +1,112 @@
+"""Triton's datatypes and NumPy's, and tensors as the bytes that go over the wire.
+
+The layout is that of Triton's binary tensor data extension: row-major little-endian elements; a BYTES element
+is its length as a little-endian uint32 and then its bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from client.errors import BadResponse, InputError
+
+Array: TypeAlias = npt.NDArray[Any]
+
+BYTES: Final = "BYTES"
+BF16: Final = "BF16"
+_NATIVE: Final[dict[str, np.dtype[Any]]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    BYTES: np.dtype(np.object_),
+}
+
+
+def numpy_dtype(datatype: str) -> np.dtype[Any]:
+    """NumPy's dtype of a Triton datatype: ``object`` for BYTES, ``ml_dtypes.bfloat16`` for BF16."""
+    if datatype == BF16:
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    try:
+        return _NATIVE[datatype]
+    except KeyError:
+        raise BadResponse(f"the server names an unknown datatype, {datatype!r}") from None
+
+
+def as_tensor(value: npt.ArrayLike, datatype: str) -> Array:
+    """``value`` as an array of exactly ``datatype``, or :class:`InputError`.
+
+    Arrays are taken as they are: a wrong dtype is an error, never a silent cast, with two exceptions: text
+    (``str``, ``bytes``, NumPy's ``U`` and ``S``) becomes BYTES, and float32 is rounded to BF16.  Python
+    numbers and lists, which have no dtype of their own, take the model's.
+    """
+    wanted = numpy_dtype(datatype)
+    if not isinstance(value, np.ndarray | np.generic):
+        try:
+            return np.asarray(value, dtype=wanted)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"the values can't be {datatype}: {error}") from None
+    array = np.asarray(value)
+    if datatype == BYTES and array.dtype.kind in "SUO":
+        return array.astype(np.object_)
+    if array.dtype.newbyteorder("=") == wanted:
+        return array.astype(wanted, copy=False)
+    if datatype == BF16 and array.dtype == np.float32:
+        return array.astype(wanted)
+    raise InputError(f"the dtype is {array.dtype}, and {datatype} takes {wanted if datatype != BYTES else 'str'}")
+
+
+def to_wire(array: Array, datatype: str) -> bytes | memoryview:
+    """The tensor's bytes, without a copy where none is needed."""
+    if datatype == BYTES:
+        return b"".join(_length_prefixed(element) for element in array.reshape(-1))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def from_wire(data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array:
+    """An array of its own from a tensor's bytes; :class:`BadResponse` when they don't fill the shape."""
+    dtype = numpy_dtype(datatype)
+    count = int(np.prod(shape, dtype=np.int64))
+    if datatype == BYTES:
+        elements = _split(data)
+        if len(elements) != count:
+            raise BadResponse(f"the server sent {len(elements)} strings for the shape {list(shape)}")
+        array = np.empty(count, np.object_)
+        array[:] = elements
+        return array.reshape(shape)
+    if len(data) != count * dtype.itemsize:
+        raise BadResponse(f"the server sent {len(data)} bytes for {datatype} {list(shape)}")
+    return np.frombuffer(data, np.uint8).copy().view(dtype).reshape(shape)
+
+
+def _length_prefixed(element: object) -> bytes:
+    data = element if isinstance(element, bytes) else str(element).encode()
+    return struct.pack("<I", len(data)) + data
+
+
+def _split(data: memoryview) -> list[bytes]:
+    elements = []
+    start = 0
+    while start < len(data):
+        if start + 4 > len(data):
+            raise BadResponse("the server sent a string tensor that is cut short")
+        end = start + 4 + struct.unpack_from("<I", data, start)[0]
+        if end > len(data):
+            raise BadResponse("the server sent a string tensor that is cut short")
+        elements.append(bytes(data[start + 4 : end]))
+        start = end
+    return elements
