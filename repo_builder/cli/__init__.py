@@ -95,8 +95,12 @@ def _report_unexpected(error: Exception, *, debug: bool) -> int:
 
 from repo_builder.cli.add import add  # noqa: E402  (the commands need `app` to exist)
 from repo_builder.cli.models import list_models, remove, show  # noqa: E402
+from repo_builder.cli.serve import serve, status, stop  # noqa: E402
 
 app.command()(add)
 app.command("list")(list_models)
 app.command()(show)
 app.command()(remove)
+app.command()(serve)
+app.command()(stop)
+app.command()(status)

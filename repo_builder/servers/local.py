@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -155,7 +156,10 @@ class LocalServer:
             return None
 
     def stop(self) -> None:
-        """Stop the server; when this returns its processes and shared memory are gone.  Safe to call again."""
+        """Stop the server, once it has answered the requests in flight or after 3.5 s.
+
+        When this returns its processes and shared memory are gone.  Safe to call again and from any thread.
+        """
         with self._lock:
             atexit.unregister(self._stop_at_exit)
             if self._process.poll() is None:
@@ -169,7 +173,7 @@ class LocalServer:
         self._process.send_signal(signal.SIGUSR1)
         self.detached = True
         atexit.unregister(self._stop_at_exit)
-        self._write_record()
+        write_record(self.record())
 
     def _stop_at_exit(self) -> None:
         if os.getpid() == self._owner:  # not in a forked child
@@ -181,7 +185,8 @@ class LocalServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if not self.detached:
+            self.stop()
 
     def wait_until_ready(self) -> None:
         """Return when HTTP answers, which Triton lets happen after the last model is loaded or refused."""
@@ -197,25 +202,22 @@ class LocalServer:
                 raise ServerError(
                     f"the server is not ready after {self._timeout_s:g} s", f"see its log in {self.log_file}"
                 )
-        self._write_record()
+        write_record(self.record())
 
-    def _write_record(self) -> None:
-        started = start_time(self.pid)
-        if started is not None:
-            write_record(
-                ServerRecord(
-                    pid=self.pid,
-                    start_time=started,
-                    url=self.url,
-                    grpc_url=self.grpc_url,
-                    metrics_url=self.metrics_url,
-                    http_port=self.http_port,
-                    repository=str(self.repository),
-                    version=self.version,
-                    log_file=str(self.log_file),
-                    detached=self.detached,
-                )
-            )
+    def record(self) -> ServerRecord:
+        """What other processes need to know to find and stop this server."""
+        return ServerRecord(
+            pid=self.pid,
+            start_time=start_time(self.pid) or 0,
+            url=self.url,
+            grpc_url=self.grpc_url,
+            metrics_url=self.metrics_url,
+            http_port=self.http_port,
+            repository=str(self.repository),
+            version=self.version,
+            log_file=str(self.log_file),
+            detached=self.detached,
+        )
 
     def _start_error(self, status: int) -> ServerError:
         log = self.log_file.read_text(encoding="utf-8", errors="replace")
@@ -253,6 +255,15 @@ def _looks_like_model(entry: Path) -> bool:
     return (entry / "config.pbtxt").exists() or any(child.name.isdigit() for child in entry.iterdir())
 
 
+def _is_complete(model: Path) -> bool:
+    """Whether a model's config.pbtxt says all that Triton needs, inputs and outputs."""
+    try:
+        text = (model / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return all(re.search(rf"^\s*{field}\s*:?\s*[\[{{]", text, re.MULTILINE) for field in ("input", "output"))
+
+
 def _command(
     installation: Installation,
     run_directory: RunDirectory,
@@ -279,12 +290,15 @@ def _command(
     }
     if not Path("/dev/nvidiactl").exists():
         flags["allow-gpu-metrics"] = "false"
+    if options.poll_seconds is None and all(_is_complete(entry) for entry in repository.iterdir()):
+        flags["disable-auto-complete-config"] = None  # saves the process a model that would complete nothing
     if options.poll_seconds is not None:
         flags |= {"model-control-mode": "poll", "repository-poll-secs": options.poll_seconds}
     if options.models:
         flags["model-control-mode"] = "explicit"
     chosen = [f"--load-model={name}" for name in options.models]
-    return [str(installation.binary), *(f"--{name}={value}" for name, value in flags.items()), *chosen]
+    given = (f"--{name}" if value is None else f"--{name}={value}" for name, value in flags.items())
+    return [str(installation.binary), *given, *chosen]
 
 
 def _new_log_file(http_port: int) -> Path:

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from repo_builder.errors import ServerError
+from repo_builder.errors import ServerError, UsageError
 
 STOP_S = 6.0  # a supervisor takes at most 5
 
@@ -72,6 +72,30 @@ def running_servers() -> list[ServerRecord]:
         else:
             path.unlink(missing_ok=True)
     return sorted(found, key=lambda record: record.http_port)
+
+
+def select_servers(servers: list[ServerRecord], http_port: str) -> list[ServerRecord]:
+    """Return the server on ``http_port``, every one for "all", the only one for "".
+
+    Raises:
+        UsageError: not a port, or several run and none is named.
+        ServerError: no such server.
+    """
+    if http_port == "all":
+        return servers
+    if not http_port:
+        if len(servers) > 1:
+            ports = ", ".join(str(record.http_port) for record in servers)
+            raise UsageError(f"{len(servers)} servers run", f"--http-port takes one of {ports}, or all")
+        if not servers:
+            raise ServerError("no server runs")
+        return servers
+    if not http_port.isdecimal():
+        raise UsageError(f"{http_port!r} is not a port", "--http-port takes a number or all")
+    chosen = [record for record in servers if record.http_port == int(http_port)]
+    if not chosen:
+        raise ServerError(f"no server of yours runs on port {http_port}", "repo-builder status shows those that do")
+    return chosen
 
 
 def stop_server(record: ServerRecord) -> None:

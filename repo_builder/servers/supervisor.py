@@ -8,7 +8,8 @@ SIGKILL leaves shared-memory segments in /dev/shm.  So this process stands betwe
 parent-death signal it gives tritonserver fires when this process dies and not earlier; it adopts orphaned stubs; and it
 watches its own parent by process id, which no thread of the parent can disturb.
 
-SIGTERM, SIGINT  stop tritonserver, kill it after GRACE_S seconds, clean up, exit 0
+SIGTERM, SIGINT  stop tritonserver: it finishes the requests in flight and is killed when they are done, or after
+                 GRACE_S seconds; clean up, exit 0
 SIGUSR1          the server is detached: stop watching the parent
 parent gone      kill everything at once, clean up
 tritonserver ends  kill what it left, clean up, exit with its status (128 + N after signal N)
@@ -30,6 +31,10 @@ GRACE_S = 3.5  # a stop promises that everything is gone within 5 s
 WATCH_S = 0.2
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
+STOPPING_S = 0.02
+# Triton's words once every request in flight is answered.  Unloading models, which follows, only frees memory and
+# takes a second a model.
+REQUESTS_DONE = b"unloading models"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 
 
@@ -69,11 +74,19 @@ def reap(child: int) -> int | None:
     return result
 
 
+def requests_done(log_offset: int) -> bool:
+    """Whether Triton has written since ``log_offset`` that no request is in flight any more."""
+    with contextlib.suppress(OSError), Path("/proc/self/fd/2").open("rb") as log:
+        log.seek(log_offset)
+        return REQUESTS_DONE in log.read()
+    return False
+
+
 def run(child: int, parent: int) -> int:
     """Wait until the server ends or has to; return the exit status of this process."""
-    deadline = None
+    deadline, log_offset = None, 0
     while True:
-        received = signal.sigtimedwait(SIGNALS, WATCH_S)
+        received = signal.sigtimedwait(SIGNALS, WATCH_S if deadline is None else STOPPING_S)
         number = received.si_signo if received else None
         status = reap(child)
         if status is not None:
@@ -83,9 +96,11 @@ def run(child: int, parent: int) -> int:
         if number == signal.SIGUSR1:
             parent = 0
         elif number in (signal.SIGTERM, signal.SIGINT) and deadline is None:
-            deadline = time.monotonic() + GRACE_S
+            deadline, log_offset = time.monotonic() + GRACE_S, os.fstat(2).st_size
             os.kill(child, signal.SIGTERM)
-        if (parent and os.getppid() != parent) or (deadline is not None and time.monotonic() > deadline):
+        if parent and os.getppid() != parent:
+            return 0
+        if deadline is not None and (time.monotonic() > deadline or requests_done(log_offset)):
             return 0
 
 

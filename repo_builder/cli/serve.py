@@ -1,0 +1,161 @@
+"""``repo-builder serve``, ``status`` and ``stop``: the local server."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repo_builder.cli.output import DEFAULT_REPOSITORY, DebugOption, JsonOption, RepositoryOption, note, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from repo_builder.servers.base import ModelStatus
+    from repo_builder.servers.local import LocalServer
+    from repo_builder.servers.records import ServerRecord
+
+
+def serve(
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+    http_port: Annotated[int, typer.Option(help="Port of the HTTP API; 0 is any free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC API; 0 is any free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics; 0 is any free one.")] = 8002,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+    ] = "127.0.0.1",
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Serve this model only; may be given again.")
+    ] = None,
+    poll: Annotated[
+        int | None, typer.Option(metavar="SECONDS", help="Look for new and changed models every so often.")
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when ready, leave the server running.")
+    ] = False,
+    log_verbose: Annotated[int, typer.Option(metavar="LEVEL", help="Triton's verbose log, from 1.")] = 0,
+    log_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the server's log goes.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Serve a repository with NVIDIA's tritonserver, on this machine, until Ctrl-C."""
+    from repo_builder.servers.base import ServerOptions
+    from repo_builder.servers.local import no_model_error, start
+
+    options = ServerOptions(
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        host=host,
+        models=tuple(model or ()),
+        poll_seconds=poll,
+        log_verbose=log_verbose,
+        log_file=log_file,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends what Ctrl-C ends, cleaned up
+    note(f"starting tritonserver on {repository} ...")
+    server = start(repository, options)
+    with server:
+        states = server.models
+        _show(server, states, as_json=json)
+        if not any(status.ready for status in states):
+            raise no_model_error(states)
+        if detach:
+            server.detach()
+            note(f"running; repo-builder stop --http-port {server.http_port} stops it")
+            return
+        note("Ctrl-C stops it")
+        _wait(server)
+
+
+def stop(
+    http_port: Annotated[
+        str, typer.Option(metavar="PORT|all", help="Which server; needed only where several run.", show_default=False)
+    ] = "",
+    json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Stop a running server and wait until it is gone."""
+    from repo_builder.servers.records import running_servers, select_servers, stop_server
+
+    chosen = select_servers(running_servers(), http_port)
+    for record in chosen:
+        stop_server(record)
+        note(f"stopped {record.url} (pid {record.pid})")
+    if json:
+        print_json([_record_json(record, None) for record in chosen])
+
+
+def status(json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
+    """List the running servers and the state of their models."""
+    from repo_builder.errors import ServerError
+    from repo_builder.servers.local import model_states
+    from repo_builder.servers.records import running_servers
+
+    servers: list[tuple[ServerRecord, Sequence[ModelStatus] | None]] = []
+    for record in running_servers():
+        try:
+            servers.append((record, model_states(record.url, Path(record.log_file))))
+        except ServerError:
+            servers.append((record, None))
+    if json:
+        return print_json([_record_json(record, states) for record, states in servers])
+    if not servers:
+        return note("no server runs; repo-builder serve starts one")
+    for record, states in servers:
+        typer.echo(f"{record.url}  tritonserver {record.version}, pid {record.pid}, {record.repository}")
+        if states is None:
+            typer.echo(f"  does not answer; log: {record.log_file}")
+        else:
+            _print_models(states)
+    return None
+
+
+def _wait(server: LocalServer) -> None:
+    from repo_builder.errors import ServerError
+
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        note("stopping")
+        return
+    if code:
+        what = f"was killed by signal {code - 128}" if code > 128 else f"ended with exit status {code}"
+        raise ServerError(f"tritonserver {what}", f"see its log in {server.log_file}")
+    note("stopped")
+
+
+def _show(server: LocalServer, states: Sequence[ModelStatus], *, as_json: bool) -> None:
+    if as_json:
+        return print_json(_record_json(server.record(), states))
+    typer.echo(f"tritonserver {server.version}, pid {server.pid}")
+    typer.echo(f"HTTP     {server.url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}")
+    note(f"log      {server.log_file}")
+    _print_models(states)
+    return None
+
+
+def _print_models(states: Sequence[ModelStatus]) -> None:
+    width = max((len(status.name) for status in states), default=0)
+    for status in states:
+        version = "-" if status.version is None else str(status.version)
+        typer.echo(f"  {status.name:<{width}}  {version:>3}  {status.state.value}")
+    for status in states:
+        if status.cause:
+            note(f"error: {status.name}: {status.cause}")
+        if status.hint:
+            note(f"  hint: {status.hint}")
+
+
+def _record_json(record: ServerRecord, states: Sequence[ModelStatus] | None) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    document = asdict(record)
+    del document["start_time"]
+    if states is not None:
+        document["models"] = [{**asdict(status), "state": status.state.value} for status in states]
+    return document
