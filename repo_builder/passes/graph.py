@@ -1,0 +1,146 @@
+"""What passes over whole graphs share: walking subgraphs, sorting, constants, inferred types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from repo_builder.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+_SMALL = 1 << 10
+"""Bytes; larger constants tell type inference nothing that their shape does not."""
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of an If, Loop or Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_names(graph: onnx.GraphProto) -> set[str]:
+    """Every tensor name in ``graph`` and its subgraphs."""
+    names = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        names.update(node.output)
+        for subgraph in subgraphs(node):
+            names |= all_names(subgraph)
+    return names
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Order the nodes of ``graph`` and its subgraphs in place so that each comes behind those it reads from.
+
+    Raises:
+        ModelError: the graph has a cycle.
+    """
+    for node in graph.node:
+        for subgraph in subgraphs(node):
+            sort_nodes(subgraph)
+    made_here = {name for node in graph.node for name in node.output if name}
+    made: set[str] = set()
+    waiting = list(graph.node)
+    order: list[onnx.NodeProto] = []
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in made or name not in made_here for name in _reads(node)):
+                order.append(node)
+                made.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            raise ModelError(f"the graph has a cycle through node {later[0].name!r}", "export the model again")
+        waiting = later
+    if any(one is not other for one, other in zip(order, graph.node, strict=True)):
+        replace_nodes(graph, order)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names a node reads, those that its subgraphs capture too."""
+    yield from node.input
+    for graph in subgraphs(node):
+        yield from (value.name for value in graph.output)
+        for inner in graph.node:
+            yield from _reads(inner)
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Make ``nodes``, some of them perhaps the graph's own, all of its nodes."""
+    copies = []
+    for node in nodes:
+        copy = type(node)()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def drop_initialiser_inputs(proto: onnx.ModelProto) -> None:
+    """Make weights that ir_version 3 listed as inputs too the constants that they are, in place."""
+    initialisers = {tensor.name for tensor in proto.graph.initializer}
+    for index in reversed(range(len(proto.graph.input))):
+        if proto.graph.input[index].name in initialisers:
+            del proto.graph.input[index]
+    proto.ir_version = max(proto.ir_version, 4)
+
+
+def lift_constants(graph: onnx.GraphProto) -> None:
+    """Turn the FP32 Constant nodes of ``graph`` and its subgraphs into initialisers, in place."""
+    import numpy as np
+    import onnx
+
+    rest = []
+    for node in graph.node:
+        for subgraph in subgraphs(node):
+            lift_constants(subgraph)
+        attribute = node.attribute[0] if node.op_type == "Constant" and node.attribute else None
+        if attribute is not None and attribute.name == "value" and attribute.t.data_type == onnx.TensorProto.FLOAT:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(attribute.t)
+            tensor.name = node.output[0]
+        elif attribute is not None and attribute.name in {"value_float", "value_floats"}:
+            value = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+            array = np.array(value, np.float32)
+            graph.initializer.append(onnx.numpy_helper.from_array(array, node.output[0]))
+        else:
+            rest.append(node)
+    if len(rest) != len(graph.node):
+        replace_nodes(graph, rest)
+
+
+def infer_types(proto: onnx.ModelProto) -> None:
+    """Write what ONNX infers of inner values into the ``value_info`` of every graph of ``proto``.
+
+    Raises:
+        ModelError: types contradict each other.
+    """
+    import onnx
+
+    light = onnx.ModelProto()
+    light.CopyFrom(proto)
+    for tensor in light.graph.initializer:
+        if tensor.ByteSize() > _SMALL:
+            dims, dtype, name = list(tensor.dims), tensor.data_type, tensor.name
+            tensor.Clear()
+            tensor.dims.extend(dims)
+            tensor.data_type, tensor.name = dtype, name
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+    try:
+        inferred = onnx.shape_inference.infer_shapes(light)
+    except onnx.shape_inference.InferenceError as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the types inside the graph contradict each other: {reason}") from None
+    _copy_value_info(inferred.graph, proto.graph)
+
+
+def _copy_value_info(source: onnx.GraphProto, target: onnx.GraphProto) -> None:
+    del target.value_info[:]
+    target.value_info.extend(source.value_info)
+    for node, twin in zip(target.node, source.node, strict=True):
+        for subgraph, other in zip(subgraphs(node), subgraphs(twin), strict=True):
+            _copy_value_info(other, subgraph)

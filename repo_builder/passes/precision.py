@@ -1,0 +1,385 @@
+"""FP16 and BF16: where a compiler takes the precision from the graph, the graph must say it.
+
+Every node is looked at once, in order, and either moves to half precision or stays in FP32; a Cast is written right
+behind a value's producer when some reader wants the other type, so the result is sorted as the source was.
+
+A node stays in FP32 when
+
+- ONNX does not define it, or not for half precision (the operator's own schema is asked);
+- it reads no data, only shapes and constants: such parts are folded when the engine is built, and a shape computed
+  in FP16 is wrong above 2048;
+- one of its constants does not fit: 1e6 would become infinite, an epsilon of 1e-12 zero;
+- it sums or raises to powers (:data:`FP32_OPERATORS`), where FP16 overflows first;
+- it reads a value that may be *wide*: made from a constant out of range (the -3.4e38 of attention masks), or cast
+  from integers or from another precision.  Wideness follows arithmetic and data movement (:data:`CARRIES_WIDE`) and
+  ends at operators with bounded results, such as Softmax, and at matrix products.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repo_builder.model import DataType
+from repo_builder.passes.graph import (
+    all_names,
+    drop_initialiser_inputs,
+    infer_types,
+    lift_constants,
+    replace_nodes,
+    sort_nodes,
+    subgraphs,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+FP32_OPERATORS = frozenset({
+    "Bernoulli", "BitCast", "CastLike", "CumSum", "DequantizeLinear", "Exp", "EyeLike", "MeanVarianceNormalization",
+    "Pow", "QuantizeLinear", "RandomNormalLike", "RandomUniformLike", "Range", "ReduceL1", "ReduceL2",
+    "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softplus",
+})  # fmt: skip
+CARRIES_WIDE = frozenset({
+    "Abs", "Add", "Ceil", "Concat", "ConstantOfShape", "Div", "Expand", "Flatten", "Floor", "Gather",
+    "GatherElements", "GatherND", "Identity", "Max", "Mean", "Min", "Mul", "Neg", "Pad", "Reciprocal", "Reshape",
+    "Round", "ScatterElements", "ScatterND", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose",
+    "Trilu", "Unsqueeze", "Where",
+})  # fmt: skip
+MATRIX_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
+"""They read even wide values cast to half: they are what half precision is asked for."""
+
+_SMALLEST_NORMAL = {DataType.FP16: 2.0**-14, DataType.BF16: 2.0**-126}
+_FLOAT, _BOOL = DataType.FP32.onnx, DataType.BOOL.onnx
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """A graph in mixed precision: how many nodes compute in half, and how many stayed in FP32, by reason."""
+
+    proto: onnx.ModelProto
+    half_nodes: int
+    kept: Mapping[str, int]
+
+
+def to_half(
+    source: onnx.ModelProto,
+    half: DataType,
+    folder: Path,
+    *,
+    half_inputs: bool = False,
+    half_outputs: bool = False,
+) -> MixedPrecision:
+    """Return a copy of ``source`` that computes in ``half`` where that is safe.
+
+    Args:
+        source: any ONNX model; local functions are inlined.
+        half: FP16 or BF16.
+        folder: where the model's external data is; the copy holds all weights itself.
+        half_inputs: FP32 inputs become ``half`` too; they stay FP32 otherwise.
+        half_outputs: the same for outputs.
+
+    Raises:
+        ModelError: the graph's types contradict each other, or it has a cycle.
+    """
+    from onnx import ModelProto, external_data_helper, inliner
+
+    proto = ModelProto()
+    proto.CopyFrom(inliner.inline_local_functions(source) if source.functions else source)
+    external_data_helper.load_external_data_for_model(proto, str(folder))
+    drop_initialiser_inputs(proto)
+    lift_constants(proto.graph)
+    sort_nodes(proto.graph)
+    infer_types(proto)
+    opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in proto.opset_import}
+    if "" not in opsets:  # a model of other domains only: Cast is of this one
+        proto.opset_import.add(version=13)
+    model = _Model(half, opsets, all_names(proto.graph))
+    ports = {value.name for value in proto.graph.input} & {value.name for value in proto.graph.output}
+    inputs = _float_names(proto.graph.input) - ports if half_inputs else set()
+    produced = {name for node in proto.graph.node for name in node.output}
+    outputs = _float_names(proto.graph.output) & produced if half_outputs else set()
+    _Scope(model, proto.graph, None, inputs, outputs).convert()
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.name in inputs | outputs:
+            value.type.tensor_type.elem_type = half.onnx
+    return MixedPrecision(proto, model.half_nodes, dict(model.kept))
+
+
+def _float_names(values: object) -> set[str]:
+    return {value.name for value in values if value.type.tensor_type.elem_type == _FLOAT}  # type: ignore[attr-defined]
+
+
+@dataclass
+class _Model:
+    """What all scopes of one conversion share."""
+
+    half: DataType
+    opsets: Mapping[str, int]
+    names: set[str]
+    half_nodes: int = 0
+    kept: Counter[str] = field(default_factory=Counter)
+
+    def fresh_name(self, stem: str) -> str:
+        name, number = stem, 1
+        while name in self.names:
+            number += 1
+            name = f"{stem}_{number}"
+        self.names.add(name)
+        return name
+
+
+@dataclass
+class _Value:
+    """A tensor of the source.  ``names`` has what it is called in each type that it exists in so far.
+
+    ``slot`` is where in its scope casts of it go; ``constant`` when it depends on no input's data.
+    """
+
+    scope: _Scope
+    slot: int
+    elem_type: int | None
+    names: dict[int, str]
+    constant: bool = False
+    wide: bool = False
+    initialiser: onnx.TensorProto | None = None
+
+
+class _Scope:
+    """One graph being converted; subgraphs read and write FP32 at their borders."""
+
+    def __init__(
+        self,
+        model: _Model,
+        graph: onnx.GraphProto,
+        parent: _Scope | None,
+        half_inputs: set[str],
+        half_outputs: set[str],
+    ) -> None:
+        self.model, self.graph, self.parent = model, graph, parent
+        self.half_inputs = half_inputs
+        self.outputs = {value.name: value.name in half_outputs for value in graph.output}
+        self.types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+        self.values: dict[str, _Value] = {}
+        self.slots: list[list[onnx.NodeProto]] = [[]]
+        self.new_initialisers: list[onnx.TensorProto] = []
+
+    def convert(self) -> None:
+        half = self.model.half.onnx
+        for value in self.graph.input:
+            elem_type = value.type.tensor_type.elem_type
+            now = half if value.name in self.half_inputs else elem_type
+            self.values[value.name] = _Value(self, 0, elem_type, {now: value.name})
+        for tensor in self.graph.initializer:
+            wide = tensor.data_type == _FLOAT and not _fits_range(tensor, self.model.half)
+            self.values[tensor.name] = _Value(
+                self, 0, tensor.data_type, {tensor.data_type: tensor.name}, constant=True, wide=wide, initialiser=tensor
+            )
+        for tensor in self.graph.sparse_initializer:
+            elem_type = tensor.values.data_type
+            self.values[tensor.values.name] = _Value(self, 0, elem_type, {elem_type: tensor.values.name}, constant=True)
+        for node in self.graph.node:
+            self.slots.append([node])
+            self._convert_node(node)
+        replace_nodes(self.graph, [node for slot in self.slots for node in slot])
+        del self.graph.value_info[:]  # states the types of before
+        self._replace_initialisers()
+
+    def find(self, name: str) -> _Value | None:
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            scope = scope.parent
+        return None
+
+    def _convert_node(self, node: onnx.NodeProto) -> None:
+        values = [self.find(name) if name else None for name in node.input]
+        constant = not any(value is None or not value.constant for value, name in _pairs(values, node) if name)
+        bodies = list(subgraphs(node))
+        for body in bodies:
+            _Scope(self.model, body, self, set(), set()).convert()
+        reason, inputs, outputs = (
+            ("a subgraph's border", set(), set()) if bodies else self._choose(node, values, constant=constant)
+        )
+        floats = any(value is not None and value.elem_type == _FLOAT for value in values)
+        if inputs or outputs:
+            self.model.half_nodes += 1
+        elif floats and reason:
+            self.model.kept[f"{node.op_type}: {reason}"] += 1
+        for index, value in enumerate(values):
+            if value is not None and value.elem_type == _FLOAT and node.op_type != "Cast":
+                node.input[index] = self._name_as(value, self.model.half.onnx if index in inputs else _FLOAT)
+            elif value is not None and value.elem_type is not None:
+                node.input[index] = next(iter(value.names.values()))
+        wide = self._makes_wide(node, values)
+        for index, name in enumerate(node.output):
+            if name:
+                self._define(node, index, half=index in outputs, constant=constant and not bodies, wide=wide)
+
+    def _choose(
+        self, node: onnx.NodeProto, values: list[_Value | None], *, constant: bool
+    ) -> tuple[str, set[int], set[int]]:
+        """Why the node stays in FP32, or which of its inputs and outputs become half."""
+        if node.op_type == "Cast" or constant:
+            return "" if node.op_type == "Cast" else "shapes and constants", set(), set()
+        if node.op_type in FP32_OPERATORS or any(entry.name == "reduction" for entry in node.attribute):
+            return "range", set(), set()
+        read = [value.elem_type if value else None for value, name in _pairs(values, node) if name]
+        made = [self.types.get(name, _FLOAT) for name in node.output if name]
+        if not all((*read, *made)):  # not known, or no tensors
+            return "unknown types", set(), set()
+        inputs, outputs = self._half_ports(node, values)
+        if not inputs:
+            return "no half precision in ONNX", set(), set()
+        for index in inputs:
+            value = values[index]
+            if value is None:
+                continue
+            if value.wide and not (value.initialiser is not None and _is_bound(node, index)):
+                if node.op_type not in MATRIX_PRODUCTS or value.initialiser is not None:
+                    return "wide values", set(), set()
+            elif value.initialiser is not None and _vanishes(value.initialiser, self.model.half):
+                return "tiny constants", set(), set()
+        return "", inputs, outputs
+
+    def _half_ports(self, node: onnx.NodeProto, values: list[_Value | None]) -> tuple[set[int], set[int]]:
+        """Inputs and outputs whose type the operator's schema lets be half, together with what shares it."""
+        import onnx.defs
+
+        try:
+            if node.domain not in {"", "ai.onnx"}:
+                return set(), set()
+            schema = onnx.defs.get_schema(node.op_type, self.model.opsets.get("", 13), "")
+        except onnx.defs.SchemaError:
+            return set(), set()
+        half_type = f"tensor({'float16' if self.model.half is DataType.FP16 else 'bfloat16'})"
+        free = {c.type_param_str for c in schema.type_constraints if half_type in c.allowed_type_strs}
+        ports = {
+            index: _formal(schema.inputs, index).type_str
+            for index, value in enumerate(values)
+            if value is not None and value.elem_type == _FLOAT
+        }
+        if node.op_type == "Resize":  # roi may be half by its own type, but nothing is gained
+            ports = {index: kind for index, kind in ports.items() if index == 0}
+        inputs = {index for index, kind in ports.items() if kind in free}
+        kinds = {ports[index] for index in inputs}
+        outputs = {index for index in range(len(node.output)) if _formal(schema.outputs, index).type_str in kinds}
+        if any(self.types.get(node.output[index], _FLOAT) != _FLOAT for index in outputs if node.output[index]):
+            return set(), set()
+        return inputs, outputs
+
+    def _makes_wide(self, node: onnx.NodeProto, values: list[_Value | None]) -> bool:
+        if node.op_type == "Cast":
+            return values[0] is None or values[0].wide or values[0].elem_type not in {_FLOAT, _BOOL}
+        if node.op_type == "ConstantOfShape":
+            return any(not _fits_range(attribute.t, self.model.half) for attribute in node.attribute)
+        return node.op_type in CARRIES_WIDE and any(value is not None and value.wide for value in values)
+
+    def _define(self, node: onnx.NodeProto, index: int, *, half: bool, constant: bool, wide: bool) -> None:
+        """Enter an output of the newest node, under a name that leaves a graph output's own name to its type."""
+        name = node.output[index]
+        elem_type = self.types.get(name) or (_FLOAT if half else None)
+        now = self.model.half.onnx if half else elem_type
+        value = _Value(self, len(self.slots) - 1, elem_type, {}, constant=constant, wide=wide)
+        self.values[name] = value
+        if name in self.outputs and elem_type == _FLOAT:
+            wanted = self.model.half.onnx if self.outputs[name] else _FLOAT
+            value.names[wanted] = name
+            if wanted != now:
+                inner = self.fresh(name, half=half)
+                node.output[index] = inner
+                value.names = {now: inner, wanted: name}  # type: ignore[dict-item]
+                self.cast(inner, name, wanted, value.slot)
+        else:
+            value.names[now or 0] = name
+
+    def _name_as(self, value: _Value, elem_type: int) -> str:
+        """What ``value`` is called in ``elem_type``, after casting it where that is not yet done."""
+        if elem_type not in value.names:
+            scope = value.scope
+            source = next(iter(value.names.values()))
+            name = scope.fresh(source, half=elem_type != _FLOAT)
+            if value.initialiser is not None:
+                scope.new_initialisers.append(_as_half(value.initialiser, name, self.model.half))
+            else:
+                scope.cast(source, name, elem_type, value.slot)
+            value.names[elem_type] = name
+        return value.names[elem_type]
+
+    def fresh(self, name: str, *, half: bool) -> str:
+        return self.model.fresh_name(f"{name}_{(self.model.half if half else DataType.FP32).value.lower()}")
+
+    def cast(self, source: str, target: str, elem_type: int, slot: int) -> None:
+        from onnx import helper
+
+        node = helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=elem_type)
+        self.slots[slot].append(node)
+
+    def _replace_initialisers(self) -> None:
+        """Add the half weights and drop FP32 ones that nothing reads any more."""
+        read = {name for node in self.graph.node for name in _names_read(node)} | set(self.outputs)
+        for index in reversed(range(len(self.graph.initializer))):
+            tensor = self.graph.initializer[index]
+            if tensor.name not in read and tensor.data_type == _FLOAT:
+                del self.graph.initializer[index]
+        self.graph.initializer.extend(self.new_initialisers)
+
+
+def _pairs(values: list[_Value | None], node: onnx.NodeProto) -> Iterator[tuple[_Value | None, str]]:
+    return zip(values, node.input, strict=True)
+
+
+def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+    yield from node.input
+    for graph in subgraphs(node):
+        yield from (value.name for value in graph.output)
+        for inner in graph.node:
+            yield from _names_read(inner)
+
+
+def _formal(formals: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> onnx.defs.OpSchema.FormalParameter:
+    """The schema's parameter number ``index``; the last one stands for all of a variadic operator."""
+    return formals[min(index, len(formals) - 1)]
+
+
+def _is_bound(node: onnx.NodeProto, index: int) -> bool:
+    """Whether an input only limits others, so that the largest finite number does for anything larger."""
+    return node.op_type == "Clip" and index > 0
+
+
+def _fits_range(tensor: onnx.TensorProto, half: DataType) -> bool:
+    """Whether every finite element stays finite in ``half``."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    if half is DataType.BF16:
+        return True
+    array = numpy_helper.to_array(tensor)
+    finite = array[np.isfinite(array)]
+    return bool(np.abs(finite).max(initial=0.0) <= float(np.finfo(np.float16).max))
+
+
+def _vanishes(tensor: onnx.TensorProto, half: DataType) -> bool:
+    """Whether a single number is too small for ``half`` to hold well, or all of a tensor would become 0."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    magnitudes = np.abs(numpy_helper.to_array(tensor))
+    largest = float(magnitudes[np.isfinite(magnitudes)].max(initial=0.0))
+    limit = _SMALLEST_NORMAL[half] if magnitudes.size == 1 else _SMALLEST_NORMAL[half] * 2.0**-10
+    return 0.0 < largest < limit
+
+
+def _as_half(tensor: onnx.TensorProto, name: str, half: DataType) -> onnx.TensorProto:
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    dtype = half.numpy_dtype()
+    array = numpy_helper.to_array(tensor)
+    if half is DataType.FP16:
+        limit = float(np.finfo(np.float16).max)
+        array = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
+    return helper.make_tensor(name, half.onnx, tensor.dims, array.astype(dtype).tobytes(), raw=True)

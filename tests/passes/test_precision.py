@@ -1,0 +1,391 @@
+"""FP16 and BF16 graphs: valid, sorted, close to FP32 under ONNX Runtime, and FP32 where half would be wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from repo_builder.errors import ModelError
+from repo_builder.model import DataType
+from repo_builder.passes.precision import MixedPrecision, to_half
+from tests.models import FP32, INT64, model, node, weights
+
+FP16, BF16 = DataType.FP16, DataType.BF16
+X: npt.NDArray[np.float32] = weights(2, 3, 8, 8, seed=1)
+
+
+def run(proto: onnx.ModelProto, **inputs: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    outputs: list[npt.NDArray[Any]] = onnxruntime.InferenceSession(proto.SerializeToString(), options).run(None, inputs)
+    return outputs
+
+
+def converted(proto: onnx.ModelProto, half: DataType = FP16, folder: Path = Path(), **options: bool) -> MixedPrecision:
+    """The conversion, held to the checker, which also asks that nodes are sorted and types agree."""
+    result = to_half(proto, half, folder, **options)
+    onnx.checker.check_model(result.proto, full_check=True)
+    return result
+
+
+def floats(values: object) -> npt.NDArray[np.float32]:
+    return np.asarray(values, np.float32)
+
+
+def integers(values: object) -> npt.NDArray[np.int64]:
+    return np.asarray(values, np.int64)
+
+
+def types(proto: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every tensor of the main graph."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    found = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
+    return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def computes_in(proto: onnx.ModelProto, operator: str) -> set[int]:
+    """The types of the first inputs of all nodes of one operator."""
+    known = types(proto)
+    return {known[n.input[0]] for n in proto.graph.node if n.op_type == operator}
+
+
+def close(proto: onnx.ModelProto, result: MixedPrecision, scale: float = 5e-3, **inputs: npt.NDArray[Any]) -> None:
+    for expected, actual in zip(run(proto, **inputs), run(result.proto, **inputs), strict=True):
+        assert actual.dtype == expected.dtype
+        limit = scale * float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
+        np.testing.assert_allclose(actual, expected, rtol=1e-2, atol=limit)
+
+
+def convolution(opset: int = 17) -> onnx.ModelProto:
+    return model(
+        [node("Conv", ["x", "w", "b"], ["c"]), node("Relu", ["c"], ["r"]), node("GlobalAveragePool", ["r"], ["y"])],
+        {"x": (FP32, ["batch", 3, 8, 8])},
+        {"y": (FP32, ["batch", 4, 1, 1])},
+        {"w": weights(4, 3, 3, 3), "b": weights(4, seed=2)},
+        opset=opset,
+    )
+
+
+def test_weights_halve_and_ports_stay_fp32() -> None:
+    source = convolution()
+    result = converted(source)
+    assert result.half_nodes == 3
+    assert {tensor.data_type for tensor in result.proto.graph.initializer} == {TensorProto.FLOAT16}
+    assert [n.op_type for n in result.proto.graph.node] == ["Cast", "Conv", "Relu", "GlobalAveragePool", "Cast"]
+    assert types(result.proto)["x"] == types(result.proto)["y"] == TensorProto.FLOAT
+    close(source, result, x=X)
+
+
+def test_the_source_is_left_alone() -> None:
+    source = convolution()
+    before = source.SerializeToString(deterministic=True)
+    converted(source)
+    assert source.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(("half_inputs", "half_outputs"), [(True, False), (False, True), (True, True)])
+def test_half_ports(half_inputs: bool, half_outputs: bool) -> None:
+    source = convolution()
+    result = converted(source, half_inputs=half_inputs, half_outputs=half_outputs)
+    known = types(result.proto)
+    assert (known["x"] == TensorProto.FLOAT16, known["y"] == TensorProto.FLOAT16) == (half_inputs, half_outputs)
+    got = run(result.proto, x=X.astype(np.float16 if half_inputs else np.float32))[0]
+    np.testing.assert_allclose(got, run(source, x=X)[0], atol=5e-3)
+
+
+def test_bf16_agrees_to_its_eight_bits() -> None:
+    source = model(
+        [node("MatMul", ["x", "w"], ["m"]), node("Relu", ["m"], ["y"])],
+        {"x": (FP32, ["batch", 16])},
+        {"y": (FP32, ["batch", 4])},
+        {"w": weights(16, 4)},
+    )
+    result = converted(source, BF16)
+    assert computes_in(result.proto, "MatMul") == {TensorProto.BFLOAT16}
+    x = weights(5, 16, seed=3)
+    actual = np.asarray(ReferenceEvaluator(result.proto).run(None, {"x": x})[0])
+    [expected] = run(source, x=x)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=2.0**-7 * float(np.abs(expected).max()))
+
+
+def test_attention_mask_of_the_smallest_float() -> None:
+    """Rows masked whole are a uniform average in FP32; -3.4e38 turned into -inf would make them NaN."""
+    source = model(
+        [
+            node("Cast", ["mask"], ["mask_float"], to=TensorProto.FLOAT),
+            node("Sub", ["one", "mask_float"], ["hidden"]),
+            node("Mul", ["hidden", "lowest"], ["bias"]),
+            node("MatMul", ["q", "k"], ["scores"]),
+            node("Add", ["scores", "bias"], ["masked"]),
+            node("Softmax", ["masked"], ["p"], axis=-1),
+            node("MatMul", ["p", "v"], ["y"]),
+        ],
+        {"q": (FP32, ["batch", 4, 8]), "mask": (INT64, ["batch", 1, 4])},
+        {"y": (FP32, ["batch", 4, 5])},
+        {
+            "one": floats([1]),
+            "lowest": floats([np.finfo(np.float32).min]),
+            "k": weights(8, 4),
+            "v": weights(4, 5),
+        },
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "MatMul") == {TensorProto.FLOAT16}
+    assert computes_in(result.proto, "Softmax") == {TensorProto.FLOAT}
+    mask = np.array([[[1, 1, 0, 0]], [[0, 0, 0, 0]]])
+    close(source, result, q=weights(2, 4, 8), mask=mask)
+
+
+@pytest.mark.parametrize("constant", [1e6, 1e-12], ids=["overflows", "vanishes"])
+def test_a_constant_that_does_not_fit(constant: float) -> None:
+    source = model(
+        [
+            node("MatMul", ["x", "w"], ["m"]),
+            node("Abs", ["m"], ["a"]),
+            node("Add", ["a", "c"], ["s"]),
+            node("Div", ["m", "s"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+        {"w": np.diag(floats([1, 1, 1, 0])), "c": np.array(constant, np.float32)},
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "Add") == {TensorProto.FLOAT}
+    assert computes_in(result.proto, "MatMul") == {TensorProto.FLOAT16}
+    x = weights(3, 4)
+    assert np.isfinite(run(result.proto, x=x)[0]).all() or constant < 1
+    close(source, result, x=x)
+
+
+def test_an_unlimited_clip_stays_half() -> None:
+    source = model(
+        [node("Conv", ["x", "w"], ["c"]), node("Clip", ["c", "low", "high"], ["y"])],
+        {"x": (FP32, ["batch", 3, 8, 8])},
+        {"y": (FP32, ["batch", 4, 6, 6])},
+        {"w": weights(4, 3, 3, 3), "low": floats(0), "high": floats(3.4e38)},
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "Clip") == {TensorProto.FLOAT16}
+    close(source, result, x=X)
+
+
+def test_shape_arithmetic_stays_exact() -> None:
+    """Shape -> Cast -> Div -> Floor -> Cast: 4097 is no FP16 number, so half would make another shape."""
+    source = model(
+        [
+            node("Relu", ["x"], ["r"]),
+            node("Shape", ["r"], ["shape"], start=1, end=2),
+            node("Cast", ["shape"], ["float"], to=TensorProto.FLOAT),
+            node("Div", ["float", "three"], ["third"]),
+            node("Floor", ["third"], ["floor"]),
+            node("Cast", ["floor"], ["end"], to=TensorProto.INT64),
+            node("Slice", ["r", "start", "end", "axis"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", "length"])},
+        {"y": (FP32, ["batch", "third"])},
+        {"three": floats([3]), "start": integers([0]), "axis": integers([1])},
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "Div") == computes_in(result.proto, "Floor") == {TensorProto.FLOAT}
+    assert computes_in(result.proto, "Slice") == {TensorProto.FLOAT16}
+    x = weights(1, 3 * 4097)
+    assert run(result.proto, x=x)[0].shape == (1, 4097)
+
+
+def test_casts_and_integer_pictures() -> None:
+    source = model(
+        [
+            node("Cast", ["picture"], ["float"], to=TensorProto.FLOAT),
+            node("Mul", ["float", "scale"], ["unit"]),
+            node("Conv", ["unit", "w"], ["c"]),
+            node("Cast", ["c"], ["double"], to=TensorProto.DOUBLE),
+            node("Cast", ["double"], ["again"], to=TensorProto.FLOAT),
+            node("ArgMax", ["again"], ["y"], axis=1),
+        ],
+        {"picture": (DataType.UINT8, ["batch", 3, 8, 8])},
+        {"y": (INT64, ["batch", 1, 6, 6])},
+        {"w": weights(4, 3, 3, 3), "scale": floats([1 / 255])},
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "Conv") == {TensorProto.FLOAT16}
+    assert computes_in(result.proto, "Mul") == {TensorProto.FLOAT}
+    picture = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8)
+    agreement = np.mean(run(source, picture=picture)[0] == run(result.proto, picture=picture)[0])
+    assert agreement > 0.95
+
+
+def test_resize_keeps_its_scales_in_fp32() -> None:
+    source = model(
+        [
+            node("Conv", ["x", "w"], ["c"]),
+            node("Resize", ["c", "", "scales"], ["y"], mode="linear"),
+        ],
+        {"x": (FP32, ["batch", 3, 8, 8])},
+        {"y": (FP32, ["batch", 4, 12, 12])},
+        {"w": weights(4, 3, 3, 3), "scales": floats([1, 1, 2, 2])},
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "Resize") == {TensorProto.FLOAT16}
+    assert types(result.proto)["scales"] == TensorProto.FLOAT
+    close(source, result, x=X)
+
+
+def test_an_old_file_with_weights_among_its_inputs_and_from_constant_of_shape() -> None:
+    fill = numpy_helper.from_array(floats([0.25]))
+    source = model(
+        [
+            node("ConstantOfShape", ["filter_shape"], ["w"], value=fill),
+            node("Conv", ["x", "w", "b"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 3, 8, 8])},
+        {"y": (FP32, ["batch", 4, 6, 6])},
+        {"filter_shape": integers([4, 3, 3, 3]), "b": weights(4)},
+        opset=9,
+        ir_version=3,
+    )
+    result = converted(source)
+    assert result.proto.ir_version >= 4
+    assert [value.name for value in result.proto.graph.input] == ["x"]
+    assert computes_in(result.proto, "Conv") == {TensorProto.FLOAT16}
+    close(source, result, x=X)
+
+
+def branches() -> onnx.ModelProto:
+    def branch(name: str, operator: str) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["batch", 4])
+        nodes = [node("MatMul", ["h", f"{name}_w"], [f"{name}_m"]), node(operator, [f"{name}_m"], [f"{name}_y"])]
+        inner = numpy_helper.from_array(weights(4, 4), f"{name}_w")
+        return helper.make_graph(nodes, name, [], [output], [inner])
+
+    return model(
+        [
+            node("MatMul", ["x", "w"], ["h"]),
+            node("If", ["flag"], ["chosen"], then_branch=branch("then", "Relu"), else_branch=branch("else", "Neg")),
+            node("Add", ["chosen", "h"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 4]), "flag": (DataType.BOOL, [])},
+        {"y": (FP32, ["batch", 4])},
+        {"w": weights(4, 4)},
+    )
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_branches_are_converted_inside(flag: bool) -> None:
+    source = branches()
+    result = converted(source)
+    [if_node] = [n for n in result.proto.graph.node if n.op_type == "If"]
+    for attribute in if_node.attribute:
+        assert {tensor.data_type for tensor in attribute.g.initializer} == {TensorProto.FLOAT16}
+    close(source, result, x=weights(3, 4), flag=np.array(flag))
+
+
+def test_a_loop_that_captures_a_weight_and_carries_a_state() -> None:
+    body = helper.make_graph(
+        [node("Identity", ["go"], ["go_on"]), node("MatMul", ["s", "w"], ["m"]), node("Tanh", ["m"], ["s_next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, ["batch", 4]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("s_next", TensorProto.FLOAT, ["batch", 4]),
+        ],
+    )
+    source = model(
+        [node("MatMul", ["x", "w"], ["s0"]), node("Loop", ["times", "", "s0"], ["y"], body=body)],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+        {"times": np.array(3), "w": weights(4, 4)},
+    )
+    result = converted(source)
+    [loop] = [n for n in result.proto.graph.node if n.op_type == "Loop"]
+    [inside] = [a.g for a in loop.attribute if a.name == "body"]
+    assert Counter(n.op_type for n in inside.node)["Cast"] == 2
+    close(source, result, x=weights(3, 4))
+
+
+def test_nodes_are_sorted_even_if_the_source_is_not() -> None:
+    source = convolution()
+    nodes = list(source.graph.node)[::-1]
+    shuffled = onnx.ModelProto()
+    shuffled.CopyFrom(source)
+    del shuffled.graph.node[:]
+    shuffled.graph.node.extend(nodes)
+    close(source, converted(shuffled), x=X)
+
+
+def test_a_cycle_is_refused() -> None:
+    source = model(
+        [node("Add", ["x", "b"], ["a"], name="first"), node("Relu", ["a"], ["b"])],
+        {"x": (FP32, [1])},
+        {"b": (FP32, [1])},
+    )
+    with pytest.raises(ModelError, match="cycle"):
+        to_half(source, FP16, Path())
+
+
+def test_external_data_is_read(tmp_path: Path) -> None:
+    source = convolution()
+    path = tmp_path / "model.onnx"
+    onnx.save_model(convolution(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    result = converted(onnx.load(path, load_external_data=False), folder=tmp_path)
+    np.testing.assert_allclose(run(result.proto, x=X)[0], run(source, x=X)[0], atol=5e-3)
+
+
+def test_a_value_wanted_in_both_precisions_is_cast_once() -> None:
+    source = model(
+        [
+            node("MatMul", ["x", "w"], ["m"]),
+            node("ReduceMean", ["m"], ["mean"], axes=[1], keepdims=1),
+            node("Exp", ["m"], ["e"]),
+            node("Add", ["mean", "e"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+        {"w": weights(4, 4)},
+    )
+    result = converted(source)
+    casts = Counter(n.input[0] for n in result.proto.graph.node if n.op_type == "Cast")
+    assert set(casts.values()) == {1}
+    assert computes_in(result.proto, "Exp") == computes_in(result.proto, "ReduceMean") == {TensorProto.FLOAT}
+    close(source, result, x=weights(3, 4))
+
+
+def test_functions_and_foreign_operators() -> None:
+    function = helper.make_function(
+        "mine", "Twice", ["a"], ["b"], [node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 17)]
+    )
+    source = model(
+        [
+            node("Twice", ["x"], ["t"], domain="mine"),
+            node("Gelu", ["t"], ["g"], domain="com.microsoft"),
+            node("MatMul", ["g", "w"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+        {"w": weights(4, 4)},
+        domains={"mine": 1, "com.microsoft": 1},
+        functions=[function],
+    )
+    result = to_half(source, FP16, Path())
+    assert "no half precision in ONNX" in " ".join(result.kept)
+    close(source, result, x=weights(3, 4))
+
+
+def test_a_graph_that_is_half_already_is_not_changed() -> None:
+    source = converted(convolution(), half_inputs=True, half_outputs=True).proto
+    again = converted(source)
+    assert again.half_nodes == 0
+    assert [n.op_type for n in again.proto.graph.node] == [n.op_type for n in source.graph.node]
