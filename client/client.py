@@ -173,6 +173,7 @@ class Client:
             images = [images]
         name = self.default_model() if model is None else model
         target = PictureModel.of(self.metadata(name, version))
+        target.require_classes()
         results: list[list[Classification]] = []
         for batch in target.batches(images):
             response = self.send(target.request(batch.array, top), name, version)

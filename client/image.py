@@ -136,16 +136,10 @@ def load_image(source: Picture, spec: ImageSpec) -> Pixels:
     """
     name = "picture" if isinstance(source, bytes | Image.Image) else os.fspath(source)
     if isinstance(source, Image.Image):
-        return _prepare(_upright(source), spec, name)
+        return _prepare(_decode(source, name), spec, name)
     with _open(source, name) as image:
-        _check_size(image.size, name, "is")
-        try:
-            image.load()
-            upright = _upright(image)
-        # Pillow's decoders raise whatever they trip over in a broken file, struct.error and IndexError too.
-        except Exception as error:
-            raise InputError(f"{name}: the picture is broken: {error}") from error
-    return _prepare(upright, spec, name)
+        decoded = _decode(image, name)
+    return _prepare(decoded, spec, name)
 
 
 def to_dtype(pixels: Pixels, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -187,24 +181,29 @@ def _check_size(size: tuple[int, int], name: str, verb: str) -> None:
         raise _too_large(name, f"{verb} {width} x {height} = {width * height:,} pixels")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn the picture as its EXIF orientation says and flatten its mode to ``L`` or ``RGB``."""
-    flat = _flatten(image)
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    """Decode, flatten to mode ``L`` or ``RGB``, and turn as the EXIF orientation says."""
+    _check_size(image.size, name, "is")
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise InputError(f"{name} has 32-bit samples, whose range is unknown", "save it with 8 or 16 bits")
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        image.load()
+        flat = _flatten(image)
+    # Pillow's decoders raise whatever they trip over in a broken file, struct.error and IndexError too.
+    except Exception as error:
+        raise InputError(f"{name}: the picture is broken: {error}") from error
+    try:
+        method = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # broken EXIF data doesn't make a sound picture unreadable
-        return flat
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        method = None
     return flat if method is None else flat.transpose(method)
 
 
 def _flatten(image: Image.Image) -> Image.Image:
     if image.mode in {"L", "RGB"} and not image.has_transparency_data:
         return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I"):
         return _from_16_bits(image)
-    if image.mode in {"I", "F"}:
-        raise ValueError(f"32-bit samples (mode {image.mode}) have no known range; save it with 8 or 16 bits")
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque).convert("RGB")

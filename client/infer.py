@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ _EPILOG = (
 def infer(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE]...", help="Pictures, or folders of them.", show_default=False),
+        typer.Argument(metavar="FILE", help="Pictures, or folders of them.", show_default=False),
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME[@VERSION]", help="Not needed if only one is ready.")
@@ -124,6 +125,7 @@ def main() -> None:
     """Run the command line; the one place that turns what went wrong into an exit code."""
     # Pillow warns of what it repairs or refuses; what matters of that is an error with the file's name.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     app(prog_name="python -m client.infer")

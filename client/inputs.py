@@ -104,8 +104,9 @@ def random_arrays(
 
 def _read(path: Path) -> Array:
     try:
-        # A pickle runs code of its maker's when it is loaded, so object arrays are refused.
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            # A pickle runs code of its maker's when it is loaded, so object arrays are refused.
+            array = np.load(file, allow_pickle=False)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except (ValueError, EOFError, MemoryError, BadZipFile) as error:
@@ -116,7 +117,6 @@ def _read(path: Path) -> Array:
             ) from error
         raise InputError(f"{path} is not a sound .npy file: {error}") from error
     if not isinstance(array, np.ndarray):
-        array.close()
         raise InputError(f"{path} is an .npz archive", "save each array as a .npy file of its own")
     return array
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from client.errors import InputError, UsageError
+from client.errors import BadResponse, InputError, UsageError
 from client.image import ImageSpec, Picture, load_image, to_dtype
 from client.metadata import ModelMetadata, TensorMetadata, format_shape
 from client.protocol import Request, RequestedOutput, Response, Tensor, inference_outputs, inference_request
@@ -100,19 +100,30 @@ class PictureModel:
         """The request of a batch, for the ``top`` classes of each item; for all raw outputs if ``top`` is 0."""
         sent = array if len(self.metadata.full_shape(self.input)) == array.ndim else array[0]
         outputs = []
-        if top and self.classes is not None:
-            outputs = [RequestedOutput(self.classes.name, top if self._uses_extension else 0)]
+        if top:
+            outputs = [RequestedOutput(self.require_classes().name, top if self._uses_extension else 0)]
         tensor = Tensor(self.input.name, self.input.datatype, sent)
         return inference_request(self.metadata.name, self.metadata.version, [tensor], outputs)
 
     def read_classes(self, response: Response, count: int, top: int) -> list[list[Classification]]:
         """The best classes of each of ``count`` items of an answer to :meth:`request`."""
-        if self.classes is None:
-            raise UsageError(f"model {self.metadata.name!r} has no output that is a list of classes")
-        rows = inference_outputs(response)[self.classes.name].reshape(count, -1)
+        name = self.require_classes().name
+        try:
+            rows = inference_outputs(response)[name].reshape(count, -1)
+        except (KeyError, ValueError) as error:
+            raise BadResponse(f"the answer has no {name!r} of {count} pictures: {error}") from None
         if self._uses_extension:
             return [parse_classifications(row) for row in rows]
         return [top_k(row, top) for row in rows]
+
+    def require_classes(self) -> TensorMetadata:
+        """The output that holds the classes, or :class:`UsageError`."""
+        if self.classes is None:
+            raise UsageError(
+                f"model {self.metadata.name!r} has no output that is a list of classes: "
+                f"{', '.join(map(str, self.metadata.outputs))}"
+            )
+        return self.classes
 
     @property
     def _uses_extension(self) -> bool:

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from client.exchange import LatencyReport
+from client.latency import LatencySummary, ServerStatistics
+from client.metadata import ModelMetadata, TensorMetadata
+from client.report import (
+    Table,
+    classes_json,
+    classes_table,
+    latency_json,
+    latency_table,
+    printable,
+    server_parts,
+    show,
+    tensors_json,
+    tensors_table,
+    view,
+)
+from client.topk import Classification
+
+CLASSES = [Classification(281, 0.91234, "tabby, tabby cat"), Classification(3, 0.05, "a\x1b[31mred")]
+MODEL = ModelMetadata("net", "1", 8, (), (TensorMetadata("y", "FP32", (3,)), TensorMetadata("s", "BYTES", (2,))))
+
+
+def report(requests: int, server_requests: int | None) -> LatencyReport:
+    ms = [index * 1_000_000 for index in range(1, requests + 1)]
+    server = None
+    if server_requests is not None:
+        server = ServerStatistics(
+            server_requests, 1, 1, *(ns * server_requests for ns in (100_000, 50_000, 500_000, 0))
+        )
+    return LatencyReport(
+        requests * 2, LatencySummary.of([5_000_000]), LatencySummary.of(ms), LatencySummary.of([9_000]), server
+    )
+
+
+def lines(capsys: pytest.CaptureFixture[str], table: Table) -> list[str]:
+    show(table)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_classes_as_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines(capsys, classes_table("cat.jpg", CLASSES)) == [
+        "cat.jpg",
+        "   score  class  label",
+        "  0.9123    281  tabby, tabby cat",
+        "  0.0500      3  a\\x1b[31mred",
+        "",
+    ]
+
+
+def test_classes_without_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    bare = [Classification(7, 12.5), Classification(1, -3.0)]
+    assert lines(capsys, classes_table("x", bare))[1:4] == ["    score  class", "  12.5000      7", "  -3.0000      1"]
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    text = "\n".join(lines(capsys, classes_table("cat.jpg", CLASSES)))
+    assert "tabby, tabby cat" in text
+    assert "a\\x1b[31mred" in text
+    assert ("\x1b[32m" in text) is not no_color
+    assert "\x1b[31m" not in text
+
+
+def test_label_is_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    text = "\n".join(lines(capsys, classes_table("[bold]x", [Classification(0, 1.0, "[red]y[/]")])))
+    assert "[bold]x" in text
+    assert "[red]y[/]" in text
+
+
+def test_tensors(capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = {
+        "y": np.array([[1.0, 2.5, np.nan, 1e-9, 123456.0, -1.0, 7.0, 8.0]], np.float32),
+        "s": np.array([b"ok", b"\xff\x1b[0m" + b"x" * 99], object),
+    }
+    assert lines(capsys, tensors_table("", MODEL, outputs, {})) == [
+        "  output  datatype  shape   values",
+        "  y       FP32      [1, 8]  1, 2.5, nan, 1e-09, 1.235e+05, -1, ... 2 more",
+        "  s       BYTES     [2]     'ok', '\\\\xff\\x1b[0mxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'",
+        "",
+    ]
+
+
+def test_view_of_scalars_and_nothing() -> None:
+    assert view(np.array(3, np.int64)) == "3"
+    assert view(np.array([True, False])) == "True, False"
+    assert view(np.zeros((0, 4))) == ""
+
+
+def test_latency_of_one_request(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines(capsys, latency_table(report(1, 1), "picture")) == [
+        "latency of 1 request with 2 pictures",
+        "                             ms",
+        "  preprocess               5.00",
+        "  request                  1.00",
+        "    server queue           0.10",
+        "    server compute input   0.05",
+        "    server compute infer   0.50",
+        "    server compute output  0.00",
+        "    network and rest       0.35",
+        "  postprocess              0.01",
+        "",
+    ]
+
+
+def test_latency_of_many_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    text = lines(capsys, latency_table(report(100, 100), "picture"))
+    assert text[0] == "latency of 100 requests with 200 pictures"
+    assert text[1].split() == ["ms", "min", "mean", "p50", "p90", "p95", "p99", "max"]
+    assert text[2].split() == ["preprocess", "5.00"]
+    assert text[3].split() == ["request", "1.00", "50.50", "50.00", "90.00", "95.00", "99.00*", "100.00"]
+    assert text[4].split() == ["server", "queue", "0.10"]
+    assert text[8].split() == ["network", "and", "rest", "49.85"]
+    assert text[10].strip() == "39.6 pictures/s, one request at a time"
+    assert text[11].strip() == "* too few requests to claim with 99% confidence: p99 takes 459"
+
+
+def test_other_clients_requests_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = report(10, 15)
+    assert "network_and_rest" not in server_parts(busy)
+    text = "\n".join(lines(capsys, latency_table(busy, "item")))
+    assert "server times are means over 15 requests, of which this run sent 10" in text
+    assert latency_json(busy)["server_requests_of_other_clients"] == 5
+
+
+def test_server_without_statistics(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(lines(capsys, latency_table(report(2, None), "item")))
+    assert "the server gives no statistics" in text
+    assert latency_json(report(2, None))["server_mean_ms"] is None
+
+
+def test_json_is_strict() -> None:
+    document = {
+        "classes": classes_json([Classification(0, float("nan")), Classification(1, float("inf"), "x")]),
+        "outputs": tensors_json(MODEL, {"y": np.array([np.nan, 1.5, -np.inf]), "s": np.array([b"\xff"], object)}, {}),
+        "latency": latency_json(report(3, 3)),
+    }
+    read = json.loads(json.dumps(document, allow_nan=False))
+    assert [entry["score"] for entry in read["classes"]] == [None, None]
+    assert read["outputs"][0]["first_values"] == [None, 1.5, None]
+    assert read["outputs"][1]["first_values"] == ["\\xff"]
+    assert read["latency"]["request_ms"]["unsupported"] == ["p50", "p90", "p95", "p99"]
+    assert read["latency"]["request_ms"]["mean"] == 2.0
+
+
+def test_printable() -> None:
+    assert printable("café 猫") == "café 猫"
+    assert printable("a\tb\x9b\udcff\u202e") == "a\\tb\\x9b\\udcff\\u202e"

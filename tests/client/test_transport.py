@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+
+from client.errors import BadResponse, ClientError, ConnectionFailed, RequestTimeout, UsageError
+from client.protocol import Request, Response
+from client.transport import HttpTransport, Url
+from tests.client.fakes import FakeServer, fake_server, http_answer, reset
+
+GET = Request("GET", "/v2")
+
+
+def send(server: FakeServer, request: Request = GET, timeout: float = 5) -> Response:
+    transport = HttpTransport(Url.parse(server.url), timeout)
+    try:
+        return transport.send(request)
+    finally:
+        transport.close()
+
+
+class TestUrl:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("localhost:8000", "http://localhost:8000"),
+            ("gpu-box", "http://gpu-box:8000"),
+            ("http://gpu-box", "http://gpu-box:80"),
+            ("https://gpu-box", "https://gpu-box:443"),
+            ("https://gpu-box:8443/models/triton/", "https://gpu-box:8443/models/triton"),
+            ("gpu-box:9000/triton", "http://gpu-box:9000/triton"),
+            ("[::1]:8000", "http://[::1]:8000"),
+            ("http://[fe80::1]/", "http://[fe80::1]:80"),
+        ],
+    )
+    def test_parse(self, text: str, expected: str) -> None:
+        assert str(Url.parse(text)) == expected
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", ":8000", "grpc://host:8001", "host:port", "host:99999", "http://", "http://a b", "user:pw@host:8000",
+         "http://host/?q=1", "http://host/#x", "host:80\r\nX: y", "http://[::1"],
+    )  # fmt: skip
+    def test_refused(self, text: str) -> None:
+        with pytest.raises(UsageError, match="no URL") as caught:
+            Url.parse(text)
+        assert caught.value.exit_code == 2
+
+    def test_from_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TRITON_URL", "box:1234")
+        assert str(Url.from_environment()) == "http://box:1234"
+        monkeypatch.setenv("TRITON_URL", "")
+        assert str(Url.from_environment()) == "http://localhost:8000"
+
+
+class TestSend:
+    def test_request_and_answer(self) -> None:
+        with fake_server(lambda c, _: c.sendall(http_answer(b"hello", headers="X-Word: yes\r\n"))) as server:
+            response = send(server, Request("POST", "/v2/x", b"body" * 100, {"A": "b"}))
+        assert response == Response(200, {"content-length": "5", "x-word": "yes"}, b"hello")
+        host = server.url.removeprefix("http://")
+        head = f"POST /v2/x HTTP/1.1\r\nHost: {host}\r\nContent-Length: 400\r\nA: b\r\n\r\n"
+        assert server.requests == [head.encode() + b"body" * 100]
+
+    def test_status_is_handed_on(self) -> None:
+        with fake_server(lambda c, _: c.sendall(http_answer(b"{}", "503 Service Unavailable"))) as server:
+            assert send(server).status == 503
+
+    def test_path_prefix(self) -> None:
+        with fake_server(lambda c, _: c.sendall(http_answer(b""))) as server:
+            transport = HttpTransport(Url.parse(f"{server.url}/triton/"), 5)
+            transport.send(GET)
+            transport.close()
+        assert server.requests[0].startswith(b"GET /triton/v2 HTTP/1.1\r\n")
+
+    def test_large_bodies_both_ways(self) -> None:
+        body = bytes(range(256)) * 40_000
+        with fake_server(lambda c, r: c.sendall(http_answer(r.partition(b"\r\n\r\n")[2]))) as server:
+            assert send(server, Request("POST", "/", body)).body == body
+
+    def test_chunked_answer(self) -> None:
+        chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+        with fake_server(lambda c, _: c.sendall(chunked)) as server:
+            assert send(server).body == b"abcde"
+
+    def test_connection_is_kept(self) -> None:
+        with fake_server(lambda c, _: c.sendall(http_answer(b"x"))) as server:
+            transport = HttpTransport(Url.parse(server.url), 5)
+            for _ in range(5):
+                transport.send(GET)
+            transport.close()
+        assert server.connections == 1
+        assert len(server.requests) == 5
+
+    @pytest.mark.parametrize("headers", ["", "Connection: close\r\n"])
+    def test_connection_that_the_server_closed_while_idle_is_opened_anew(self, headers: str) -> None:
+        def answer_and_close(connection: socket.socket, _: bytes) -> None:
+            connection.sendall(http_answer(b"x", headers=headers))
+            connection.close()
+
+        with fake_server(answer_and_close) as server:
+            transport = HttpTransport(Url.parse(server.url), 5)
+            for _ in range(3):
+                assert transport.send(GET).body == b"x"
+                time.sleep(0.05)
+            transport.close()
+        assert server.connections == 3
+        assert len(server.requests) == 3
+
+    def test_answer_to_a_large_body_that_is_not_read(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            connection.recv(1000)
+            connection.sendall(http_answer(b"too large", "413 Content Too Large"))
+            connection.shutdown(socket.SHUT_WR)
+            time.sleep(0.2)
+            reset(connection)
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        transport = HttpTransport(Url("http", *listener.getsockname()), 5)
+        try:
+            # The answer may be lost with the connection; what may not be is a clear error.
+            assert transport.send(Request("POST", "/", bytes(50_000_000))).status == 413
+        except ConnectionFailed:
+            pass
+        finally:
+            transport.close()
+            thread.join()
+            listener.close()
+
+
+class TestFailures:
+    def test_nothing_listens(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        with pytest.raises(ConnectionFailed, match=f"no server answers at http://127.0.0.1:{port}: ") as caught:
+            HttpTransport(Url.parse(f"127.0.0.1:{port}"), 5).send(GET)
+        assert "--url" in str(caught.value.hint)
+
+    @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 300, "x..y"])
+    def test_host_that_is_none(self, host: str) -> None:
+        with pytest.raises(ConnectionFailed, match="no server answers"):
+            HttpTransport(Url("http", host, 80), 5).send(GET)
+
+    def test_tls_to_a_server_without(self) -> None:
+        with fake_server(lambda c, _: c.sendall(http_answer(b""))) as server:
+            transport = HttpTransport(Url.parse(server.url.replace("http:", "https:")), 0.5)
+            with pytest.raises(ConnectionFailed):
+                transport.send(GET)
+
+    def test_silence_is_a_timeout(self) -> None:
+        with fake_server(lambda *_: time.sleep(0.7)) as server:
+            start = time.monotonic()
+            with pytest.raises(RequestTimeout, match=r"no answer within 0\.2 s") as caught:
+                send(server, timeout=0.2)
+            assert time.monotonic() - start < 0.6
+        assert "--timeout" in str(caught.value.hint)
+
+    def test_stall_in_the_middle_of_an_answer(self) -> None:
+        def stall(connection: socket.socket, _: bytes) -> None:
+            connection.sendall(http_answer(b"0123456789")[:-3])
+            time.sleep(0.7)
+
+        with fake_server(stall) as server, pytest.raises(RequestTimeout):
+            send(server, timeout=0.2)
+
+    def test_nothing_is_sent_twice(self) -> None:
+        for behave in (lambda c, _: c.close(), lambda c, _: reset(c)):
+            with fake_server(behave) as server, pytest.raises(ConnectionFailed):
+                send(server, Request("POST", "/", b"once"))
+            assert len(server.requests) == 1
+
+    @pytest.mark.parametrize("cut", [10, 45, -1])
+    def test_answer_that_breaks_off(self, cut: int) -> None:
+        def break_off(connection: socket.socket, _: bytes) -> None:
+            connection.sendall(http_answer(b"0123456789")[:cut])
+            connection.close()
+
+        with fake_server(break_off) as server, pytest.raises((ConnectionFailed, BadResponse)):
+            send(server)
+
+    @pytest.mark.parametrize(
+        "garbage",
+        [b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", b"SSH-2.0-OpenSSH\r\n", b"HTTP/9 nope\r\n\r\n",
+         b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 500 + b"\r\n", b"HTTP/1.1 200 " + b"x" * 70_000,
+         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"],
+    )  # fmt: skip
+    def test_garbage(self, garbage: bytes) -> None:
+        def talk(connection: socket.socket, _: bytes) -> None:
+            connection.sendall(garbage)
+            connection.close()
+
+        with fake_server(talk) as server, pytest.raises(ClientError) as caught:
+            send(server)
+        assert isinstance(caught.value, BadResponse | ConnectionFailed)
+
+    def test_next_request_after_a_failure_has_a_clean_connection(self) -> None:
+        answers = iter([b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", http_answer(b"whole")])
+        with fake_server(lambda c, _: c.sendall(next(answers))) as server:
+            transport = HttpTransport(Url.parse(server.url), 0.3)
+            with pytest.raises(RequestTimeout):
+                transport.send(GET)
+            assert transport.send(GET).body == b"whole"
+            transport.close()
+        assert server.connections == 2
