@@ -31,29 +31,175 @@ def _rule(pattern: str, cause: str, mend: str) -> Rule:
     return Rule(re.compile(pattern, re.DOTALL), cause, mend)
 
 
-RULES: tuple[Rule, ...] = ()
+_CORRECT = "correct config.pbtxt, or publish the model again with repo-builder add"
+
+RULES = (
+    _rule(
+        r"failed to read text proto.*: (?P<line>\d+):(?P<column>\d+): (?P<what>[^\n]*)",
+        "config.pbtxt line {line}, column {column}: {what}",
+        _CORRECT,
+    ),
+    _rule(r"failed to read text proto", "config.pbtxt can't be read or parsed", _CORRECT),
+    _rule(
+        r"Could not determine backend for model|must specify 'platform' or 'backend'",
+        "it has no config.pbtxt that names a platform, and no model file by which Triton could tell one",
+        "move what is not a model out of the repository, or publish the model again with repo-builder add",
+    ),
+    _rule(
+        r"unexpected directory name '(?P<folder>.*?)' for model '(?P<name>.*?)'",
+        "config.pbtxt is for a model named {name!r}, not {folder!r}",
+        "rename the folder, or set or leave out name in config.pbtxt",
+    ),
+    _rule(
+        r"at least one version must be available",
+        "it has no version that its version_policy takes",
+        "a version is a numbered folder with the model's file in it, such as {model}/1/model.onnx",
+    ),
+    _rule(
+        r"ensemble '.*?' depends on '(?P<step>.*?)' which has no loaded version",
+        "its step {step!r} is not loaded",
+        "mend the model {step}",
+    ),
+    _rule(
+        r"unable to find backend library for backend '(?P<backend>.*?)'",
+        "this server has no backend {backend!r}",
+        "serve it with NVIDIA's container, or publish it again with repo-builder add --target onnxruntime",
+    ),
+    _rule(
+        r"has kind KIND_GPU but (?:no GPUs are available|server does not support)",
+        "its instance_group asks for a GPU and there is none",
+        "publish it with repo-builder add --instance-kind cpu, or set kind: KIND_CPU in config.pbtxt",
+    ),
+    _rule(
+        r"failed to run warmup sample '(?P<sample>.*?)': (?P<what>[^;]*)",
+        "its warmup request {sample!r} fails: {what}",
+        "correct model_warmup in config.pbtxt, or take it out",
+    ),
+    _rule(
+        r"unable to find '(?P<file>.*?)'(?! for)", "{file} is missing", "publish the model again with repo-builder add"
+    ),
+    _rule(
+        r"failed to open text file for read (?P<file>.*?): No such file",
+        "{file} is missing, which config.pbtxt names",
+        "put it there, or take its name out of config.pbtxt",
+    ),
+    _rule(
+        r"External data path does not exist: \"(?P<file>.*?)\"",
+        "{file} is missing, which holds weights of the model",
+        "put it beside the model, or publish the model again with repo-builder add",
+    ),
+    _rule(
+        r"datatype (?P<config>TYPE_\w+) for (?P<role>input|output) '(?P<tensor>.*?)', "
+        r"(?:the model has|model provides) (?P<actual>TYPE_\w+)",
+        "config.pbtxt has {config} for {role} {tensor!r}, the model has {actual}",
+        "set data_type: {actual} in config.pbtxt",
+    ),
+    _rule(
+        r"configuration has shape (?P<config>\[.*?\]) for (?P<role>input|output) '(?P<tensor>.*?)', "
+        r"the model has (?P<actual>\[.*?\])",
+        "config.pbtxt has shape {config} for {role} {tensor!r}, the model has {actual}",
+        "correct dims or max_batch_size in config.pbtxt; a max_batch_size above 0 puts the batch, -1, before dims",
+    ),
+    _rule(
+        r"tensor '(?P<tensor>.*?)': the model expects \d+ dimensions \(shape (?P<actual>\[.*?\])\).*"
+        r"shape (?P<config>\[.*?\])",
+        "config.pbtxt has shape {config} for {tensor!r}, the model has {actual}",
+        "correct dims or max_batch_size in config.pbtxt; a max_batch_size above 0 puts the batch, -1, before dims",
+    ),
+    _rule(
+        r"(?:input|output|tensor) '(?P<tensor>.*?)'.*for (?:batching|the model to support batching).*first dimension",
+        "the model's batch is fixed: the first dimension of {tensor!r} is not free",
+        "set max_batch_size: 0 in config.pbtxt, or publish it with repo-builder add, which frees it if it can",
+    ),
+    _rule(
+        r"(?P<role>input|output) '(?P<tensor>.*?)' is not in the model, which has (?P<names>\[.*?\])",
+        "config.pbtxt has an {role} {tensor!r}, the model has only {names}",
+        "correct the names in config.pbtxt",
+    ),
+    _rule(
+        r"configuration (?:has|expects) (?P<config>\d+) inputs.*?(?:the model has|model provides) (?P<actual>\d+)",
+        "config.pbtxt has {config} inputs, the model has {actual}",
+        "list every input of the model in config.pbtxt",
+    ),
+    _rule(
+        r"(?P<operator>[\w.]*:\w+)\(-?\d+\) is not a registered function/op",
+        "ONNX Runtime has no operator {operator!r}, which the model uses",
+        "export the model without operators of its own",
+    ),
+    _rule(
+        r"Opset (?P<opset>\d+) is under development.*till opset (?P<latest>\d+)",
+        "the model's opset {opset} is newer than this ONNX Runtime's {latest}",
+        "pip install --upgrade onnxruntime, or export the model with --opset {latest}",
+    ),
+    _rule(
+        r"Unsupported model IR version: (?P<found>\d+), max supported IR version: (?P<latest>\d+)",
+        "the model's IR version {found} is newer than this ONNX Runtime's {latest}",
+        "pip install --upgrade onnxruntime, or export the model with an older onnx",
+    ),
+    _rule(
+        r"Protobuf parsing failed|No graph was found in the protobuf|INVALID_PROTOBUF",
+        "the model file is no whole ONNX model",
+        "export or copy it again, then repo-builder add",
+    ),
+    _rule(
+        r"onnxruntime can't be imported: (?P<what>.*)", "onnxruntime can't be used: {what}",
+        "pip install 'repo-builder[server]'",
+    ),
+    _rule(
+        r"shared memory.*--shm-size|No space left on device",
+        "/dev/shm is too small for it",  # noqa: S108
+        "make /dev/shm larger (docker run --shm-size=1g), or lower count in instance_group",
+    ),
+    _rule(
+        r"bad_alloc|[Oo]ut of memory|[Ff]ailed to allocate memory|AllocateRawInternal|Cannot allocate memory",
+        "there is not enough memory for it",
+        "lower count in instance_group, or --model NAME to serve fewer models",
+    ),
+    _rule(
+        r"Stub process '.*?' is not healthy",
+        "its process ended or hung while it was loaded",
+        "see the server's log; often there is not enough memory: lower count in instance_group",
+    ),
+)  # fmt: skip
 
 
 def explain(model: str, reason: str) -> Explanation:
     """Return the cause and mend of ``reason``, or the reason itself, tidied, where no rule knows it."""
     for rule in RULES:
         if match := rule.pattern.search(reason):
-            words = {"model": model, **{key: value or "" for key, value in match.groupdict().items()}}
+            words = {"model": model, **{key: tidy(value or "") for key, value in match.groupdict().items()}}
             return Explanation(rule.cause.format(**words), rule.mend.format(**words))
     return Explanation(tidy(reason), None)
 
 
 def tidy(reason: str) -> str:
-    """Return ``reason`` on one line, without Triton's status words and Python's traceback."""
-    text = re.split(r"\n\nAt:\n", reason)[0]
-    text = re.sub(r"^(?:Internal|Invalid argument|Not found|Unavailable|Unsupported): ", "", text)
-    text = re.sub(r"^TritonModelException: ", "", text)
-    return " ".join(text.split())
+    """Return ``reason`` on one printable line, without status words, source locations and Python's traceback."""
+    text = reason.partition("\n\nAt:\n")[0]
+    text = re.sub(r"(?:Internal|Invalid argument|Not found|Unavailable|Unsupported): |TritonModelException: ", "", text)
+    text = re.sub(r"\[request id: .*?\] |\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"/onnxruntime_src/\S+ .*?\) (?=[A-Z])", "", text)
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
 
 
-_POLL_FAILURE = re.compile(r"Poll failed for model directory '(?P<name>[^']*)': (?P<reason>.*?)\"?$", re.MULTILINE)
+# Models that Triton could not even read are in no index, or there without a reason; its log alone says why.
+_PROTO_ERROR = re.compile(r"Error parsing text-format inference\.ModelConfig: (?P<what>\d+:\d+: .*)")
+_UNREAD = (
+    re.compile(r"Poll failed for model directory '(?P<model>.*?)': (?P<reason>.*?)\"?$"),
+    re.compile(r"failed to load model '(?P<model>.*?)': (?P<reason>.*?)\"?$"),
+    re.compile(r"(?P<reason>ensemble '(?P<model>.*?)' depends on .*?)\"?$"),
+)
 
 
 def reasons_in_log(log: str) -> dict[str, str]:
-    """Return the reasons, by model, that Triton writes only to its log: those of models it could not even read."""
-    return {match["name"]: match["reason"] for match in _POLL_FAILURE.finditer(log)}
+    """Return why models were not read, by name; of several reasons the latest."""
+    reasons: dict[str, str] = {}
+    details: list[str] = []
+    for line in log.splitlines():
+        if detail := _PROTO_ERROR.search(line):
+            details.append(detail["what"])
+        for pattern in _UNREAD:
+            if match := pattern.search(line):
+                reasons[match["model"]] = ": ".join([match["reason"], *details[:1]])
+                details = []
+                break
+    return reasons

@@ -290,7 +290,9 @@ def _command(
     }
     if not Path("/dev/nvidiactl").exists():
         flags["allow-gpu-metrics"] = "false"
-    if options.poll_seconds is None and all(_is_complete(entry) for entry in repository.iterdir()):
+    if options.poll_seconds is None and all(
+        _is_complete(entry) for entry in repository.iterdir() if _looks_like_model(entry)
+    ):
         flags["disable-auto-complete-config"] = None  # saves the process a model that would complete nothing
     if options.poll_seconds is not None:
         flags |= {"model-control-mode": "poll", "repository-poll-secs": options.poll_seconds}
@@ -316,10 +318,11 @@ def model_states(url: str, log_file: Path) -> tuple[ModelStatus, ...]:
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(f"the server at {url} does not answer: {error}", f"see its log in {log_file}") from None
     unread = {}
-    if not all("state" in entry for entry in index):
-        with contextlib.suppress(OSError):
-            unread = reasons_in_log(log_file.read_text(encoding="utf-8", errors="replace"))
-    states = [_status(entry, unread) for entry in index]
+    with contextlib.suppress(OSError):
+        unread = reasons_in_log(log_file.read_text(encoding="utf-8", errors="replace"))
+    named = {entry["name"] for entry in index}
+    entries = [*index, *({"name": name} for name in unread if name not in named)]
+    states = [_status(entry, unread) for entry in entries]
     return tuple(sorted(states, key=lambda status: (status.name, status.version or 0)))
 
 
@@ -329,7 +332,7 @@ def _status(entry: dict[str, str], unread: dict[str, str]) -> ModelStatus:
     number = int(version) if version else None
     if state is not ModelState.UNAVAILABLE:
         return ModelStatus(name, number, state)
-    explanation = explain(name, entry.get("reason") or unread.get(name, "not loaded"))
+    explanation = explain(name, entry.get("reason") or unread.get(name, "it is not loaded"))
     return ModelStatus(name, number, state, explanation.cause, explanation.hint)
 
 

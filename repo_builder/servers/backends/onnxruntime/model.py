@@ -88,10 +88,10 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.batching = config["max_batch_size"] > 0
         path = model_file(args, config)
+        options = session_options(config)
+        providers = execution_providers(args, onnxruntime)
         try:
-            self.session = onnxruntime.InferenceSession(
-                path, session_options(config), providers=execution_providers(args, onnxruntime)
-            )
+            self.session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:
             raise pb_utils.TritonModelException(f"unable to load {path}: {error}") from error
 
@@ -405,8 +405,7 @@ def checked_port(role: str, io: dict[str, Any], nodes: dict[str, Any], max_batch
             f"{role} {name!r} has shape {list(shape)} in the model: for batching its first dimension must be free"
         )
     if not agrees:
-        batch = " (the batch, then dims)" if max_batch_size > 0 else ""
         raise pb_utils.TritonModelException(
-            f"configuration has shape {list(full)}{batch} for {role} {name!r}, the model has {list(shape)}"
+            f"configuration has shape {list(full)} for {role} {name!r}, the model has {list(shape)}"
         )
     return Port(name, datatype, dims, shape)
