@@ -1,0 +1,223 @@
+"""Which Triton container loads a TensorRT plan, and which a driver can run.
+
+TensorRT loads a plan of its own exact version only ("expecting library version 8.6.1.2 got ..."); a version-compatible
+plan also loads in newer minor versions of the same major.  What is known of NVIDIA's monthly releases is in
+``data/triton_releases.csv``; where the TensorRT of a release isn't certain, every answer that rests on it says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from repo_builder.errors import RepositoryError
+from repo_builder.repository import Repository
+
+REGISTRY = "nvcr.io/nvidia/tritonserver"
+VERSION_COMPATIBLE_SINCE = "23.09"  # Triton takes --backend-config=tensorrt,version-compatible=true from there
+
+Version = tuple[int, ...]
+
+
+def parse_version(text: str) -> Version:
+    """``"10.14.1.48"`` and ``"10.14.1.48.post1"`` as (10, 14, 1, 48); () where no number comes first."""
+    match = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(map(int, match[0].split("."))) if match else ()
+
+
+def version_text(version: Version) -> str:
+    return ".".join(map(str, version))
+
+
+@dataclass(frozen=True)
+class Release:
+    """A monthly release of NVIDIA's container; () for a version that isn't known.
+
+    ``driver`` is the oldest that runs it without the forward compatibility that only data-centre GPUs have.
+    """
+
+    name: str
+    server: str
+    tensorrt: Version
+    cuda: str
+    driver: Version
+    tensorrt_certain: bool
+
+    @property
+    def image(self) -> str:
+        return f"{REGISTRY}:{self.name}-py3"
+
+
+@dataclass(frozen=True)
+class Container:
+    """A release that should load a plan; ``doubt`` says why it may not, None where nothing speaks against it."""
+
+    release: Release
+    doubt: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A TensorRT plan in a repository.
+
+    ``tensorrt`` is () where it can't be told; ``rtx`` marks TensorRT-RTX, whose engines no container of NVIDIA's loads.
+    ``compute_capability`` is that of the GPU it was built on, such as ``8.6``, None where the manifest doesn't say.
+    """
+
+    model: str
+    path: Path
+    tensorrt: Version
+    rtx: bool
+    compute_capability: str | None
+    version_compatible: bool
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.path.parent.name}: TensorRT {version_text(self.tensorrt) or 'unknown'}"
+
+
+@cache
+def releases() -> tuple[Release, ...]:
+    """Every release that is known, oldest first."""
+    text = files("repo_builder").joinpath("data/triton_releases.csv").read_text(encoding="utf-8")
+    return tuple(
+        Release(
+            row["release"],
+            row["server"],
+            parse_version(row["tensorrt"]),
+            row["cuda"],
+            parse_version(row["driver"]),
+            row["tensorrt_certain"] == "yes",
+        )
+        for row in csv.DictReader(text.splitlines())
+    )
+
+
+def release_of_image(image: str) -> Release | None:
+    """The release an image is tagged as, ``tritonserver:25.11-py3`` or ``:25.11-py3-min``.
+
+    None for other tags, and for the ``-trtllm-`` and ``-vllm-`` images, which carry another TensorRT or none.
+    """
+    match = re.search(r"tritonserver:(\d\d\.\d\d)-py3(?:-min|-sdk|-igpu)?(?:@.*)?$", image)
+    return next((release for release in releases() if match and release.name == match[1]), None)
+
+
+def containers_for(tensorrt: Version, *, version_compatible: bool = False) -> tuple[Container, ...]:
+    """The containers that load a plan of this TensorRT version: those without doubt first, then the newest."""
+    found = []
+    for release in releases():
+        known = min(len(release.tensorrt), len(tensorrt))
+        if not known:
+            continue
+        same = release.tensorrt[:known] == tensorrt[:known]
+        newer = (
+            version_compatible
+            and release.name >= VERSION_COMPATIBLE_SINCE
+            and release.tensorrt[0] == tensorrt[0]
+            and release.tensorrt > tensorrt
+        )
+        if not (same or newer):
+            continue
+        doubt = None
+        if not release.tensorrt_certain:
+            doubt = f"it is not certain that {release.name} has TensorRT {version_text(release.tensorrt)}"
+        elif same and not newer and known < 4:
+            doubt = f"only {version_text(tensorrt[:known])} of the TensorRT version could be compared"
+        found.append(Container(release, doubt))
+    return _best_first(found)
+
+
+def _best_first(containers: Iterable[Container]) -> tuple[Container, ...]:
+    return tuple(sorted(containers, key=lambda entry: (entry.doubt is None, entry.release.name), reverse=True))
+
+
+def newest_for_driver(driver: Version) -> Release | None:
+    """The newest release that runs under this driver on any GPU."""
+    return next((entry for entry in reversed(releases()) if entry.driver and entry.driver <= driver), None)
+
+
+def container_for(plans: Iterable[Plan]) -> Container | None:
+    """The one container that loads all of these plans, the best where there are several; None without plans.
+
+    Raises:
+        RepositoryError: they need different ones, or one that isn't known.
+    """
+    candidates: dict[Release, str | None] | None = None
+    listed = sorted(plans, key=lambda plan: (plan.tensorrt, str(plan)))
+    for plan in listed:
+        if plan.rtx:
+            raise RepositoryError(
+                f"{plan.model}/{plan.path.parent.name} is a TensorRT-RTX engine, which no container of NVIDIA's loads",
+                "serve it with repo-builder serve --engine local, or build it with --target tensorrt",
+            )
+        fitting = containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
+        if not fitting:
+            raise RepositoryError(
+                f"no Triton container is known to have the TensorRT of {plan}",
+                "build it with the version of a container: repo-builder doctor lists what there is",
+            )
+        doubts = {entry.release: entry.doubt for entry in fitting}
+        if candidates is None:
+            candidates = doubts
+        else:
+            candidates = {
+                release: doubt or doubts[release] for release, doubt in candidates.items() if release in doubts
+            }
+    if candidates is None:
+        return None
+    if not candidates:
+        raise RepositoryError(
+            f"no one container loads all of these plans: {'; '.join(map(str, listed))}",
+            "build them with one TensorRT version, or keep them in two repositories",
+        )
+    return _best_first(Container(release, doubt) for release, doubt in candidates.items())[0]
+
+
+def find_plans(repository: Repository) -> tuple[Plan, ...]:
+    """Every plan of every version of every model."""
+    return tuple(
+        _describe(model.name, path, model.manifest(version) or {})
+        for model in repository.models()
+        for version in model.versions
+        for path in sorted((model.folder / str(version)).glob("*.plan"))
+    )
+
+
+def _describe(model: str, path: Path, manifest: dict[str, object]) -> Plan:
+    tools, gpu, options = (_mapping(manifest.get(key)) for key in ("tools", "gpu", "options"))
+    version, rtx = read_plan_version(path)
+    recorded = parse_version(str(tools.get("tensorrt") or tools.get("tensorrt_rtx") or ""))
+    build = _mapping(options.get("build"))
+    capability = gpu.get("compute_capability")
+    return Plan(
+        model,
+        path,
+        version or recorded,
+        rtx or "tensorrt_rtx" in tools,
+        str(capability) if capability else None,
+        bool(_mapping(build.get("tensorrt")).get("version_compatible")),
+    )
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def read_plan_version(path: Path) -> tuple[Version, bool]:
+    """The TensorRT version in a plan's head, () if it has none, and whether it is TensorRT-RTX's.
+
+    ``trtexec --getPlanVersionOnly`` reads the same: a four-letter tag at byte 0, four numbers of a byte each at 24.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(28)
+    except OSError:
+        return (), False
+    tags = {b"ftrt": False, b"ptrt": False, b"vtrt": True}
+    if len(head) < 28 or head[:4] not in tags:
+        return (), False
+    return tuple(head[24:28]), tags[head[:4]]

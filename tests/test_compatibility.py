@@ -1,0 +1,160 @@
+"""Which container loads which plan, from the table of releases and the heads of plan files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from repo_builder.compatibility import (
+    container_for,
+    containers_for,
+    find_plans,
+    newest_for_driver,
+    parse_version,
+    read_plan_version,
+    release_of_image,
+    releases,
+)
+from repo_builder.errors import RepositoryError
+from repo_builder.repository import Repository
+
+
+def plan_head(version: tuple[int, ...], tag: bytes = b"ftrt") -> bytes:
+    return tag + bytes(20) + bytes(version) + bytes(100)
+
+
+def put_plan(root: Path, model: str, version: tuple[int, ...], tag: bytes = b"ftrt", **manifest: object) -> None:
+    folder = root / model / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.plan").write_bytes(plan_head(version, tag))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def names(*args: int, version_compatible: bool = False) -> list[str]:
+    return [entry.release.name for entry in containers_for(args, version_compatible=version_compatible)]
+
+
+def test_table_is_in_order_and_complete() -> None:
+    known = releases()
+    assert [release.name for release in known] == sorted({release.name for release in known})
+    assert len({release.server for release in known}) == len(known)
+    for release in known:
+        assert release.cuda, release
+        assert release.tensorrt or not release.tensorrt_certain, release
+
+
+def test_versions_never_go_back() -> None:
+    for before, after in zip(releases(), releases()[1:], strict=False):
+        assert parse_version(before.server) < parse_version(after.server)
+        assert not after.tensorrt or before.tensorrt <= after.tensorrt, (before, after)
+        assert not after.driver or before.driver[:1] <= after.driver[:1], (before, after)
+
+
+def test_plan_of_an_exact_build_loads_only_where_that_build_is() -> None:
+    assert names(10, 14, 1, 48) == ["26.01", "25.12", "25.11"]
+    assert names(10, 14, 1, 47) == []
+    assert names(9, 0, 0, 1) == []
+    assert names() == []
+
+
+def test_certain_containers_come_before_newer_doubtful_ones() -> None:
+    found = containers_for((8, 6, 1, 6))
+    assert (found[0].release.name, found[0].doubt) == ("23.06", None)
+    assert found[1].release.name == "24.01"
+    assert found[1].doubt == "it is not certain that 24.01 has TensorRT 8.6.1.6"
+
+
+def test_a_version_without_its_build_is_doubtful() -> None:
+    assert containers_for((8, 6, 1))[-1].doubt == "only 8.6.1 of the TensorRT version could be compared"
+
+
+def test_version_compatible_plans_load_in_newer_versions_of_their_major() -> None:
+    found = names(10, 13, 2, 6, version_compatible=True)
+    assert {"25.08", "25.11", "26.05"} <= set(found)
+    assert not {"25.07", "26.07"} & set(found)
+    assert not {"23.06", "24.05"} & set(names(8, 6, 1, 2, version_compatible=True)) - {"23.06"}
+
+
+@pytest.mark.parametrize(
+    ("driver", "release"),
+    [
+        ("580.95.05", "25.11"),
+        ("580.82.07", "25.09"),
+        ("535.104.05", "23.10"),
+        ("610.43", "26.07"),
+        ("615.61", "26.09"),
+        ("510.47", None),
+    ],
+)
+def test_newest_release_for_a_driver(driver: str, release: str | None) -> None:
+    found = newest_for_driver(parse_version(driver))
+    assert (found.name if found else None) == release
+
+
+@pytest.mark.parametrize(
+    ("image", "release"),
+    [
+        ("nvcr.io/nvidia/tritonserver:25.11-py3", "25.11"),
+        ("mirror.example/tritonserver:23.04-py3-min", "23.04"),
+        ("nvcr.io/nvidia/tritonserver:25.11-trtllm-python-py3", None),
+        ("nvcr.io/nvidia/tritonserver:99.99-py3", None),
+        ("repo-builder:latest", None),
+    ],
+)
+def test_release_of_an_image(image: str, release: str | None) -> None:
+    found = release_of_image(image)
+    assert (found.name if found else None) == release
+
+
+def test_plan_version_is_read_from_the_head(tmp_path: Path) -> None:
+    file = tmp_path / "model.plan"
+    for content, expected in {
+        plan_head((10, 14, 1, 48)): ((10, 14, 1, 48), False),
+        plan_head((1, 7, 1, 116), b"vtrt"): ((1, 7, 1, 116), True),
+        b"": ((), False),
+        b"ftrt": ((), False),
+        bytes(200): ((), False),
+    }.items():
+        file.write_bytes(content)
+        assert read_plan_version(file) == expected
+    assert read_plan_version(tmp_path / "missing") == ((), False)
+
+
+def test_one_container_for_all_plans(tmp_path: Path) -> None:
+    put_plan(tmp_path, "a", (10, 14, 1, 48))
+    put_plan(tmp_path, "b", (10, 14, 1, 48), gpu={"compute_capability": "9.0"})
+    plans = find_plans(Repository(tmp_path))
+    assert [(plan.model, plan.compute_capability) for plan in plans] == [("a", None), ("b", "9.0")]
+    chosen = container_for(plans)
+    assert chosen is not None
+    assert chosen.release.image == "nvcr.io/nvidia/tritonserver:26.01-py3"
+    assert container_for(()) is None
+
+
+def test_doubt_about_one_plan_is_doubt_about_the_container(tmp_path: Path) -> None:
+    put_plan(tmp_path, "exact", (8, 6, 1, 6))
+    folder = tmp_path / "recorded" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.plan").write_bytes(b"no head")
+    (folder / "manifest.json").write_text(json.dumps({"tools": {"tensorrt": "8.6.1"}}))
+    chosen = container_for(find_plans(Repository(tmp_path)))
+    assert chosen is not None
+    assert chosen.doubt
+
+
+def test_plans_of_two_versions_are_refused_with_the_list(tmp_path: Path) -> None:
+    put_plan(tmp_path, "new", (10, 14, 1, 48))
+    put_plan(tmp_path, "old", (8, 6, 1, 2))
+    with pytest.raises(RepositoryError, match=r"old/1: TensorRT 8\.6\.1\.2; new/1: TensorRT 10\.14\.1\.48"):
+        container_for(find_plans(Repository(tmp_path)))
+
+
+def test_engines_no_container_loads_are_refused(tmp_path: Path) -> None:
+    put_plan(tmp_path, "rtx", (1, 7, 1, 116), b"vtrt")
+    with pytest.raises(RepositoryError, match="TensorRT-RTX"):
+        container_for(find_plans(Repository(tmp_path)))
+    put_plan(tmp_path / "other", "future", (99, 0, 0, 1))
+    with pytest.raises(RepositoryError, match=r"future/1: TensorRT 99\.0\.0\.1"):
+        container_for(find_plans(Repository(tmp_path / "other")))
