@@ -97,8 +97,6 @@ def build_config(
         _add_tensor(config.input.add(), tensor, batched=max_batch_size > 0)
     for tensor in artifact.outputs:
         _add_tensor(config.output.add(), tensor, batched=max_batch_size > 0)
-    if options.labels:
-        _labelled_output(config).label_filename = LABELS
     if max_batch_size > 0:
         config.dynamic_batching.preferred_batch_size.extend(options.preferred_batch_sizes)
         config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
@@ -112,6 +110,10 @@ def build_config(
         config.parameters[PARAMETER].string_value = image.to_json(tensor.name)
     if options.config:
         merge_config(config, read_config(options.config))
+    if options.labels and not any(output.label_filename for output in config.output):
+        _labelled_output(config).label_filename = LABELS
+    for group in config.instance_group:
+        group.count = group.count or 1  # what Triton makes of a group without count
     return config
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
 from repo_builder.compilers.base import Artifact
 from repo_builder.config.build import LABELS
 from repo_builder.config.proto import ModelConfig, messages
@@ -31,6 +35,8 @@ def check_config(config: ModelConfig, name: str, artifact: Artifact, labels: tup
         raise ConfigError(f"config asks for {served!r}; the artifact is of platform {artifact.platform!r}")
     if config.default_model_filename not in {"", artifact.filename}:
         raise ConfigError(f"default_model_filename {config.default_model_filename!r} is not {artifact.filename!r}")
+    if config.HasField("ensemble_scheduling"):
+        raise ConfigError("config has ensemble_scheduling, but the model is no ensemble", "drop it from --config")
     _check_batching(config, artifact)
     for role, tensors in (("input", artifact.inputs), ("output", artifact.outputs)):
         _check_tensors(config, role, tensors)
@@ -72,10 +78,21 @@ def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ..
         actual = tensor.dims[1:] if batched else tensor.dims
         if not actual and not batched:
             actual = (1,)  # how Triton writes a scalar without batching
+        if entry.HasField("reshape") and _elements(entry.dims) != _elements(entry.reshape.shape):
+            dims, shape = list(entry.dims), list(entry.reshape.shape)
+            raise ConfigError(
+                f"{role} {tensor.name!r}: {dims} can't be reshaped to {shape}", "both need the same number of elements"
+            )
         if stated != actual:
             raise ConfigError(
                 f"{role} {tensor.name!r} has dims {list(actual)} in the model, {list(stated)} in the config"
             )
+
+
+def _elements(dims: Iterable[int]) -> tuple[int, int]:
+    """The product of the fixed sizes, and how many are free."""
+    sizes = list(dims)
+    return math.prod(size for size in sizes if size >= 0), sum(size < 0 for size in sizes)
 
 
 def _check_instances(config: ModelConfig) -> None:
@@ -93,11 +110,21 @@ def _check_labels(config: ModelConfig, labels: tuple[str, ...] | None) -> None:
                 f"output {entry.name!r} names the label file {entry.label_filename!r}",
                 f"pass it with --labels; it becomes {LABELS}",
             )
-        classes = 1
-        for dim in entry.dims:
-            classes *= dim
-        if classes > 0 and classes != len(labels):
+        classes = math.prod(entry.dims)
+        if min(entry.dims) > 0 and classes != len(labels):
             raise ConfigError(
                 f"{len(labels)} labels for the {classes} classes of output {entry.name!r}",
                 "give --labels a file with one line for each class",
             )
+
+
+def check_files(config: ModelConfig, folder: Path) -> None:
+    """Refuse a warmup whose data files are not in ``folder``, the model's own, where Triton looks for them."""
+    for sample in config.model_warmup:
+        for name, entry in sample.inputs.items():
+            if entry.input_data_file and not (folder / "warmup" / entry.input_data_file).is_file():
+                raise ConfigError(
+                    f"model_warmup {sample.name!r} takes input {name!r} from a file that is not made: "
+                    f"{entry.input_data_file!r}",
+                    "drop model_warmup from --config, or use random_data or zero_data there",
+                )

@@ -57,10 +57,27 @@ def parse_config(text: str, where: str) -> ModelConfig:
 
 def read_config(path: Path) -> ModelConfig:
     """Read a config.pbtxt; raises ConfigError when it can't be read or parsed."""
+    return parse_config(_read_text(path), str(path))
+
+
+def stated_max_batch_size(path: Path) -> int | None:
+    """What a config.pbtxt says of max_batch_size, None if nothing: a message does not tell that from 0.
+
+    Raises:
+        ConfigError: the file can't be read or parsed.
+    """
+    from google.protobuf import text_format
+
+    read_config(path)
+    unset = -(2**31)
+    size = int(text_format.Merge(_read_text(path), new_config(max_batch_size=unset)).max_batch_size)
+    return None if size == unset else size
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+        raise ConfigError(f"{path} can't be read: {error.strerror}", "check the path and its permissions") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text") from None
-    return parse_config(text, str(path))
+        raise ConfigError(f"{path} is not UTF-8 text", "write it as text, like Triton's config.pbtxt") from None

@@ -69,4 +69,4 @@ def _rest(message: ModelConfig, known: list[str]) -> list[str]:
         if name in message.DESCRIPTOR.fields_by_name:
             others.ClearField(name)
     text: str = text_format.MessageToString(others, as_utf8=True, use_short_repeated_primitives=True)
-    return text.splitlines()
+    return text.rstrip("\n").split("\n") if text else []
