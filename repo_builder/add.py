@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Artifact, Progress, Target
 from repo_builder.config.build import LABELS, ServingOptions, Warmup, build_config, choose_max_batch_size
-from repo_builder.config.check import check_config
+from repo_builder.config.check import check_config, check_files
 from repo_builder.config.image import PARAMETER
-from repo_builder.config.proto import read_config
+from repo_builder.config.proto import stated_max_batch_size
 from repo_builder.config.render import render_config
-from repo_builder.errors import ConfigError, RepositoryError, UsageError
+from repo_builder.errors import ConfigError, ModelError, RepositoryError, UsageError
 from repo_builder.onnx_model import OnnxModel, read_model
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
 from repo_builder.passes.shapes import free_zero_axes, state_output_ranks
 from repo_builder.repository import CONFIG, MANIFEST, Repository, check_name, file_sha256
-from repo_builder.runtime import RunError, open_session
+from repo_builder.runtime import RunError, Session, open_session
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
 from repo_builder.verify import Reference, Tolerance, Verification, verify
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from repo_builder.runtime import Arrays
 
 MANIFEST_SCHEMA = 1
+
+RESERVED_NAMES = {CONFIG, MANIFEST, LABELS, "warmup", "model.onnx", "model.plan", "source.onnx", "candidate.onnx"}
+"""What external data may not be called, since other files of a version or of its making are."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,11 @@ class _Origin:
     @classmethod
     def read(cls, path: Path) -> _Origin:
         model = read_model(path)
-        external = {file.as_posix(): file_sha256(path.parent / file) for file in model.spec.external_files}
-        return cls(model, file_sha256(path), external)
+        try:
+            external = {file.as_posix(): file_sha256(path.parent / file) for file in model.spec.external_files}
+            return cls(model, file_sha256(path), external)
+        except OSError as error:
+            raise ModelError(f"{error.filename} can't be read: {error.strerror}", "check its permissions") from None
 
     def describe(self) -> dict[str, Any]:
         spec = self.model.spec
@@ -212,12 +218,19 @@ class _Build:
         warmup = self._plan_warmup()
         config = build_config(self.name, self.artifact, self.serving, self.max_batch_size, warmup)
         check_config(config, self.name, self.artifact, self.labels)
+        check_files(config, self.model_folder)
         self.config = config
         self._verify()
         self._write_model_files(render_config(config))
 
     def _copy_external_data(self) -> None:
         for file in self.model.spec.external_files:
+            if file.parts[0] in RESERVED_NAMES:
+                raise ModelError(
+                    f"{self.model.spec.path} keeps weights in {str(file)!r}, which is the name of another file in a "
+                    "model repository",
+                    "save the model again with another name for its external data",
+                )
             target = self.version_folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.model.spec.path.parent / file, target)
@@ -227,6 +240,7 @@ class _Build:
         self.model = self.model.with_graph(free_zero_axes(self.model.proto))
         wanted = self.build.batching and self.serving.max_batch_size != 0
         if not self.build.verify:
+            self._refuse_unknown_ranks()
             batching = static_batching(self.model)
         else:
             self.reference = self._open_reference()
@@ -239,22 +253,33 @@ class _Build:
                     self.reference = self.reference.without_batch_axis()
                 return batching
         if not wanted:
-            flag = "--max-batch-size 0" if self.build.batching else "--no-batching"
-            return Batching(False, f"{flag} was given", self.model.proto)
+            wish = "a max_batch_size of 0" if self.build.batching else "--no-batching"
+            return Batching(False, f"{wish} was asked for", self.model.proto)
         return batching
+
+    def _refuse_unknown_ranks(self) -> None:
+        for tensor in self.model.spec.outputs:
+            if tensor.shape is None:
+                raise ModelError(
+                    f"output {tensor.name!r} of {self.model.spec.path} states no shape; only running it would tell",
+                    "drop --no-verify, or export the model with output shapes",
+                )
 
     def _open_reference(self) -> Reference:
         self.progress("running the source under ONNX Runtime")
-        path = self.model.spec.path
+        session = self._open_source()
         sampler = Sampler(self.model.spec.inputs, self.build.samples, index_ranges(self.model.proto))
+        return Reference.open(self.model.spec, session, sampler)
+
+    def _open_source(self) -> Session:
         if not self.model.changed:
-            return Reference.open(self.model.spec, open_session(path), sampler)
+            return open_session(self.model.spec.path)
         import onnx
 
         candidate = self.version_folder / "source.onnx"  # sizes of 0 made free: ONNX Runtime refuses the file itself
         onnx.save(self.model.proto, candidate)
         try:
-            return Reference.open(self.model.spec, open_session(candidate), sampler)
+            return open_session(candidate)
         finally:
             candidate.unlink()
 
@@ -345,8 +370,8 @@ def _with_config(serving: ServingOptions) -> ServingOptions:
     """A max_batch_size in the user's pbtxt counts as asked for: everything else has to fit it."""
     if serving.config is None:
         return serving
-    size = read_config(serving.config).max_batch_size
-    return dataclasses.replace(serving, max_batch_size=size) if size else serving
+    size = stated_max_batch_size(serving.config)
+    return serving if size is None else dataclasses.replace(serving, max_batch_size=size)
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:
@@ -358,7 +383,7 @@ def _read_labels(path: Path) -> tuple[str, ...]:
         raise ConfigError(
             f"--labels {path} is not UTF-8 text", "one class a line, in the order of the output"
         ) from None
-    labels = tuple(line.strip() for line in text.splitlines())
+    labels = tuple(line.strip() for line in text.split("\n"))
     while labels and not labels[-1]:
         labels = labels[:-1]
     if not labels:
@@ -390,7 +415,8 @@ def _plain(value: Any) -> Any:
         try:
             return {"file": value.name, "sha256": file_sha256(value)}
         except OSError as error:
-            raise UsageError(f"{value} can't be read: {error.strerror}") from None
+            why = f"{value} can't be read: {error.strerror}"
+            raise UsageError(why, "check the path and its permissions") from None
     if isinstance(value, Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -35,10 +35,11 @@ def read_model(path: Path) -> OnnxModel:
     mean a free axis.
 
     Raises:
-        ModelError: not a file, not ONNX, truncated, an input or output of a type that Triton lacks, an unknown
-            operator, or external data that is missing or lies outside the model's folder.
+        ModelError: not a file, not ONNX, truncated, an input or output of a type that Triton lacks, an input of
+            unknown rank, an unknown operator, or external data that is missing or lies outside the model's folder.
     """
     proto = _parse(path)
+    _refuse_broken_text(path, proto)
     graph = proto.graph
     initialisers = {tensor.name for tensor in graph.initializer}
     initialisers |= {tensor.values.name for tensor in graph.sparse_initializer}
@@ -100,6 +101,11 @@ def _tensor_spec(value: onnx.ValueInfoProto, role: str, path: Path) -> TensorSpe
             )
         raise ModelError(f"{role} {value.name!r} of {path} has no known element type", _NOT_ONNX_HINT)
     shape = tuple(_axis(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
+    if shape is None and role == "input":
+        raise ModelError(
+            f"input {value.name!r} of {path} states no shape, and Triton must know the number of its axes",
+            "export the model with input shapes; any of their sizes may be free",
+        )
     return TensorSpec(value.name, dtype, shape)
 
 
@@ -107,6 +113,19 @@ def _axis(dim: onnx.TensorShapeProto.Dimension) -> Axis:
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value > 0 else None
     return dim.dim_param if dim.dim_param not in {"", "?"} else None
+
+
+def _refuse_broken_text(path: Path, proto: onnx.ModelProto) -> None:
+    """Protobuf hands out text that is not UTF-8 as bytes; names made of them fit neither a config nor a URL."""
+    for graph in _graphs(proto.graph):
+        texts = [tensor.name for tensor in graph.initializer]
+        for node in graph.node:
+            texts += [node.op_type, node.domain, node.name, *node.input, *node.output]
+        for value in (*graph.input, *graph.output):
+            texts += [value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim)]
+        broken = next((text for text in texts if not isinstance(text, str)), None)
+        if broken is not None:
+            raise ModelError(f"{path} has a name that is not UTF-8 text: {broken!r}", _NOT_ONNX_HINT)
 
 
 def _refuse_duplicate_names(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
@@ -151,7 +170,7 @@ def _refuse_unknown_operators(path: Path, proto: onnx.ModelProto) -> None:
                 and (node.domain, node.op_type) not in own
                 and not (onnx.defs.has(node.op_type, domain) or node.op_type in _RETIRED_OPERATORS)
             ):
-                unknown.setdefault(node.op_type, node.name or node.output[0])
+                unknown.setdefault(node.op_type, node.name or next(iter(node.output), ""))
     if unknown:
         listed = ", ".join(f"{operator} (node {node!r})" for operator, node in unknown.items())
         raise ModelError(
@@ -207,3 +226,22 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
             )
         found[relative] = None
     return tuple(found)
+
+
+def constant_integers(tensor: onnx.TensorProto) -> list[int]:
+    """The values of a constant of integers (a shape, a count), one after the other.
+
+    Empty when the tensor is of another type, keeps its values outside the file or is broken.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.data_type not in _INTEGERS:
+        return []
+    try:
+        return [int(number) for number in numpy_helper.to_array(tensor).ravel()]
+    except (ValueError, TypeError):
+        return []
+
+
+_INTEGERS = {DataType.INT32.onnx, DataType.INT64.onnx}

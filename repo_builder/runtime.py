@@ -83,7 +83,10 @@ def open_session(path: Path, *, threads: int = 0) -> Session:
     options.log_severity_level = 4  # what goes wrong is raised too
     options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Without fallback, since that prints to stdout and tries the same again.
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
         return Session(_specs(session.get_inputs()), _specs(session.get_outputs()), session)
     except ModelError:
         raise

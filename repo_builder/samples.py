@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from repo_builder.errors import UsageError
 from repo_builder.model import Axis, DataType, ModelSpec, TensorSpec
+from repo_builder.onnx_model import constant_integers
+from repo_builder.runtime import RunError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +25,9 @@ FREE_SIZES = ((224, 16), (64, 64), (32, 128), (512, 512), (1, 1))
 """Sizes to try for free axes that the user gave no shape for: (of inputs with four axes or more, of others).
 
 The first is a picture's usual side and a short sentence; the model decides which one it takes."""
+
+MOST_ELEMENTS = 2**28
+"""Of one input; more is a size that nobody meant, and would take gigabytes to fill with random numbers."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,19 @@ class Sampler:
                         f"{flag} {name}=...: the model has no input {name!r}",
                         "its inputs: " + ", ".join(sorted(names)),
                     )
+        for name, (low, high) in options.ranges.items():
+            _check_range(self._spec(name), low, high)
+        for name in options.files.keys() & options.shapes.keys():
+            raise UsageError(f"--shape {name}=...: --input {name}=... has its own shape", "drop one of the two")
         self._arrays = {name: _load(name, path, self._spec(name)) for name, path in options.files.items()}
         self._symbols = self._known_symbols()
 
     def sample(self, row: int, free_sizes: tuple[int, int], *, batch_axis: bool) -> Arrays:
-        """Row number ``row``: with ``batch_axis`` each array's first axis is 1, else it is like any other."""
+        """Row number ``row``: with ``batch_axis`` each array's first axis is 1, else it is like any other.
+
+        Raises:
+            RunError: an input would be too large to be made.
+        """
         return {spec.name: self._array(spec, row, free_sizes, batch_axis=batch_axis) for spec in self.inputs}
 
     def _spec(self, name: str) -> TensorSpec:
@@ -86,9 +100,7 @@ class Sampler:
     def _given_shape(self, spec: TensorSpec) -> tuple[int, ...] | None:
         shape: tuple[int, ...] | None = self._options.shapes.get(spec.name)
         if shape is None and spec.name in self._arrays:
-            array = self._arrays[spec.name]
-            rank = len(spec.shape) if spec.shape is not None else array.ndim
-            shape = array.shape if array.ndim == rank else (1, *array.shape)
+            shape = self._arrays[spec.name].shape
         if shape is not None and spec.shape is not None and not _fits(shape, spec.shape):
             raise UsageError(
                 f"shape {'x'.join(map(str, shape))} does not fit input {spec}",
@@ -101,8 +113,6 @@ class Sampler:
             array = self._arrays[spec.name]
             if not batch_axis:
                 return array
-            if spec.shape is None or array.ndim < len(spec.shape):
-                return array[None]
             start = row % max(len(array), 1)
             return array[start : start + 1]
         given = self._given_shape(spec)
@@ -110,6 +120,8 @@ class Sampler:
         shape = list(given or (self._size(axis, free) for axis in spec.shape or ()))
         if batch_axis and shape:
             shape[0] = 1
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise RunError(f"input {spec.name!r} of shape {shape} has {math.prod(shape)} elements")
         return self._random(spec, tuple(shape), row)
 
     def _size(self, axis: Axis, free: int) -> int:
@@ -131,24 +143,23 @@ class Sampler:
             return np.asarray(values).astype(dtype)
         if low is None or high is None:
             low, high = self._integer_range(spec)
-        return np.asarray(rng.integers(int(low), int(high), shape, endpoint=True)).astype(dtype)
+        first, last = math.ceil(low), math.floor(high)
+        return np.asarray(rng.integers(first, last, shape, dtype=np.dtype(spec.dtype.numpy), endpoint=True))
 
     def _integer_range(self, spec: TensorSpec) -> tuple[int, int]:
         """The whole range of 8-bit types (pictures, quantised values), valid indices for others, else 0 and 1."""
+        limits = _integer_limits(spec.dtype)
         if spec.name in self._index_ranges:
-            return 0, self._index_ranges[spec.name] - 1
-        if spec.dtype in {DataType.UINT8, DataType.INT8}:
-            import numpy as np
-
-            limits = np.iinfo(spec.dtype.numpy)
-            return int(limits.min), int(limits.max)
-        return 0, 1
+            return 0, min(self._index_ranges[spec.name] - 1, limits[1])
+        return limits if spec.dtype in {DataType.UINT8, DataType.INT8} else (0, 1)
 
 
 def index_ranges(proto: onnx.ModelProto) -> dict[str, int]:
-    """Inputs that are indices (of Gather into weights, of OneHot; a Cast between or not), and how many there are."""
+    """Inputs that are indices (of Gather into weights, of OneHot; a Cast between or not), and how many there are.
+
+    ``proto`` is a model that ONNX Runtime has loaded: its nodes have the inputs they should.
+    """
     import onnx
-    from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     origin = {value.name: value.name for value in proto.graph.input}
@@ -163,8 +174,8 @@ def index_ranges(proto: onnx.ModelProto) -> dict[str, int]:
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
             index, size = node.input[1], constants[node.input[0]].dims[axis]
         elif node.op_type == "OneHot" and node.input[1] in constants:
-            index, size = node.input[0], int(numpy_helper.to_array(constants[node.input[1]]).reshape(-1)[0])
-        if size and index in origin:
+            index, size = node.input[0], next(iter(constant_integers(constants[node.input[1]])), None)
+        if size is not None and size > 0 and index in origin:
             found[origin[index]] = min(size, found.get(origin[index], size))
     return found
 
@@ -186,9 +197,41 @@ def _example_shape(spec: TensorSpec) -> str:
     return f"{spec.name}={'x'.join(map(str, sizes))}"
 
 
+def _check_range(spec: TensorSpec, low: float, high: float) -> None:
+    """Raise UsageError unless random values of the input's type can lie between ``low`` and ``high``."""
+    import numpy as np
+
+    start = f"--input-range {spec.name}={low}:{high}: "
+    if spec.dtype is DataType.STRING:
+        raise UsageError(f"{start}input {spec.name!r} is text", f"give its text: --input {spec.name}=FILE.npy")
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise UsageError(f"{start}no value lies between these", "the lower of two numbers first, as in ids=0:30521")
+    least: float
+    most: float
+    if spec.dtype.is_float:
+        widest = "float32" if spec.dtype is DataType.BF16 else spec.dtype.numpy
+        most = float(np.finfo(widest).max) / 2  # the distance of two bounds has to be a number too
+        least = -most
+    else:
+        least, most = _integer_limits(spec.dtype)
+    if low < least or high > most:
+        raise UsageError(f"{start}values of type {spec.dtype.value} do not go so far", f"{least} to {most}")
+    if not spec.dtype.is_float and math.ceil(low) > math.floor(high):
+        raise UsageError(f"{start}no whole number lies between these", f"input {spec.name!r} is {spec.dtype.value}")
+
+
+def _integer_limits(dtype: DataType) -> tuple[int, int]:
+    import numpy as np
+
+    if dtype is DataType.BOOL:
+        return 0, 1
+    limits = np.iinfo(dtype.numpy)
+    return int(limits.min), int(limits.max)
+
+
 def _fits(shape: tuple[int, ...], axes: tuple[Axis, ...]) -> bool:
     return len(shape) == len(axes) and all(
-        size == axis or not isinstance(axis, int) or (index == 0 and axis == 1)
+        size == axis or (size >= 0 and not isinstance(axis, int)) or (index == 0 and axis == 1)
         for index, (size, axis) in enumerate(zip(shape, axes, strict=True))
     )
 
@@ -207,14 +250,26 @@ def _load(name: str, path: Path, spec: TensorSpec) -> npt.NDArray[np.generic]:
         ) from None
     if not isinstance(array, np.ndarray):
         raise UsageError(f"--input {name}={path} is an archive of arrays", "save the one array with numpy.save")
-    if spec.dtype is DataType.STRING:
-        return array.astype(str).astype(object)
-    if array.dtype != spec.dtype.numpy_dtype():
-        raise UsageError(
-            f"--input {name}={path} holds {array.dtype}; input {name!r} is {spec.dtype.value}",
-            f"save it with .astype({spec.dtype.numpy!r})",
-        )
+    array = _as_type(array, spec, f"--input {name}={path}")
     rank = len(spec.shape) if spec.shape is not None else array.ndim
     if array.ndim not in {rank, rank - 1}:
         raise UsageError(f"--input {name}={path} has {array.ndim} axes; input {spec} has {rank}")
+    return array if array.ndim == rank else array[None]
+
+
+def _as_type(array: npt.NDArray[Any], spec: TensorSpec, given: str) -> npt.NDArray[Any]:
+    """What ``numpy.load`` read as the type it stands for: .npy files know neither text in UTF-8 nor bfloat16."""
+    import numpy as np
+
+    dtype = spec.dtype.numpy_dtype()
+    if spec.dtype is DataType.STRING:
+        try:
+            return (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)).astype(object)
+        except UnicodeDecodeError:
+            raise UsageError(f"{given} holds bytes that are not UTF-8 text") from None
+    if spec.dtype is DataType.BF16 and array.dtype == np.dtype("V2"):
+        return array.view(dtype)
+    if array.dtype != dtype:
+        hint = f"save it with .astype({spec.dtype.numpy!r})"
+        raise UsageError(f"{given} holds {array.dtype}; input {spec.name!r} is {spec.dtype.value}", hint)
     return array

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from repo_builder.errors import ModelError, VerificationError
+from repo_builder.errors import ModelError, UsageError, VerificationError
 from repo_builder.model import DataType, ModelSpec
 from repo_builder.runtime import RunError, Session
 from repo_builder.samples import FREE_SIZES, Sampler, flags_for
@@ -22,6 +23,9 @@ Runner = Callable[["Arrays"], "Arrays"]
 DISTINCT_ROWS = 8
 """A verification batch repeats this many different rows, so that a batch of 128 costs eight reference runs."""
 
+MOST_ROWS, MOST_BYTES = 2**20, 2**31
+"""Of a verification batch, its outputs included; Triton takes requests of up to 2 GiB."""
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -34,6 +38,11 @@ class Tolerance:
     rtol: float = 1e-3
     atol: float | None = None
     scale: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--rtol", self.rtol), ("--atol", self.atol)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"{flag} {value} is not a tolerance", "a number of 0 or more")
 
     def for_type(self, dtype: DataType) -> Tolerance:
         """Looser where the output's own type has fewer digits: FP16 has 11 bits of them, BF16 8."""
@@ -86,8 +95,8 @@ class Reference:
         self._spec = spec
         self._sampler = sampler
         self._sizes, first = self._find_sizes()
-        self._rows = {0: first}
-        self._refuse_nan_and_chance()
+        self._rows = {0: self._without_nan(first)}
+        self._refuse_chance()
 
     @classmethod
     def open(cls, spec: ModelSpec, session: Session, sampler: Sampler) -> Reference:
@@ -105,7 +114,7 @@ class Reference:
         """Inputs and expected outputs of row ``number``; raises ModelError when the source fails on it."""
         if number not in self._rows:
             try:
-                self._rows[number] = self._run(number, self._sizes)
+                self._rows[number] = self._without_nan(self._run(number, self._sizes))
             except RunError as error:
                 raise self._failure(str(error)) from None
         return self._rows[number]
@@ -114,10 +123,22 @@ class Reference:
         """``size`` rows stacked along the first axis, and the stack of what each gives alone.
 
         Raises:
-            ValueError: an output is a scalar, or shapes other than the first axis differ from row to row.
+            ModelError: the source fails on a row.
+            VerificationError: the batch would be too large, or outputs of single rows do not fit together.
         """
+        bytes_of_batch = size * sum(array.nbytes for arrays in self.row(0) for array in arrays.values())
+        if size > MOST_ROWS or bytes_of_batch > MOST_BYTES:
+            raise VerificationError(
+                f"a batch of {size} is too large to be verified: {bytes_of_batch / 1e9:.3g} GB of inputs and outputs",
+                "choose a smaller --max-batch-size",
+            )
         rows = [self.row(number % DISTINCT_ROWS) for number in range(size)]
-        return _stack([inputs for inputs, _ in rows]), _stack([outputs for _, outputs in rows])
+        try:
+            return _stack([inputs for inputs, _ in rows]), _stack([outputs for _, outputs in rows])
+        except ValueError as error:
+            raise VerificationError(
+                f"the outputs of single rows do not make a batch: {error}", "serve it as it is: --no-batching"
+            ) from None
 
     def _find_sizes(self) -> tuple[tuple[int, int], tuple[Arrays, Arrays]]:
         """The first sizes for free axes with which the source runs, and its row 0 then."""
@@ -139,17 +160,21 @@ class Reference:
             f"give its inputs meaning: {flags_for(self._spec)}",
         )
 
-    def _refuse_nan_and_chance(self) -> None:
+    def _without_nan(self, row: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
         import numpy as np
 
-        inputs, outputs = self.row(0)
-        again = self.session.run(inputs)
-        for name, expected in outputs.items():
-            if expected.dtype.kind == "f" and np.isnan(expected).any():
+        for name, expected in row[1].items():
+            if _is_float(expected) and np.isnan(expected).any():
                 raise ModelError(
                     f"output {name!r} of {self._spec.path} is NaN under ONNX Runtime on random inputs",
                     f"give its inputs meaning: {flags_for(self._spec)}",
                 )
+        return row
+
+    def _refuse_chance(self) -> None:
+        outputs = self.row(0)[1]
+        again = self._run(0, self._sizes)[1]
+        for name, expected in outputs.items():
             if again[name].shape != expected.shape or compare(name, again[name], expected, Tolerance()).mismatched:
                 raise ModelError(
                     f"output {name!r} of {self._spec.path} differs from run to run on the same inputs",
@@ -207,7 +232,7 @@ def compare(name: str, actual: npt.NDArray[Any], expected: npt.NDArray[Any], tol
     """Compare two arrays of one shape.  Strings, booleans and integers agree when they are equal."""
     import numpy as np
 
-    if expected.dtype.kind not in "fV" and expected.dtype.name != "bfloat16":
+    if not _is_float(expected):
         different = int(np.count_nonzero(actual != expected))
         gap = 0.0
         if different and expected.dtype.kind in "iu":
@@ -219,12 +244,18 @@ def compare(name: str, actual: npt.NDArray[Any], expected: npt.NDArray[Any], tol
     finite = np.isfinite(want) & np.isfinite(got)
     largest = float(np.abs(want[finite]).max(initial=0.0))
     atol = limits.scale * largest if limits.atol is None else limits.atol
-    error = np.where(finite, np.abs(np.subtract(got, want, where=finite, out=np.zeros_like(want))), np.inf)
+    with np.errstate(over="ignore"):  # doubles as far apart as doubles go
+        error = np.where(finite, np.abs(np.subtract(got, want, where=finite, out=np.zeros_like(want))), np.inf)
     error[~finite & ((got == want) | (np.isnan(got) & np.isnan(want)))] = 0.0
     mismatched = int(np.count_nonzero(error > atol + limits.rtol * np.where(finite, np.abs(want), 0.0)))
     sizeable = finite & (np.abs(want) > 1e-3 * largest)
-    relative = float((error[sizeable] / np.abs(want[sizeable])).max(initial=0.0))
+    with np.errstate(over="ignore"):
+        relative = float((error[sizeable] / np.abs(want[sizeable])).max(initial=0.0))
     return OutputReport(name, float(error.max(initial=0.0)), relative, mismatched, expected.size)
+
+
+def _is_float(array: npt.NDArray[Any]) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 def _worse(one: OutputReport | None, other: OutputReport) -> OutputReport:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repo_builder.errors import ModelError, VerificationError
-from repo_builder.onnx_model import OnnxModel
+from repo_builder.onnx_model import OnnxModel, constant_integers
 from repo_builder.runtime import Session, open_session
 from repo_builder.verify import Reference, Tolerance, verify
 
@@ -41,10 +41,14 @@ def plan_batching(model: OnnxModel, reference: Reference, tolerance: Tolerance, 
         reference: ONNX Runtime on the source, as :meth:`Reference.open` gave it.
         tolerance: how close two rows together must come to each row alone.
         folder: holds the model's external data; a candidate is written there for a moment.
+
+    Raises:
+        ModelError: the source does not run on the second row of its inputs.
     """
-    obstacle = _obstacle(model, reference)
+    obstacle = _obstacle_of_inputs(model, reference) or _obstacle_of_outputs(reference)
     if obstacle:
         return Batching(False, obstacle, model.proto)
+    reference.row(1)
     fixed = any(tensor.dims[0] == 1 for tensor in model.spec.inputs)
     proto = with_dynamic_batch(model.proto) if fixed or _outputs_need_batch(reference) else model.proto
     fault = _fault_of_two_rows(model, proto, reference, tolerance, folder)
@@ -65,7 +69,7 @@ def static_batching(model: OnnxModel) -> Batching:
     return Batching(True, "the first axis of every input and output is free (not checked by running it)", model.proto)
 
 
-def _obstacle(model: OnnxModel, reference: Reference) -> str | None:
+def _obstacle_of_inputs(model: OnnxModel, reference: Reference) -> str | None:
     """Why the inputs rule a batch axis out, if they do."""
     if not model.spec.inputs:
         return "it has no inputs"
@@ -80,9 +84,16 @@ def _obstacle(model: OnnxModel, reference: Reference) -> str | None:
             return f"the first axis of input {tensor} is tied to another axis of it"
     if not reference.batch_axis:
         return "it does not run with 1 in the first axis of every input"
+    return None
+
+
+def _obstacle_of_outputs(reference: Reference) -> str | None:
+    """Why what one row gives is no row of a batch, if so."""
     for name, array in reference.row(0)[1].items():
         if not array.ndim:
             return f"output {name!r} is a scalar, without a batch axis"
+        if array.shape[0] != 1:
+            return f"output {name!r} has {array.shape[0]} in its first axis for one row of the inputs"
     return None
 
 
@@ -100,7 +111,7 @@ def _fault_of_two_rows(
         verify(session.run, reference, (2,), tolerance, seed=0)
     except VerificationError as error:
         return error.message.replace("what ONNX Runtime computes from the source", "what each row alone gives")
-    except (ModelError, ValueError) as error:
+    except ModelError as error:
         return str(error)
     return None
 
@@ -142,14 +153,11 @@ def _free_reshapes(graph: onnx.GraphProto) -> None:
     import numpy as np
     from onnx import numpy_helper
 
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    constants |= {
-        node.output[0]: attribute.t
-        for node in graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
+    constants = {tensor.name: constant_integers(tensor) for tensor in graph.initializer if len(tensor.dims) == 1}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute:
+            value = node.attribute[0]
+            constants[node.output[0]] = constant_integers(value.t) or list(value.ints)
     for node in graph.node:
         if node.op_type != "Reshape":
             continue
@@ -157,10 +165,9 @@ def _free_reshapes(graph: onnx.GraphProto) -> None:
         if old_style is not None:
             old_style.ints[:] = _free_target(list(old_style.ints))
         elif len(node.input) > 1 and node.input[1] in constants:
-            tensor = constants[node.input[1]]
-            target = numpy_helper.to_array(tensor)
-            freed = _free_target(target.tolist())
-            if freed != target.tolist():
+            target = constants[node.input[1]]
+            freed = _free_target(target)
+            if freed != target:
                 name = f"{node.input[1]}_{BATCH_SYMBOL}_{node.output[0]}"
                 graph.initializer.append(numpy_helper.from_array(np.array(freed, np.int64), name))
                 node.input[1] = name

@@ -1,0 +1,150 @@
+"""Small ONNX files, each with one property that the tests are about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from repo_builder.model import DataType
+
+Shape = Sequence[int | str | None] | None
+"""Sizes, symbols and, for axes without either, None; None in place of a shape when even the rank is not stated."""
+
+Tensors = Mapping[str, tuple[DataType, Shape]]
+Constants = Mapping[str, npt.NDArray[Any]]
+
+FP32, INT64, STRING = DataType.FP32, DataType.INT64, DataType.STRING
+
+
+def node(operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> NodeProto:
+    return helper.make_node(operator, inputs, outputs, **attributes)
+
+
+def value(name: str, dtype: DataType | int, shape: Shape) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype.onnx if isinstance(dtype, DataType) else dtype, shape)
+
+
+def model(
+    nodes: Sequence[NodeProto],
+    inputs: Tensors,
+    outputs: Tensors,
+    constants: Constants | None = None,
+    *,
+    opset: int = 17,
+    ir_version: int = 8,
+    domains: Mapping[str, int] | None = None,
+    functions: Sequence[onnx.FunctionProto] = (),
+) -> onnx.ModelProto:
+    """A model whose initialisers are ``constants``; below ir_version 4 they are listed as inputs too, as the rule was."""
+    tensors = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
+    stated = [value(name, *spec) for name, spec in inputs.items()]
+    if ir_version < 4:
+        stated += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in tensors]
+    graph = helper.make_graph(nodes, "graph", stated, [value(name, *spec) for name, spec in outputs.items()], tensors)
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(*entry) for entry in (domains or {}).items())]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, functions=functions)
+
+
+def save(proto: onnx.ModelProto, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def weights(*shape: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def linear(batch: int | str | None = "batch", classes: int = 3) -> onnx.ModelProto:
+    """``y = x W``, four features in."""
+    return model(
+        [node("MatMul", ["x", "W"], ["y"])],
+        {"x": (FP32, [batch, 4])},
+        {"y": (FP32, [batch, classes])},
+        {"W": weights(4, classes)},
+    )
+
+
+def identity(dtype: DataType, shape: Shape = ("batch", 3), output: Shape = ("batch", 3)) -> onnx.ModelProto:
+    return model([node("Identity", ["x"], ["y"])], {"x": (dtype, shape)}, {"y": (dtype, output)})
+
+
+def mean_over_rows() -> onnx.ModelProto:
+    """Every row's answer depends on the other rows."""
+    return model(
+        [node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1), node("Sub", ["x", "mean"], ["y"])],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+    )
+
+
+def picture(
+    height: int | str = 8, width: int | str = 8, *, layout: str = "NCHW", channels: int = 3, classes: int = 5
+) -> onnx.ModelProto:
+    """A classifier of pictures: the mean colour times weights."""
+    shape = ["batch", channels, height, width] if layout == "NCHW" else ["batch", height, width, channels]
+    axes = [2, 3] if layout == "NCHW" else [1, 2]
+    return model(
+        [
+            node("ReduceMean", ["image"], ["colour"], axes=axes, keepdims=0),
+            node("MatMul", ["colour", "W"], ["scores"]),
+        ],
+        {"image": (FP32, shape)},
+        {"scores": (FP32, ["batch", classes])},
+        {"W": weights(channels, classes)},
+    )
+
+
+def two_outputs() -> onnx.ModelProto:
+    """Scores and features, both of floating point."""
+    return model(
+        [node("MatMul", ["x", "W"], ["scores"]), node("Relu", ["x"], ["features"])],
+        {"x": (FP32, ["batch", 4])},
+        {"scores": (FP32, ["batch", 3]), "features": (FP32, ["batch", 4])},
+        {"W": weights(4, 3)},
+    )
+
+
+def random_numbers() -> onnx.ModelProto:
+    return model(
+        [node("RandomNormalLike", ["x"], ["noise"]), node("Add", ["x", "noise"], ["y"])],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+    )
+
+
+def not_a_number() -> onnx.ModelProto:
+    """The square root of random numbers, half of them negative."""
+    return model(
+        [node("Sqrt", ["x"], ["y"])],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+    )
+
+
+def lookup(rows: int = 10) -> onnx.ModelProto:
+    """``table[ids * 100]``: random ids are out of range, and nothing in the file says which are not."""
+    return model(
+        [node("Mul", ["ids", "hundred"], ["scaled"]), node("Gather", ["table", "scaled"], ["y"])],
+        {"ids": (INT64, ["batch", 2])},
+        {"y": (FP32, ["batch", 2, 3])},
+        {"hundred": np.array(100, np.int64), "table": weights(rows, 3)},
+    )
+
+
+def with_external_data(folder: Path, location: str, *, name: str = "net.onnx") -> Path:
+    """:func:`linear` whose weights are in ``location``, as the file says; they are written to ``folder``/weights.bin."""
+    proto = linear()
+    tensor = proto.graph.initializer[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return save(proto, folder / name)
