@@ -205,6 +205,8 @@ class Client:
             message = str(json.loads(response.body)["error"])
         except (ValueError, KeyError, TypeError):
             return self._not_triton(response)
+        if (response.status, message) == (404, "Not Found"):  # of a path, as web servers say, not of a model
+            return self._not_triton(response)
         rejected = InferenceRejected(_one_line(message.removeprefix("[request id: <id_unknown>] ")))
         if not model:
             return rejected

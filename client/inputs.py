@@ -71,8 +71,13 @@ def read_arrays(model: ModelMetadata, files: Mapping[str, str]) -> dict[str, Arr
 
 
 def with_batch_axis(model: ModelMetadata, tensor: TensorMetadata, array: Array) -> Array:
-    """``array`` as on the wire: one item becomes a batch of one; anything else is left to the check."""
+    """``array`` as on the wire: one item becomes a batch of one; anything else is left to the check.
+
+    A scalar, whose config must say ``dims: [1]``, may be given as one too, and a batch of them as a list.
+    """
     wanted = model.full_shape(tensor)
+    if tensor.shape == (1,) and array.ndim < len(wanted):
+        return array.reshape(-1, 1) if model.batched else array.reshape(-1)
     missing = array.ndim == len(wanted) - 1 and (model.batched or wanted[0] in {1, -1})
     return array[np.newaxis] if missing else array
 

@@ -1,0 +1,538 @@
+"""``python -m client.infer`` and ``client.Client`` against the real tritonserver."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+import repo_builder
+from client import Client, InferenceRejected, InputError, ModelNotReady, UnknownModel
+from client.image import ImageSpec, load_image
+from repo_builder.servers.base import Server
+from tests.client.fakes import fake_server
+
+LABELS = ("red", "green", 'blue: a "primary"', "yellow", "cyan", "grey")
+COLORS = {"red.png": (250, 10, 10), "green.jpg": (10, 250, 10), "sub/yellow.gif": (250, 250, 10)}
+WEIGHTS = np.array([[8, -4, -4], [-4, 8, -4], [-4, -4, 8], [3, 3, -6], [-6, 3, 3], [0, 0, 0]], np.float32).T
+SPEC = {"input": "image", "resize": 8, "crop": [8, 8], "scale": 1 / 255}
+
+
+def tensor(kind: str, name: str, datatype: str, dims: Sequence[int], extra: str = "") -> str:
+    return f"{kind} [{{ name: {json.dumps(name)} data_type: TYPE_{datatype} dims: {list(dims)} {extra} }}]\n"
+
+
+def add(
+    repository: Path,
+    name: str,
+    max_batch_size: int,
+    config: str,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: dict[str, tuple[int, Sequence[int | str]]],
+    outputs: dict[str, tuple[int, Sequence[int | str]]],
+    constants: Sequence[onnx.TensorProto] = (),
+) -> None:
+    """Write one model with a config.pbtxt by hand, as a stranger would."""
+    takes = [helper.make_tensor_value_info(name, *type_shape) for name, type_shape in inputs.items()]
+    gives = [helper.make_tensor_value_info(name, *type_shape) for name, type_shape in outputs.items()]
+    graph = helper.make_graph(nodes, "graph", takes, gives, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    folder = repository / name / "1"
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / "model.onnx")
+    head = f'name: "{name}"\nplatform: "onnxruntime_onnx"\nmax_batch_size: {max_batch_size}\n'
+    (repository / name / "config.pbtxt").write_text(head + config)
+
+
+def add_colors(
+    repository: Path,
+    name: str,
+    *,
+    max_batch_size: int = 4,
+    layout: str = "NCHW",
+    datatype: str = "FP32",
+    output: str = "FP32",
+    labels: bool = True,
+) -> None:
+    """A classifier of flat colors: the mean of each channel, a linear layer, softmax."""
+    types = {"FP32": TensorProto.FLOAT, "FP16": TensorProto.FLOAT16, "UINT8": TensorProto.UINT8}
+    item = [3, 8, 8] if layout == "NCHW" else [8, 8, 3]
+    batch: list[int | str] = ["N"] if max_batch_size else [1]
+    dims = item if max_batch_size else [1, *item]
+    spec = SPEC | {"layout": layout} | ({"scale": 1.0} if datatype == "UINT8" else {})
+    scale = 1 / 255 if datatype == "UINT8" else 1.0
+    axes = [2, 3] if layout == "NCHW" else [1, 2]
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["mean"], axes=axes, keepdims=0),
+        helper.make_node("Gemm", ["mean", "weights"], ["logits"], alpha=scale),
+        helper.make_node("Softmax", ["logits"], ["float_scores"]),
+        helper.make_node("Cast", ["float_scores"], ["scores"], to=types[output]),
+    ]
+    preprocessing = json.dumps(json.dumps(spec))
+    config = (
+        tensor("input", "image", datatype, dims)
+        + tensor(
+            "output",
+            "scores",
+            output,
+            [6] if max_batch_size else [1, 6],
+            'label_filename: "labels.txt"' if labels else "",
+        )
+        + f'parameters {{ key: "image_preprocessing" value {{ string_value: {preprocessing} }} }}\n'
+    )
+    add(
+        repository, name, max_batch_size, config, nodes,
+        {"image": (types[datatype], [*batch, *item])}, {"scores": (types[output], [*batch, 6])},
+        [numpy_helper.from_array(WEIGHTS, "weights")],
+    )  # fmt: skip
+    if labels:
+        (repository / name / "labels.txt").write_text("\n".join(LABELS) + "\n")
+
+
+def write_repository(repository: Path) -> None:
+    add_colors(repository, "colors")
+    add_colors(repository, "colors_fp16", output="FP16")
+    add_colors(repository, "colors_single", max_batch_size=0)
+    add_colors(repository, "colors_uint8", layout="NHWC", datatype="UINT8", labels=False)
+    preprocessing = json.dumps(json.dumps(SPEC))
+    add(
+        repository, "picture_to_picture", 4,
+        tensor("input", "image", "FP32", [3, 8, 8]) + tensor("output", "../../mask:0", "FP32", [3, 8, 8])
+        + f'parameters {{ key: "image_preprocessing" value {{ string_value: {preprocessing} }} }}\n',
+        [helper.make_node("Neg", ["image"], ["../../mask:0"])],
+        {"image": (TensorProto.FLOAT, ["N", 3, 8, 8])}, {"../../mask:0": (TensorProto.FLOAT, ["N", 3, 8, 8])},
+    )  # fmt: skip
+    add(
+        repository, "two_inputs", 4,
+        tensor("input", "a", "FP32", [4]) + tensor("input", "n", "INT64", [-1])
+        + tensor("output", "a2", "FP32", [4]) + tensor("output", "n2", "INT64", [-1]),
+        [helper.make_node("Add", ["a", "a"], ["a2"]), helper.make_node("Add", ["n", "n"], ["n2"])],
+        {"a": (TensorProto.FLOAT, ["N", 4]), "n": (TensorProto.INT64, ["N", "M"])},
+        {"a2": (TensorProto.FLOAT, ["N", 4]), "n2": (TensorProto.INT64, ["N", "M"])},
+    )  # fmt: skip
+    add(
+        repository, "text", 4,
+        tensor("input", "text", "STRING", [-1]) + tensor("input", "flag", "BOOL", [2])
+        + tensor("output", "same", "STRING", [-1]) + tensor("output", "opposite", "BOOL", [2]),
+        [helper.make_node("Identity", ["text"], ["same"]), helper.make_node("Not", ["flag"], ["opposite"])],
+        {"text": (TensorProto.STRING, ["N", "M"]), "flag": (TensorProto.BOOL, ["N", 2])},
+        {"same": (TensorProto.STRING, ["N", "M"]), "opposite": (TensorProto.BOOL, ["N", 2])},
+    )  # fmt: skip
+    add(
+        repository, "lookup", 0,
+        tensor("input", "index", "INT64", [-1]) + tensor("output", "row", "FP32", [-1, 2]),
+        [helper.make_node("Gather", ["table", "index"], ["row"])],
+        {"index": (TensorProto.INT64, ["N"])}, {"row": (TensorProto.FLOAT, ["N", 2])},
+        [numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "table")],
+    )  # fmt: skip
+    (repository / "broken" / "1").mkdir(parents=True)
+    (repository / "broken" / "1" / "model.onnx").write_bytes(b"no model")
+    (repository / "broken" / "config.pbtxt").write_text(
+        'name: "broken"\nplatform: "onnxruntime_onnx"\nmax_batch_size: 0\n'
+        + tensor("input", "x", "FP32", [1]) + tensor("output", "y", "FP32", [1])
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("infer") / "models"
+    write_repository(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Server]:
+    with repo_builder.serve(repository) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, color in COLORS.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), color).save(folder / name)
+    return folder
+
+
+def environment(server: Server | None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in {"TRITON_URL", "NO_COLOR", "COLUMNS"}}
+    return kept | ({"TRITON_URL": server.url} if server else {})
+
+
+def infer(server: Server | None, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "client.infer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(server), check=False)
+
+
+def infer_json(server: Server, *arguments: object) -> dict[str, Any]:
+    done = infer(server, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line of an error; a hint may follow, a traceback may not."""
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line and not line.startswith("model ")]
+    assert lines[0].startswith("error: ")
+    assert all(line.startswith("hint: ") for line in lines[1:])
+    return done.stderr
+
+
+class TestClassify:
+    def test_without_any_flag_where_one_model_is_served(self, repository: Path, pictures: Path) -> None:
+        with repo_builder.serve(repository, models=["colors"]) as alone:
+            done = infer(alone, pictures / "red.png")
+            assert done.returncode == 0, done.stderr
+            assert done.stderr == f"model colors, version 1, at {alone.url}\n"
+            title, header, best, *rest = done.stdout.splitlines()
+            assert title == str(pictures / "red.png")
+            assert header.split() == ["score", "class", "label"]
+            assert best.split()[1:] == ["0", "red"]
+            stages = [line.split("  ")[0].strip() for line in rest if line.startswith("  ")]
+            assert {"preprocess", "request", "postprocess"} <= {line.split()[0] for line in rest if line.strip()}
+            assert stages
+            with Client(alone.url) as triton:
+                assert triton.ready()
+                assert triton.default_model() == "colors"
+
+    def test_several_models_are_listed(self, server: Server, pictures: Path) -> None:
+        error = refused(infer(server, pictures / "red.png"), 2)
+        assert "several models: colors, colors_fp16, colors_single, colors_uint8, lookup" in error
+        assert "hint: choose with --model NAME" in error
+
+    @pytest.mark.parametrize("model", ["colors", "colors@1", "colors_fp16", "colors_single", "colors_uint8"])
+    def test_every_way_to_the_classes_gives_the_same(self, server: Server, pictures: Path, model: str) -> None:
+        document = infer_json(server, pictures, "--model", model, "--top", 3)
+        assert document["version"] == "1"
+        best = {}
+        for result in document["results"]:
+            assert len(result["classes"]) == 3
+            scores = [entry["score"] for entry in result["classes"]]
+            assert scores == sorted(scores, reverse=True)
+            best[Path(result["file"]).name] = result["classes"][0]
+        assert {name: entry["index"] for name, entry in best.items()} == {"red.png": 0, "green.jpg": 1, "yellow.gif": 3}
+        labelled = model in {"colors", "colors@1", "colors_single"}
+        assert best["yellow.gif"]["label"] == ("yellow" if labelled else None)
+
+    def test_scores_are_those_of_the_network(self, server: Server, pictures: Path) -> None:
+        with Client(server.url) as triton:
+            ((*classes,),) = triton.classify(pictures / "green.jpg", "colors", top=6)
+        mean = load_image(pictures / "green.jpg", ImageSpec.from_json(json.dumps(SPEC))).mean(axis=(1, 2))
+        logits = mean @ WEIGHTS
+        expected = np.exp(logits) / np.exp(logits).sum()
+        for entry in classes:
+            assert entry.score == pytest.approx(expected[entry.index], abs=2e-6)  # the server writes 6 decimals
+            assert entry.label == LABELS[entry.index]
+
+    def test_batches(self, server: Server, pictures: Path) -> None:
+        many = [pictures / "red.png", pictures / "green.jpg"] * 5
+        with Client(server.url) as triton:
+            for flags, requests in (((), 3), (("--batch", 3), 4), (("--batch", 1), 10), (("--batch", 99), 3)):
+                before = triton.statistics("colors", "1")
+                document = infer_json(server, *many, "--model", "colors", *flags)
+                window = triton.statistics("colors", "1") - before
+                assert (window.requests, window.inferences) == (requests, 10)
+                assert document["latency"]["requests"] == requests
+                assert [r["classes"][0]["label"] for r in document["results"]] == ["red", "green"] * 5
+
+    def test_bad_files_do_not_spoil_the_good_ones(self, server: Server, pictures: Path, tmp_path: Path) -> None:
+        (tmp_path / "empty.jpg").touch()
+        (tmp_path / "cut.png").write_bytes((pictures / "red.png").read_bytes()[:60])
+        (tmp_path / "none").mkdir()
+        files = [tmp_path / "empty.jpg", pictures / "red.png", tmp_path / "cut.png", tmp_path / "missing.jpg",
+                 tmp_path / "none", pictures / "green.jpg"]  # fmt: skip
+        done = infer(server, *files, "--model", "colors")
+        assert done.returncode == 1
+        assert done.stdout.count("score  class  label") == 2
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 4
+        for name in (
+            "empty.jpg is empty",
+            "cut.png: the picture is broken",
+            "missing.jpg: No such file",
+            "none is a folder",
+        ):
+            assert any(name in line for line in errors)
+
+        document = json.loads(infer(server, *files, "--model", "colors", "--json").stdout)
+        assert sum("error" in result for result in document["results"]) == 4
+        assert sum("classes" in result for result in document["results"]) == 2
+
+    def test_only_bad_files(self, server: Server, tmp_path: Path) -> None:
+        done = infer(server, tmp_path / "missing.jpg", "--model", "colors")
+        assert done.returncode == 1
+        assert done.stdout == ""
+
+    def test_output_that_is_no_list_of_classes(self, server: Server, pictures: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        done = infer(server, pictures, "--model", "picture_to_picture", "--output-dir", out)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("../../mask:0  FP32      [3, 8, 8]  ") == 3
+        assert sorted(path.name for path in out.iterdir()) == [
+            "green..._.._mask_0.npy", "red..._.._mask_0.npy", "yellow..._.._mask_0.npy"
+        ]  # fmt: skip
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        expected = -load_image(pictures / "red.png", ImageSpec.from_json(json.dumps(SPEC)))
+        np.testing.assert_array_equal(np.load(out / "red..._.._mask_0.npy"), expected)
+
+    def test_model_that_does_not_take_pictures(self, server: Server, pictures: Path) -> None:
+        error = refused(infer(server, pictures / "red.png", "--model", "two_inputs"), 2)
+        assert "hint: add it with its preprocessing, such as repo-builder add" in error
+
+
+class TestArrays:
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> Path:
+        np.save(tmp_path / "a.npy", np.arange(8, dtype=np.float32).reshape(2, 4))
+        np.save(tmp_path / "n.npy", np.arange(6, dtype=np.int64).reshape(2, 3))
+        np.save(tmp_path / "a_item.npy", np.arange(4, dtype=np.float32))
+        np.save(tmp_path / "n_item.npy", np.arange(3, dtype=np.int64))
+        return tmp_path
+
+    def test_outputs(self, server: Server, files: Path) -> None:
+        done = infer(server, "--model", "two_inputs", "--input", f"a={files}/a.npy", "--input", f"n={files}/n.npy")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[:3] == [
+            "  output  datatype  shape   values",
+            "  a2      FP32      [2, 4]  0, 2, 4, 6, 8, 10, ... 2 more",
+            "  n2      INT64     [2, 3]  0, 2, 4, 6, 8, 10",
+        ]
+
+    def test_batch_axis_may_be_left_out(self, server: Server, files: Path) -> None:
+        items = ("--input", f"a={files}/a_item.npy", "--input", f"n={files}/n_item.npy")
+        document = infer_json(server, "--model", "two_inputs", *items)
+        assert [output["shape"] for output in document["results"][0]["outputs"]] == [[1, 4], [1, 3]]
+
+    def test_random(self, server: Server, tmp_path: Path) -> None:
+        flags = ("--model", "text", "--random", "--shape", "text=3", "--batch", 2, "--output-dir", tmp_path)
+        first = infer_json(server, *flags)
+        same, opposite = first["results"][0]["outputs"]
+        assert (same["datatype"], same["shape"]) == ("BYTES", [2, 3])
+        assert (opposite["datatype"], opposite["shape"]) == ("BOOL", [2, 2])
+        assert np.load(tmp_path / "same.npy", allow_pickle=False).shape == (2, 3)
+        assert infer_json(server, *flags)["results"] == first["results"]
+        assert infer_json(server, *flags, "--seed", 5)["results"] != first["results"]
+
+    def test_random_beside_given(self, server: Server, files: Path) -> None:
+        flags = ("--model", "two_inputs", "--input", f"n={files}/n.npy", "--random")
+        outputs = infer_json(server, *flags)["results"][0]["outputs"]
+        assert outputs[0]["shape"] == [2, 4]
+        assert outputs[1]["first_values"] == [0, 2, 4, 6, 8, 10]
+
+    @pytest.mark.parametrize(
+        ("flags", "code", "message"),
+        [
+            ([], 2, "needs a (FP32 [4]), n (INT64 [-1])"),
+            (["--input", "a=a.npy"], 2, "needs n (INT64 [-1])"),
+            (["--input", "b=a.npy"], 2, "has no input 'b'; it has a, n"),
+            (["--input", "a"], 2, "is not NAME=VALUE"),
+            (["--random"], 2, "--shape n=SIZE"),
+            (["--shape", "n=3"], 2, "--shape is for --random"),
+            (["--input", "a=a.npy", "--batch", "2"], 2, "--batch is for pictures"),
+            (["x.jpg", "--random"], 2, "pictures can't go together"),
+            (["--input", "a=gone.npy", "--random", "--shape", "n=1"], 1, "gone.npy: No such file"),
+            (["--input", "a=n.npy", "--random", "--shape", "n=1"], 1, "'a' takes FP32 [-1, 4], but the dtype is int64"),
+            (["--input", "a=wide.npy", "--random", "--shape", "n=1"], 1, "takes FP32 [-1, 4], but the array is [2, 5]"),
+            (["--input", "a=pickle.npy", "--random", "--shape", "n=1"], 1, "holds Python objects"),
+            (["--random", "--shape", "n=1", "--batch", "5"], 1, "in batches up to 4"),
+        ],
+    )  # fmt: skip
+    def test_misuse_is_one_line(self, server: Server, files: Path, flags: list[str], code: int, message: str) -> None:
+        np.save(files / "wide.npy", np.zeros((2, 5), np.float32))
+        np.save(files / "pickle.npy", np.array([{}], object), allow_pickle=True)
+        placed = [flag.replace("=", f"={files}/", 1) if flag.endswith(".npy") else flag for flag in flags]
+        assert message in refused(infer(server, "--model", "two_inputs", *placed), code)
+
+    @pytest.mark.parametrize("flags", [["--top", "0"], ["--repeat", "x"], ["--nonsense"]])
+    def test_flags_that_can_not_be_right(self, flags: list[str]) -> None:
+        done = infer(None, "x.jpg", *flags)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+class TestLatency:
+    def test_repeat(self, server: Server, pictures: Path) -> None:
+        with Client(server.url) as triton:
+            before = triton.statistics("colors", "1")
+            flags = ("--model", "colors", "--repeat", 20, "--warmup", 3)
+            latency = infer_json(server, pictures, *flags)["latency"]
+            assert (triton.statistics("colors", "1") - before).requests == 23
+        assert (latency["requests"], latency["items"]) == (20, 60)
+        times = latency["request_ms"]
+        assert times["min"] <= times["p50"] <= times["p90"] <= times["p95"] <= times["p99"] <= times["max"]
+        assert times["unsupported"] == ["p90", "p95", "p99"]
+        assert latency["items_per_second"] == pytest.approx(60 / (times["mean"] * 20 / 1000))
+        assert latency["server_requests_of_other_clients"] == 0
+        server_ms = latency["server_mean_ms"]
+        assert set(server_ms) == {"queue", "compute_input", "compute_infer", "compute_output", "network_and_rest"}
+        assert sum(server_ms.values()) == pytest.approx(times["mean"])
+        assert server_ms["compute_infer"] > 0
+
+    def test_people_see_the_same(self, server: Server, pictures: Path) -> None:
+        done = infer(server, pictures / "red.png", "--model", "colors", "--repeat", 8)
+        text = done.stdout.split("latency of ")[1]
+        assert text.startswith("8 requests with 8 pictures\n")
+        assert "pictures/s, one request at a time" in text
+        assert "p90 takes 44, p95 takes 90, p99 takes 459" in text
+
+
+class TestErrors:
+    def test_unknown_model(self, server: Server) -> None:
+        assert "has no model 'cat'; it has broken, colors, " in refused(infer(server, "--model", "cat"), 1)
+        with Client(server.url) as triton, pytest.raises(UnknownModel):
+            triton.infer("cat", {})
+
+    def test_unknown_version(self, server: Server) -> None:
+        assert "'colors' has no version 7; it has 1" in refused(infer(server, "--model", "colors@7"), 1)
+        assert "--model asks for version 7" in refused(infer(server, "--model", "colors@7", "--model-version", 1), 2)
+
+    def test_model_that_is_not_ready(self, server: Server) -> None:
+        assert "'broken' version 1 is UNAVAILABLE: " in refused(infer(server, "--model", "broken", "--random"), 1)
+        with Client(server.url) as triton, pytest.raises(ModelNotReady):
+            triton.metadata("broken")
+
+    def test_refusal_of_the_model_keeps_its_message(self, server: Server, tmp_path: Path) -> None:
+        np.save(tmp_path / "index.npy", np.array([99], np.int64))
+        error = refused(infer(server, "--model", "lookup", "--input", f"index={tmp_path}/index.npy"), 1)
+        assert "99" in error
+        with Client(server.url) as triton:
+            with pytest.raises(InferenceRejected, match="99"):
+                triton.infer("lookup", {"index": [99]})
+            assert triton.infer("lookup", {"index": [2, 0]})["row"].tolist() == [[4, 5], [0, 1]]
+
+    def test_nothing_listens(self) -> None:
+        error = refused(infer(None, "x.jpg", "--url", "127.0.0.1:9"), 1)
+        assert "no server answers at http://127.0.0.1:9: Connection refused" in error
+        assert "--url" in error
+
+    def test_silent_server(self) -> None:
+        with fake_server(lambda *_: time.sleep(1.5)) as silent:
+            error = refused(infer(None, "x.jpg", "--url", silent.url, "--timeout", 0.2), 1)
+        assert f"{silent.url} gave no answer within 0.2 s" in error
+
+    def test_another_server(self, server: Server) -> None:
+        error = refused(infer(None, "x.jpg", "--url", f"{server.url}/somewhere"), 1)
+        assert f"{server.url}/somewhere answers (HTTP status 404), but not as a Triton server does" in error
+
+    def test_grpc_port(self, server: Server) -> None:
+        assert "error: " in refused(infer(None, "x.jpg", "--url", server.grpc_url, "--timeout", 2), 1)
+
+    def test_debug_shows_the_traceback(self) -> None:
+        done = infer(None, "x.jpg", "--url", "127.0.0.1:9", "--debug")
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+
+
+class TestProcess:
+    def test_terminal(self, server: Server, pictures: Path) -> None:
+        command = [sys.executable, "-m", "client.infer", str(pictures / "red.png"), "--model", "colors"]
+        for setting, colored in ({}, True), ({"NO_COLOR": "1"}, False):
+            ours, theirs = pty.openpty()
+            env = environment(server) | {"TERM": "xterm-256color", **setting}
+            with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=env) as process:
+                os.close(theirs)
+                shown = b""
+                while chunk := _read(ours):
+                    shown += chunk
+                os.close(ours)
+                assert process.wait(30) == 0
+            assert b"red" in shown
+            assert (b"\x1b[32m" in shown) is colored
+
+    def test_interrupt(self, server: Server, pictures: Path) -> None:
+        flags = ["--model", "colors", "--repeat", "10000000"]
+        command = [sys.executable, "-m", "client.infer", str(pictures / "red.png"), *flags]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(server)
+        ) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith(b"model colors")
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            _, rest = process.communicate(timeout=10)
+        assert process.returncode == 130
+        assert b"Traceback" not in rest
+
+    def test_reader_that_leaves_early(self, server: Server, pictures: Path) -> None:
+        files = " ".join([str(pictures / "red.png")] * 200)
+        command = f"{sys.executable} -m client.infer {files} --model colors | head -n 1"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment(server), check=False)
+        assert done.stdout == f"{pictures / 'red.png'}\n"
+        assert done.stderr == f"model colors, version 1, at {server.url}\n"
+
+    def test_help_names_every_flag(self) -> None:
+        done = infer(None, "--help")
+        assert done.returncode == 0
+        for flag in (
+            "--model", "--url", "--top", "--batch", "--repeat", "--warmup", "--json", "--timeout", "--output-dir",
+            "--input", "--random", "--seed", "--shape", "--debug",
+        ):  # fmt: skip
+            assert flag in done.stdout
+
+
+class TestClient:
+    def test_text_and_booleans(self, server: Server) -> None:
+        with Client(server.url) as triton:
+            text = np.array([["a", "ü", ""], ["b\n", "\x00", "long" * 1000]])
+            outputs = triton.infer("text", {"text": text, "flag": [[True, False], [False, False]]})
+            assert outputs["opposite"].tolist() == [[False, True], [True, True]]
+            assert [s.decode() for s in outputs["same"].reshape(-1)] == text.reshape(-1).tolist()
+            assert list(triton.infer("text", {"text": [["x"]], "flag": [[True, True]]}, outputs=["same"])) == ["same"]
+
+    def test_large_and_empty_tensors(self, server: Server) -> None:
+        with Client(server.url) as triton:
+            a = np.ones((4, 4), np.float32)
+            n = np.arange(4_000_000, dtype=np.int64).reshape(4, -1)
+            outputs = triton.infer("two_inputs", {"a": a, "n": n})
+            assert np.array_equal(outputs["n2"], n * 2)
+            assert triton.infer("two_inputs", {"a": a, "n": n[:, :0]})["n2"].shape == (4, 0)
+
+    def test_metadata(self, server: Server) -> None:
+        with Client(server.url) as triton:
+            colors = triton.metadata("colors")
+            assert (colors.version, colors.max_batch_size) == ("1", 4)
+            assert colors.image == ImageSpec.from_json(json.dumps(SPEC))
+            assert colors.outputs[0].label_filename == "labels.txt"
+            states = {state.name: state for state in triton.models()}
+            assert states["colors"].ready
+            assert not states["broken"].ready
+            assert states["broken"].reason
+
+    def test_arrays_that_do_not_fit_are_not_sent(self, server: Server) -> None:
+        with Client(server.url) as triton:
+            before = triton.statistics("colors", "1")
+            with pytest.raises(InputError, match=r"takes FP32 \[-1, 3, 8, 8\]"):
+                triton.infer("colors", {"image": np.zeros((1, 3, 8, 9), np.float32)})
+            assert (triton.statistics("colors", "1") - before).requests == 0
+
+    def test_picture_as_path_bytes_and_image(self, server: Server, pictures: Path) -> None:
+        path = pictures / "red.png"
+        with Client(server.url) as triton, Image.open(path) as image:
+            same = triton.classify([path, str(path), path.read_bytes(), image], "colors", top=2)
+        assert len(same) == 4
+        assert all(result == same[0] for result in same)
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # Linux ends a pseudo-terminal so when its other side closes
+        return b""
