@@ -18,19 +18,28 @@ from typing import TYPE_CHECKING, Any
 
 from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Artifact, Progress, Target
-from repo_builder.config.build import LABELS, ServingOptions, Warmup, build_config, choose_max_batch_size
+from repo_builder.config.build import (
+    LABELS,
+    ServingOptions,
+    Warmup,
+    build_config,
+    choose_max_batch_size,
+    wanted_max_batch_size,
+)
 from repo_builder.config.check import check_config, check_files
 from repo_builder.config.image import PARAMETER
 from repo_builder.config.proto import stated_max_batch_size
 from repo_builder.config.render import render_config
 from repo_builder.errors import ConfigError, ModelError, RepositoryError, UsageError
+from repo_builder.gate import check_artifact, known_shapes
 from repo_builder.onnx_model import OnnxModel, read_model
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
 from repo_builder.passes.shapes import free_zero_axes, state_output_ranks
 from repo_builder.repository import CONFIG, MANIFEST, Repository, check_name, file_sha256
 from repo_builder.runtime import RunError, Session, open_session
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
-from repo_builder.verify import Reference, Tolerance, Verification, verify
+from repo_builder.trt.options import TensorRTOptions
+from repo_builder.verify import Reference, Tolerance, Verification
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,7 +48,10 @@ if TYPE_CHECKING:
 
 MANIFEST_SCHEMA = 1
 
-RESERVED_NAMES = {CONFIG, MANIFEST, LABELS, "warmup", "model.onnx", "model.plan", "source.onnx", "candidate.onnx"}
+RESERVED_NAMES = {
+    *(CONFIG, MANIFEST, LABELS, "warmup", "model.onnx", "model.plan", "source.onnx", "candidate.onnx"),
+    *("graph.onnx", "graph.onnx.data"),
+}
 """What external data may not be called, since other files of a version or of its making are."""
 
 
@@ -48,7 +60,8 @@ class BuildOptions:
     """How a model is compiled and verified.
 
     ``batching`` False serves the model as it is, without a batch axis; ``verify`` False publishes without running
-    anything; ``samples`` says what is known of the inputs that verification makes up.
+    anything; ``samples`` says what is known of the inputs that verification makes up; ``tensorrt`` how an engine is
+    built where the target is one.
     """
 
     target: Target = Target.AUTO
@@ -56,6 +69,7 @@ class BuildOptions:
     verify: bool = True
     tolerance: Tolerance = field(default_factory=Tolerance)
     samples: SampleOptions = field(default_factory=SampleOptions)
+    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ def add_model(
     if name is not None:
         check_name(name)
     store = Repository(repository)
-    compiler, why = choose_compiler(build.target)
+    compiler, why = choose_compiler(build.target, build.tensorrt)
     progress(f"reading {source}")
     origin = _Origin.read(source)
     name = name or check_name(default_name(source))
@@ -210,7 +224,11 @@ class _Build:
         self.model = self.model.with_graph(self.batching.proto)
         self.progress(f"compiling for {compiler.target.value}")
         self.artifact: Artifact = compiler.compile(
-            self.model, self.version_folder, batchable=self.batching.batchable, progress=self.progress
+            self.model,
+            self.version_folder,
+            batchable=self.batching.batchable,
+            max_batch_size=wanted_max_batch_size(self.serving),
+            progress=self.progress,
         )
         self.max_batch_size = choose_max_batch_size(
             self.serving, self.artifact, batchable=self.batching.batchable, reason=self.batching.reason
@@ -268,8 +286,13 @@ class _Build:
     def _open_reference(self) -> Reference:
         self.progress("running the source under ONNX Runtime")
         session = self._open_source()
-        sampler = Sampler(self.model.spec.inputs, self.build.samples, index_ranges(self.model.proto))
+        self.index_ranges = index_ranges(self.model.proto)
+        sampler = Sampler(self.model.spec.inputs, self._samples(), self.index_ranges)
         return Reference.open(self.model.spec, session, sampler)
+
+    def _samples(self) -> SampleOptions:
+        profiles = self.build.tensorrt.profiles
+        return known_shapes(self.build.samples, profiles[0].opt) if profiles else self.build.samples
 
     def _open_source(self) -> Session:
         if not self.model.changed:
@@ -311,7 +334,8 @@ class _Build:
         files = {}
         for index, (name, array) in enumerate(inputs.items()):
             files[name] = f"input_{index}.bin"
-            (folder / files[name]).write_bytes(_wire_bytes(array))
+            dtype = next(tensor.dtype for tensor in self.artifact.inputs if tensor.name == name).numpy_dtype()
+            (folder / files[name]).write_bytes(_wire_bytes(array.astype(dtype, copy=False)))
         return files
 
     def _verify(self) -> None:
@@ -321,8 +345,14 @@ class _Build:
         if self.batching.batchable and not self.max_batch_size:
             sizes = (1,)
         self.progress("verifying against ONNX Runtime on the source")
-        self.verification = verify(
-            self.artifact.run, self.reference, sizes, self.build.tolerance, self.build.samples.seed
+        self.verification = check_artifact(
+            self.artifact,
+            self.reference,
+            self.model.spec,
+            self._samples(),
+            self.index_ranges,
+            sizes,
+            self.build.tolerance,
         )
 
     def _write_model_files(self, text: str) -> None:
@@ -335,12 +365,14 @@ class _Build:
         """What this build adds to the manifest."""
         artifact = self.artifact
         return {
-            "platform": artifact.platform,
+            "platform": artifact.platform or artifact.backend,
+            **artifact.details,
             "inputs": [_describe_tensor(tensor) for tensor in artifact.inputs],
             "outputs": [_describe_tensor(tensor) for tensor in artifact.outputs],
             "max_batch_size": self.max_batch_size,
             "batching": {"batchable": self.batching.batchable, "reason": self.batching.reason},
             "verification": dataclasses.asdict(self.verification) if self.verification else None,
+            "unverified": artifact.unverified,
             "tools": {
                 "repo-builder": package_version("repo-builder"),
                 "python": platform.python_version(),
@@ -349,7 +381,7 @@ class _Build:
         }
 
     def hints(self) -> tuple[str, ...]:
-        hints = []
+        hints = list(self.artifact.hints)
         if self.reference and self.batching.differs:
             hints.append(f"if random inputs are unlike real ones, say what these are: {flags_for(self.model.spec)}")
         pictures = [
@@ -420,7 +452,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        return {
+            entry.name: _plain(getattr(value, entry.name))
+            for entry in dataclasses.fields(value)
+            if entry.metadata.get("fingerprint", True)
+        }
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):

@@ -75,6 +75,11 @@ class Verification:
     seed: int
     outputs: tuple[OutputReport, ...]
 
+    def merged(self, other: Verification) -> Verification:
+        """Both as one: the worse figures of each output."""
+        theirs = {report.name: report for report in other.outputs}
+        return replace(self, outputs=tuple(_worse(report, theirs[report.name]) for report in self.outputs))
+
     @property
     def worst(self) -> OutputReport:
         return max(self.outputs, key=lambda report: (report.mismatched, report.max_relative_error))

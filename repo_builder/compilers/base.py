@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from repo_builder.model import TensorSpec
 from repo_builder.onnx_model import OnnxModel
-from repo_builder.verify import Runner
+from repo_builder.trt.options import Profile
+from repo_builder.verify import Runner, Tolerance
 
 Progress = Callable[[str], None]
 """Called with a line to show whenever something that takes time begins."""
@@ -21,6 +22,8 @@ class Target(str, Enum):
 
     AUTO = "auto"
     ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,17 @@ class Artifact:
 
     ``inputs`` and ``outputs`` are read back from the finished file, the batch axis included; ``max_batch_size`` is
     the largest batch that it takes, None for any and 0 when it has no batch axis.
+
+    Attributes:
+        platform: Triton's name for the kind of file; empty where ``backend`` names one that Triton does not ship.
+        run: runs the artifact, or what comes nearest (then ``unverified`` says so); None when nothing can.
+        tolerance: what the artifact's precision allows, unless the user says otherwise.
+        unverified: a sentence for when the artifact itself can't run here.
+        profiles: the ranges of shapes that it was built for.
+        shape_tensors: inputs whose values are shapes.
+        gpu_only: there is no way to serve it on a CPU.
+        hints: sentences for the person.
+        details: what else the manifest is to say.
     """
 
     platform: str
@@ -36,19 +50,34 @@ class Artifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int | None
-    run: Runner
+    run: Runner | None
+    backend: str = ""
     tools: Mapping[str, str] = field(default_factory=dict)
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    unverified: str | None = None
+    profiles: tuple[Profile, ...] = ()
+    shape_tensors: frozenset[str] = frozenset()
+    gpu_only: bool = False
+    hints: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Compiler(Protocol):
     """One target."""
 
-    target: Target
+    @property
+    def target(self) -> Target: ...
 
     def identity(self) -> str:
         """What, besides source and options, decides the artifact: a plan is of one TensorRT version and GPU."""
         ...
 
-    def compile(self, model: OnnxModel, folder: Path, *, batchable: bool, progress: Progress) -> Artifact:
-        """Write the artifact into ``folder``, where the model's external data already lies."""
+    def compile(
+        self, model: OnnxModel, folder: Path, *, batchable: bool, max_batch_size: int, progress: Progress
+    ) -> Artifact:
+        """Write the artifact into ``folder``, where the model's external data already lies.
+
+        ``max_batch_size`` is the largest batch it has to take, for what is built for a range; calling ``progress``
+        again with the same line means that the work goes on.
+        """
         ...

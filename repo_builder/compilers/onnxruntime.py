@@ -20,7 +20,15 @@ class OnnxRuntimeCompiler:
     def identity(self) -> str:
         return "onnxruntime"
 
-    def compile(self, model: OnnxModel, folder: Path, *, batchable: bool, progress: Progress) -> Artifact:
+    def compile(
+        self,
+        model: OnnxModel,
+        folder: Path,
+        *,
+        batchable: bool,
+        max_batch_size: int,  # noqa: ARG002  (it takes any)
+        progress: Progress,
+    ) -> Artifact:
         """See :class:`repo_builder.compilers.base.Compiler`."""
         import onnx
 

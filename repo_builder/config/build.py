@@ -69,7 +69,7 @@ def choose_max_batch_size(options: ServingOptions, artifact: Artifact, *, batcha
         ConfigError: a batch size was asked of a model that takes none, or a larger one than the artifact takes.
     """
     asked = options.max_batch_size
-    limit = artifact.max_batch_size
+    limit = artifact.max_batch_size  # what was built for a range of batches is served with all of it
     if not batchable or limit == 0:
         if asked:
             raise ConfigError(f"--max-batch-size {asked}: the model can't be batched: {reason}", "drop the flag")
@@ -77,11 +77,17 @@ def choose_max_batch_size(options: ServingOptions, artifact: Artifact, *, batcha
             raise ConfigError(f"--preferred-batch-sizes: the model can't be batched: {reason}", "drop the flag")
         return 0
     if asked is None:
-        largest = max((DEFAULT_MAX_BATCH_SIZE, *options.preferred_batch_sizes))
-        return largest if limit is None else min(largest, limit)
+        return wanted_max_batch_size(options) if limit is None else limit
     if limit is not None and asked > limit:
         raise ConfigError(f"--max-batch-size {asked}: the artifact takes batches of up to {limit}")
     return asked
+
+
+def wanted_max_batch_size(options: ServingOptions) -> int:
+    """The batch size to build for: what was asked, else the largest preferred one, 8 at least."""
+    if options.max_batch_size is not None:
+        return options.max_batch_size
+    return max((DEFAULT_MAX_BATCH_SIZE, *options.preferred_batch_sizes))
 
 
 def build_config(
@@ -92,16 +98,18 @@ def build_config(
     Raises:
         ConfigError: the user's file can't be read or contradicts the artifact.
     """
-    config = new_config(name=name, platform=artifact.platform, max_batch_size=max_batch_size)
+    config = new_config(name=name, platform=artifact.platform, backend=artifact.backend, max_batch_size=max_batch_size)
+    if artifact.backend:
+        config.default_model_filename = artifact.filename  # Triton knows the file names of its own backends only
     for tensor in artifact.inputs:
         _add_tensor(config.input.add(), tensor, batched=max_batch_size > 0)
+        config.input[-1].is_shape_tensor = tensor.name in artifact.shape_tensors
     for tensor in artifact.outputs:
         _add_tensor(config.output.add(), tensor, batched=max_batch_size > 0)
     if max_batch_size > 0:
         config.dynamic_batching.preferred_batch_size.extend(options.preferred_batch_sizes)
         config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
-    kind = messages().ModelInstanceGroup.Kind.Value(f"KIND_{options.instance_kind.upper()}")
-    config.instance_group.add(count=options.instance_count, kind=kind)
+    _add_instances(config, options, artifact)
     config.version_policy.latest.num_versions = 1
     if warmup:
         _add_warmup(config, warmup, artifact)
@@ -115,6 +123,18 @@ def build_config(
     for group in config.instance_group:
         group.count = group.count or 1  # what Triton makes of a group without count
     return config
+
+
+def _add_instances(config: ModelConfig, options: ServingOptions, artifact: Artifact) -> None:
+    kind = options.instance_kind
+    if artifact.gpu_only:
+        if kind == "cpu":
+            raise ConfigError("--instance-kind cpu: an engine runs on GPUs only", "drop it, or --target onnxruntime")
+        kind = "gpu"
+    value = messages().ModelInstanceGroup.Kind.Value(f"KIND_{kind.upper()}")
+    group = config.instance_group.add(count=options.instance_count, kind=value)
+    if len(artifact.profiles) > 1:
+        group.profile.extend(str(index) for index in range(len(artifact.profiles)))
 
 
 def _add_tensor(message: ModelConfig, tensor: TensorSpec, *, batched: bool) -> None:

@@ -28,11 +28,11 @@ def check_config(config: ModelConfig, name: str, artifact: Artifact, labels: tup
     if config.name != name:
         raise ConfigError(f"config name {config.name!r} is not the model's name {name!r}", f"use --name {config.name}")
     if config.platform != artifact.platform or config.backend not in {
-        "",
+        artifact.backend,
         artifact.platform.partition("_")[0],
     }:
-        served = config.backend or config.platform
-        raise ConfigError(f"config asks for {served!r}; the artifact is of platform {artifact.platform!r}")
+        served, made = config.backend or config.platform, artifact.backend or artifact.platform
+        raise ConfigError(f"config asks for {served!r}; the artifact is of platform {made!r}")
     if config.default_model_filename not in {"", artifact.filename}:
         raise ConfigError(f"default_model_filename {config.default_model_filename!r} is not {artifact.filename!r}")
     if config.HasField("ensemble_scheduling"):

@@ -52,6 +52,7 @@ MATRIX_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "
 """They read even wide values cast to half: they are what half precision is asked for."""
 
 _SMALLEST_NORMAL = {DataType.FP16: 2.0**-14, DataType.BF16: 2.0**-126}
+_BF16_OPSET = 22
 _FLOAT, _BOOL = DataType.FP32.onnx, DataType.BOOL.onnx
 
 
@@ -89,6 +90,8 @@ def to_half(
     proto = ModelProto()
     proto.CopyFrom(inliner.inline_local_functions(source) if source.functions else source)
     external_data_helper.load_external_data_for_model(proto, str(folder))
+    if half is DataType.BF16:
+        proto = _with_bf16_operators(proto)
     drop_initialiser_inputs(proto)
     lift_constants(proto.graph)
     sort_nodes(proto.graph)
@@ -106,6 +109,21 @@ def to_half(
         if value.name in inputs | outputs:
             value.type.tensor_type.elem_type = half.onnx
     return MixedPrecision(proto, model.half_nodes, dict(model.kept))
+
+
+def _with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at opset 22, the first whose Conv and Gemm of all versions take BF16, if ONNX can bring it there."""
+    from onnx import checker, version_converter
+
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), 22)
+    if opset >= _BF16_OPSET:
+        return proto
+    try:
+        raised: onnx.ModelProto = version_converter.convert_version(proto, _BF16_OPSET)
+        checker.check_model(raised, full_check=True)
+    except (RuntimeError, ValueError, checker.ValidationError):  # what the converter raises when it can't
+        return proto
+    return raised
 
 
 def _float_names(values: object) -> set[str]:

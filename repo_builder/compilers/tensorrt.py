@@ -1,0 +1,308 @@
+"""TensorRT and TensorRT-RTX as targets: an engine for Triton's tensorrt backend, or for ours of RTX."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from repo_builder.compilers.base import Artifact, Progress, Target
+from repo_builder.errors import CompileError, ModelError, UsageError
+from repo_builder.onnx_model import OnnxModel
+from repo_builder.runtime import open_session
+from repo_builder.servers.records import state_folder
+from repo_builder.trt.build import (
+    BuildTimes,
+    TimingCache,
+    build,
+    configure,
+    is_strongly_typed,
+    network_flags,
+    tidy,
+)
+from repo_builder.trt.cuda import Gpu, find_gpu, require_gpu
+from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
+from repo_builder.trt.library import Library, load_library, load_plugins
+from repo_builder.trt.log import BuildLog
+from repo_builder.trt.options import Profile, TensorRTOptions
+from repo_builder.trt.parse import parse
+from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles
+from repo_builder.verify import Runner, Tolerance
+
+FILENAME = "model.plan"
+
+TOLERANCES = {
+    # Unit roundoff u of the products: TF32 and FP16 2^-11, BF16 2^-8.  Errors of independent layers add up like a
+    # random walk: a network of 100 layers is off by some 10 u of its largest output, and small outputs by as much.
+    "FP32": Tolerance(),
+    "TF32": Tolerance(rtol=1e-2, scale=5e-3),
+    "FP16": Tolerance(rtol=1e-2, scale=1e-2),
+    "BF16": Tolerance(rtol=8e-2, scale=8e-2),
+}
+_WARNINGS_THAT_MATTER = re.compile(
+    r"overflow|subnormal|truncat|clamp|out of range|precision|not supported", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class TensorRTCompiler:
+    """Compiles with the library that it was made for; see :class:`repo_builder.compilers.base.Compiler`."""
+
+    library: Library
+    options: TensorRTOptions
+
+    @classmethod
+    def open(cls, target: Target, options: TensorRTOptions) -> TensorRTCompiler:
+        """Load the target's library; raises MissingExtraError, or CompileError where it does not load."""
+        return cls(load_library(target), options)
+
+    @property
+    def target(self) -> Target:
+        return self.library.target
+
+    def identity(self) -> str:
+        gpu = find_gpu() if self.target is Target.TENSORRT else None
+        return f"{self.library.name} {self.library.version}" + (f" {gpu.name}" if gpu else "")
+
+    def compile(
+        self, model: OnnxModel, folder: Path, *, batchable: bool, max_batch_size: int, progress: Progress
+    ) -> Artifact:
+        """Build ``model.plan``; the ONNX graph and its external data do not stay beside it.
+
+        Raises:
+            CompileError: TensorRT can't take the model or build the engine, or the engine is not what was asked for.
+            UsageError: an option contradicts the model or what this library has.
+        """
+        if self.target is Target.TENSORRT:
+            require_gpu("building for TensorRT")
+        log = BuildLog(self.library, _log_path(self.target), verbose=self.options.verbose)
+        graph = folder / "graph.onnx"
+        try:
+            proto = self._write_graph(model, graph, progress)
+            engine = self._build(graph, proto, model, log, batchable, max_batch_size, progress)
+            (folder / FILENAME).write_bytes(engine.plan)
+            return self._artifact(engine, graph, log, batchable=batchable)
+        finally:
+            log.close()
+            for file in (graph, *(folder / name for name in model.spec.external_files)):
+                file.unlink(missing_ok=True)
+
+    def _write_graph(self, model: OnnxModel, path: Path, progress: Progress) -> Any:
+        """Write the graph that TensorRT is to read, in half precision where the graph decides about that."""
+        import onnx
+
+        proto = model.proto
+        half = self.options.half
+        ports = self.options.half_inputs or self.options.half_outputs
+        if half and (is_strongly_typed(self.library, self.options) or ports or self.options.strict):
+            from repo_builder.passes.precision import to_half
+
+            progress(f"converting the graph to {half.value}")
+            converted = to_half(
+                proto,
+                half,
+                model.spec.path.parent,
+                half_inputs=self.options.half_inputs,
+                half_outputs=self.options.half_outputs,
+            )
+            if not converted.half_nodes:
+                why = ", ".join(f"{count} {reason}" for reason, count in converted.kept.items())
+                raise CompileError(
+                    f"nothing of the model can compute in {half.value}: {why or 'it has no FP32 nodes'}",
+                    f"drop --{half.value.lower()}; for BF16 export the model with opset 17 or newer",
+                )
+            proto = converted.proto
+        large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > 1 << 30
+        if large and proto is not model.proto:
+            onnx.save_model(proto, path, save_as_external_data=True, location="graph.onnx.data")
+        else:
+            onnx.save(proto, path)
+        return proto
+
+    def _build(
+        self,
+        graph: Path,
+        proto: Any,
+        model: OnnxModel,
+        log: BuildLog,
+        batchable: bool,
+        max_batch_size: int,
+        progress: Progress,
+    ) -> _Engine:
+        trt = self.library.module
+        load_plugins(self.library, log.logger, self.options.plugins)
+        builder = trt.Builder(log.logger)
+        network = builder.create_network(network_flags(self.library, self.options))
+        parser = parse(self.library, network, graph, proto, log)
+        if self.options.strict and not is_strongly_typed(self.library, self.options):
+            _constrain_layers(self.library, network)
+        inputs = _network_inputs(network)
+        profiles = plan_profiles(inputs, self.options.profiles, batchable=batchable, max_batch_size=max_batch_size)
+        largest = largest_batch(inputs, profiles) if batchable else 0
+        config = configure(self.library, builder, network, self.options, profiles)
+        gpu = find_gpu()
+        cache = self._timing_cache(config, gpu)
+        times = BuildTimes(f"{self.identity()} {model.spec.path.resolve()} {self.options.half}")
+        expected = times.last()
+        label = "building the engine" + (f" (last time {expected:.0f} s)" if expected else "")
+        progress(label)
+        began = time.monotonic()
+        memory = build(self.library, builder, network, config, log, lambda: progress(label))
+        seconds = time.monotonic() - began
+        times.note(seconds)
+        if cache:
+            cache.save()
+        plan = bytes(memory)
+        del parser
+        runnable, obstacle = self._deserialise(plan, gpu, log)
+        info = (
+            inspect_engine(self.library, runnable)
+            if runnable is not None
+            else inspect_build(self.library, network, profiles, log.engine_text)
+        )
+        self._check_precision(info)
+        return _Engine(plan, info, runnable, obstacle, largest, seconds, cache.hit if cache else None, gpu)
+
+    def _timing_cache(self, config: Any, gpu: Gpu | None) -> TimingCache | None:
+        if self.target is not Target.TENSORRT_RTX:
+            return TimingCache(self.library, config, gpu, self.options.timing_cache)
+        if self.options.timing_cache:
+            raise UsageError("--timing-cache: TensorRT-RTX measures no tactics at build time", "drop it")
+        return None
+
+    def _deserialise(self, plan: bytes, gpu: Gpu | None, log: BuildLog) -> tuple[Any, str]:
+        """The engine ready to run, or why it can't be had here."""
+        if gpu is None:
+            return None, "there is no GPU here"
+        log.errors.clear()
+        runtime = self.library.module.Runtime(log.logger)
+        if self.options.version_compatible and hasattr(runtime, "engine_host_code_allowed"):
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is not None:
+            return engine, ""
+        said = tidy(log.errors[-1]) if log.errors else "it gave no reason"
+        if self.target is Target.TENSORRT and not (self.options.hardware_compatibility or self.options.strip_weights):
+            raise CompileError(f"the engine was built but does not load: {said}", f"see {log.path}")
+        return None, f"this GPU ({gpu.name}, compute capability {gpu.compute_capability}) can't run it: {said}"
+
+    def _check_precision(self, info: EngineInfo) -> None:
+        half = self.options.half
+        if half and info.ran_in(half.value) is False and not (self.options.bf16 and info.ran_in("BF16")):
+            raise CompileError(
+                f"--{half.value.lower()} was asked for, but no layer of the engine computes in it: {info.layers}",
+                "--strict takes the precision of every layer from a converted graph; or drop the flag",
+            )
+
+    def _artifact(self, engine: _Engine, graph: Path, log: BuildLog, *, batchable: bool) -> Artifact:
+        run, unverified = self._runner(engine, graph, log)
+        precision = self.options.half.value if self.options.half else "TF32" if self.options.tf32 else "FP32"
+        rtx = self.target is Target.TENSORRT_RTX
+        return Artifact(
+            platform="" if rtx else "tensorrt_plan",
+            backend="tensorrt_rtx" if rtx else "",
+            filename=FILENAME,
+            inputs=engine.info.inputs,
+            outputs=engine.info.outputs,
+            max_batch_size=engine.largest_batch if batchable else 0,
+            run=run,
+            tools={self.library.name: self.library.version},
+            tolerance=TOLERANCES[precision if not rtx or self.options.half else "TF32"],
+            unverified=unverified,
+            profiles=engine.info.profiles,
+            shape_tensors=engine.info.shape_tensors,
+            gpu_only=True,
+            hints=self._hints(log),
+            details={"engine": self._facts(engine, log)},
+        )
+
+    def _runner(self, engine: _Engine, graph: Path, log: BuildLog) -> tuple[Runner | None, str | None]:
+        """What to verify by: the engine itself, or the graph it was built from where the engine can't run."""
+        if engine.runnable is not None:
+            from repo_builder.trt.runner import EngineRunner
+
+            return EngineRunner(self.library, engine.runnable, engine.info, log.errors).run, None
+        half = self.options.half
+        start = f"the engine has not run ({engine.obstacle}): its numbers are unverified"
+        if not half:
+            return None, start
+        try:
+            session = open_session(graph)
+        except ModelError:
+            return None, f"{start}, and ONNX Runtime can't run its {half.value} graph either"
+        return session.run, f"{start}; what was compared is its {half.value} graph under ONNX Runtime"
+
+    def _hints(self, log: BuildLog) -> tuple[str, ...]:
+        hints = []
+        if self.options.version_compatible and self.target is Target.TENSORRT:
+            hints.append("Triton loads it only with --backend-config=tensorrt,version-compatible=true")
+        if self.options.plugins:
+            names = ":".join(path.name for path in self.options.plugins)
+            hints.append(f"Triton needs its custom layers: start it with LD_PRELOAD={names}")
+        matter = [message for message in log.warnings if _WARNINGS_THAT_MATTER.search(message)]
+        if matter:
+            more = f" (and {len(matter) - 1} more in {log.path})" if len(matter) > 1 else ""
+            hints.append(f"{self.library.name} warns: {tidy(matter[0])[:200]}{more}")
+        return tuple(hints)
+
+    def _facts(self, engine: _Engine, log: BuildLog) -> dict[str, Any]:
+        """What the manifest says of the engine."""
+        info = engine.info
+        return {
+            "library": f"{self.library.name} {self.library.version}",
+            "gpu": asdict(engine.gpu) if engine.gpu else None,
+            "layers_by_precision": dict(info.layers),
+            "profiles": [_plain_profile(profile) for profile in info.profiles],
+            "device_memory_bytes": info.device_memory,
+            "build_seconds": round(engine.seconds, 2),
+            "timing_cache_hit": engine.cache_hit,
+            "verified_by_running": engine.runnable is not None,
+            "log": str(log.path),
+        }
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """A finished build.  ``runnable`` is the ``ICudaEngine``, None with the ``obstacle`` where it can't run here."""
+
+    plan: bytes
+    info: EngineInfo
+    runnable: Any
+    obstacle: str
+    largest_batch: int
+    seconds: float
+    cache_hit: bool | None
+    gpu: Gpu | None
+
+
+def _network_inputs(network: Any) -> list[NetworkInput]:
+    tensors = (network.get_input(index) for index in range(network.num_inputs))
+    return [NetworkInput(tensor.name, tuple(tensor.shape), tensor.is_shape_tensor) for tensor in tensors]
+
+
+def _constrain_layers(library: Library, network: Any) -> None:
+    """Hold every layer that reads half precision to it; the graph was converted before."""
+    halves = [
+        getattr(library.module.DataType, name) for name in ("HALF", "BF16") if hasattr(library.module.DataType, name)
+    ]
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        tensor = layer.get_input(0) if layer.num_inputs else None
+        if tensor is not None and tensor.dtype in halves and layer.type != library.module.LayerType.CAST:
+            layer.precision = tensor.dtype
+
+
+def _plain_profile(profile: Profile) -> dict[str, Mapping[str, list[int]]]:
+    return {
+        corner: {name: list(shape) for name, shape in getattr(profile, corner).items()}
+        for corner in ("min", "opt", "max")
+    }
+
+
+def _log_path(target: Target) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    return state_folder() / "builds" / f"{target.value}-{stamp}.log"

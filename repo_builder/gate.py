@@ -1,0 +1,77 @@
+"""The gate of ``add``: an artifact at every batch size and shape that it says it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from repo_builder.compilers.base import Artifact
+from repo_builder.model import ModelSpec
+from repo_builder.runtime import Session
+from repo_builder.samples import SampleOptions, Sampler
+from repo_builder.trt.options import Shapes
+from repo_builder.verify import Reference, Tolerance, Verification, verify
+
+
+def check_artifact(
+    artifact: Artifact,
+    reference: Reference,
+    spec: ModelSpec,
+    samples: SampleOptions,
+    ranges: Mapping[str, int],
+    batch_sizes: tuple[int, ...],
+    tolerance: Tolerance,
+) -> Verification | None:
+    """Hold ``artifact`` to ``reference``, and to the same source at the ends of the artifact's profiles.
+
+    Args:
+        artifact: what was built.
+        reference: the source under ONNX Runtime.
+        spec: the source's inputs.
+        samples: what is known of the inputs; with files for them only their own shapes can be checked.
+        ranges: inputs that are indices, as :func:`repo_builder.samples.index_ranges` found them.
+        batch_sizes: to be checked at the shapes of ``reference``; (0,) without a batch axis.
+        tolerance: the default stands for what the artifact's precision allows.
+
+    Returns:
+        None when nothing here can run the artifact.
+
+    Raises:
+        VerificationError: an output is outside the tolerance.
+    """
+    if artifact.run is None:
+        return None
+    limits = artifact.tolerance if tolerance == Tolerance() else tolerance
+    result = verify(artifact.run, reference, batch_sizes, limits, samples.seed)
+    for shapes in [] if samples.files else _other_shapes(artifact, spec, batched=batch_sizes != (0,)):
+        options = dataclasses.replace(samples, shapes={**samples.shapes, **shapes})
+        corner = _open(spec, reference.session, Sampler(spec.inputs, options, ranges), batched=reference.batch_axis)
+        result = result.merged(verify(artifact.run, corner, batch_sizes, limits, samples.seed))
+    return result
+
+
+def known_shapes(samples: SampleOptions, shapes: Shapes) -> SampleOptions:
+    """``samples`` with the shapes that an engine is tuned for, where the user gave no others."""
+    added = {name: shape for name, shape in shapes.items() if name not in samples.files}
+    return dataclasses.replace(samples, shapes={**added, **samples.shapes})
+
+
+def _open(spec: ModelSpec, session: Session, sampler: Sampler, *, batched: bool) -> Reference:
+    return Reference(spec, session, sampler, batch_axis=batched)
+
+
+def _other_shapes(artifact: Artifact, spec: ModelSpec, *, batched: bool) -> list[Shapes]:
+    """The ends of the profiles that differ from the first one's optimum in more than the batch."""
+    names = {tensor.name for tensor in spec.inputs} - artifact.shape_tensors
+
+    def without_batch(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        return {name: shape[1:] if batched else shape for name, shape in shapes.items() if name in names}
+
+    seen = [without_batch(artifact.profiles[0].opt)] if artifact.profiles else []
+    corners: list[Shapes] = []
+    for profile in artifact.profiles:
+        for shapes in (profile.min, profile.opt, profile.max):
+            if without_batch(shapes) not in seen:
+                seen.append(without_batch(shapes))
+                corners.append({name: shape for name, shape in shapes.items() if name in names})
+    return corners

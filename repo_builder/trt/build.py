@@ -1,0 +1,292 @@
+"""From a parsed network to the bytes of an engine: builder configuration, timing cache, the build itself."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from repo_builder.errors import CompileError, UsageError
+from repo_builder.trt.cuda import Gpu
+from repo_builder.trt.library import Library
+from repo_builder.trt.log import BuildLog
+from repo_builder.trt.options import Profile, TensorRTOptions
+
+MIB = 1 << 20
+TICK_S = 0.5
+
+
+def configure(
+    library: Library, builder: Any, network: Any, options: TensorRTOptions, profiles: tuple[Profile, ...]
+) -> Any:
+    """The ``IBuilderConfig`` that says what ``options`` ask.
+
+    Raises:
+        UsageError: an option names something that this library does not have.
+    """
+    trt = library.module
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets the finished engine be inspected
+    for flag, wanted in _flags(library, options).items():
+        if wanted:
+            config.set_flag(_member(library, trt.BuilderFlag, flag, _OPTION_OF_FLAG.get(flag, flag)))
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    for name, size in options.memory_pools.items():
+        pool = _member(library, trt.MemoryPoolType, name, f"--mem-pool-size {name}")
+        config.set_memory_pool_limit(pool, size * MIB)
+    if options.builder_optimization_level is not None:
+        config.builder_optimization_level = options.builder_optimization_level
+    if options.hardware_compatibility:
+        level = _member(
+            library, trt.HardwareCompatibilityLevel, options.hardware_compatibility, "--hardware-compatibility"
+        )
+        config.hardware_compatibility_level = level
+    if options.tactic_sources:
+        config.set_tactic_sources(_tactic_sources(library, config, options.tactic_sources))
+    if options.compute_capabilities:
+        _set_compute_capabilities(library, config, options.compute_capabilities)
+    for profile in profiles:
+        _add_profile(builder, network, config, profile)
+    return config
+
+
+_OPTION_OF_FLAG = {
+    "FP16": "--fp16",
+    "BF16": "--bf16",
+    "SPARSE_WEIGHTS": "--sparsity",
+    "REFIT": "--refit",
+    "STRIP_PLAN": "--strip-weights",
+    "VERSION_COMPATIBLE": "--version-compatible",
+    "OBEY_PRECISION_CONSTRAINTS": "--strict",
+}
+
+
+def _flags(library: Library, options: TensorRTOptions) -> dict[str, bool]:
+    by_flag = library.has_precision_flags
+    typed = is_strongly_typed(library, options)
+    return {
+        "FP16": options.fp16 and by_flag and not typed,
+        "BF16": options.bf16 and by_flag and not typed,
+        "OBEY_PRECISION_CONSTRAINTS": options.strict and by_flag and not typed,
+        "SPARSE_WEIGHTS": options.sparsity,
+        "REFIT": options.refit,
+        "STRIP_PLAN": options.strip_weights,
+        "VERSION_COMPATIBLE": options.version_compatible,
+    }
+
+
+def is_strongly_typed(library: Library, options: TensorRTOptions) -> bool:
+    """Whether the network takes its precisions from the graph: always, or where asked and possible."""
+    can = hasattr(library.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    return not library.has_precision_flags or (options.strict and can)
+
+
+def network_flags(library: Library, options: TensorRTOptions) -> int:
+    """The flags of ``create_network``; where typing is always strong no flag is needed, and some refuse it."""
+    flags = library.module.NetworkDefinitionCreationFlag
+    bits = 0
+    if library.has_precision_flags:
+        if hasattr(flags, "EXPLICIT_BATCH"):
+            bits |= 1 << int(flags.EXPLICIT_BATCH)
+        if is_strongly_typed(library, options):
+            bits |= 1 << int(flags.STRONGLY_TYPED)
+    return bits
+
+
+def _member(library: Library, enum: Any, name: str, option: str) -> Any:
+    member = getattr(enum, name.upper(), None)
+    if member is None:
+        names = ", ".join(sorted(key.lower() for key in enum.__members__))
+        raise UsageError(f"{option}: {library.name} {library.version} has no such thing", f"it has: {names}")
+    return member
+
+
+def _tactic_sources(library: Library, config: Any, text: str) -> int:
+    """Trtexec's syntax: ``-CUBLAS,+CUDNN`` changes the default, a plain name alone means nothing else."""
+    sources = library.module.TacticSource
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    plain = any(part[0] not in "+-" for part in parts)
+    bits = 0 if plain else config.get_tactic_sources()
+    for part in parts:
+        bit = 1 << int(_member(library, sources, part.lstrip("+-"), f"--tactic-sources {part}"))
+        bits = bits & ~bit if part.startswith("-") else bits | bit
+    return int(bits)
+
+
+def _set_compute_capabilities(library: Library, config: Any, wanted: tuple[str, ...]) -> None:
+    trt = library.module
+    if not hasattr(trt, "ComputeCapability"):
+        raise UsageError(
+            f"--compute-capability: {library.name} {library.version} builds for the GPU it runs on only",
+            "--target tensorrt-rtx builds for several",
+        )
+    config.num_compute_capabilities = len(wanted)
+    for index, text in enumerate(wanted):
+        member = _member(library, trt.ComputeCapability, f"SM{text.replace('.', '')}", f"--compute-capability {text}")
+        config.set_compute_capability(member, index)
+
+
+def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> None:
+    made = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if tensor.name not in profile.opt:
+            continue
+        corners = (profile.min[tensor.name], profile.opt[tensor.name], profile.max[tensor.name])
+        (made.set_shape_input if tensor.is_shape_tensor else made.set_shape)(tensor.name, *corners)
+    if profile.opt and config.add_optimization_profile(made) < 0:
+        raise CompileError(f"TensorRT refuses the profile {profile}", "see --min-shapes, --opt-shapes, --max-shapes")
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/repo-builder, made if missing, or a folder in the temporary one where that can't be made."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "repo-builder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir(), f"repo-builder-cache-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+class TimingCache:
+    """Measured tactics of earlier builds: of one TensorRT version on one type of GPU, in a file.
+
+    ``hit`` tells whether there were any at the start.  TensorRT-RTX measures nothing, so has no use for one.
+    """
+
+    def __init__(self, library: Library, config: Any, gpu: Gpu | None, path: Path | None) -> None:
+        identity = re.sub(r"[^\w.-]+", "-", f"{library.target.value}-{library.version}-{gpu.name if gpu else 'no-gpu'}")
+        self.path = path or cache_folder() / "timing" / f"{identity}.cache"
+        self._config = config
+        self._asked = path is not None
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        except OSError as error:
+            raise UsageError(f"--timing-cache {self.path} can't be read: {error.strerror}") from None
+        cache = config.create_timing_cache(data)
+        self.hit = bool(data) and bool(config.set_timing_cache(cache, ignore_mismatch=False))
+        if data and not self.hit and self._asked:
+            raise UsageError(
+                f"--timing-cache {self.path} is of another TensorRT version or GPU, or no timing cache",
+                "name another file, or leave the flag out: each version and GPU has its own",
+            )
+        if not self.hit:
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+    def save(self) -> None:
+        """Write it back, whole or not at all; a default one that can't be written is no error."""
+        with contextlib.nullcontext() if self._asked else contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.path.parent)
+            with os.fdopen(handle, "wb") as file:
+                file.write(bytes(self._config.get_timing_cache().serialize()))
+            Path(name).replace(self.path)
+
+
+class BuildTimes:
+    """How long builds took, by what was built, so that the next one can say what to expect."""
+
+    def __init__(self, what: str) -> None:
+        self._key = hashlib.sha256(what.encode()).hexdigest()[:16]
+        self._path = cache_folder() / "build-times.json"
+
+    def last(self) -> float | None:
+        seconds = self._read().get(self._key)
+        return seconds if isinstance(seconds, float) else None
+
+    def note(self, seconds: float) -> None:
+        with contextlib.suppress(OSError):
+            times = {**dict(list(self._read().items())[-200:]), self._key: round(seconds, 1)}
+            self._path.with_suffix(".new").write_text(json.dumps(times), encoding="utf-8")
+            self._path.with_suffix(".new").replace(self._path)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            data = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+
+def build(library: Library, builder: Any, network: Any, config: Any, log: BuildLog, tick: Callable[[], None]) -> Any:
+    """Build, in a thread so that Ctrl-C is heard: the memory with the plan.
+
+    ``tick`` is called now and then while it works.
+
+    Raises:
+        CompileError: TensorRT failed, with what it said.
+    """
+    result: list[Any] = []
+    failure: list[BaseException] = []
+    cancelled = threading.Event()
+    if hasattr(config, "progress_monitor"):
+        config.progress_monitor = _make_monitor(library, cancelled)
+
+    def work() -> None:
+        try:
+            result.append(builder.build_serialized_network(network, config))
+        except BaseException as error:  # handed to the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(TICK_S)
+            tick()
+    except BaseException:
+        cancelled.set()
+        if hasattr(config, "progress_monitor"):
+            thread.join()
+        raise
+    if failure or not result or result[0] is None:
+        raise _build_error(library, log, failure[0] if failure else None)
+    return result[0]
+
+
+def _make_monitor(library: Library, cancelled: threading.Event) -> Any:
+    trt = library.module
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """Only carries the wish to stop; what it could tell covers little of a build's time."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, *_: Any) -> None: ...
+
+        def phase_finish(self, *_: Any) -> None: ...
+
+        def step_complete(self, *_: Any) -> bool:
+            return not cancelled.is_set()
+
+    return Monitor()
+
+
+def _build_error(library: Library, log: BuildLog, failure: BaseException | None) -> CompileError:
+    said = tidy("; ".join(log.errors[:3]) or str(failure or "it gave no reason"))
+    hint = f"everything it said is in {log.path}"
+    lowered = said.lower()
+    if "workspace" in lowered or "could not find any implementation" in lowered:
+        hint = f"give it more room: --workspace MiB; {hint}"
+    elif "out of memory" in lowered or "outofmemory" in lowered:
+        hint = f"free GPU memory, or lower --max-batch-size, --max-shapes or --workspace; {hint}"
+    return CompileError(f"{library.name} can't build the engine: {said}", hint)
+
+
+def tidy(message: str) -> str:
+    """TensorRT's message on one line, without source locations."""
+    text = " ".join(message.split())
+    text = re.sub(r"\[\w+\.\w+::\w+::\d+\] ", "", text)
+    return re.sub(r"\(?In \S+ at \S+?:\d+ ?", "(", text).replace("()", "").strip()

@@ -1,0 +1,138 @@
+"""The ranges of shapes that an engine is built for: from the user where given, else from model and batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from repo_builder.errors import CompileError, UsageError
+from repo_builder.trt.options import Profile, Shapes
+
+_EXAMPLE_SIZES = {True: (128, 224, 512), False: (1, 64, 512)}
+"""What the hint shows for free axes: of inputs with four axes or more, and of others."""
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """An input of the network; free axes are -1.  A shape tensor's profile holds values instead of sizes."""
+
+    name: str
+    dims: tuple[int, ...]
+    shape_tensor: bool = False
+
+    @property
+    def needs_range(self) -> bool:
+        return self.shape_tensor or -1 in self.dims
+
+
+def plan_profiles(
+    inputs: Sequence[NetworkInput], given: Sequence[Profile], *, batchable: bool, max_batch_size: int
+) -> tuple[Profile, ...]:
+    """Complete ``given``, or one profile when none is given, for every input that needs a range.
+
+    Without a word of the user a batch axis goes from 1 to ``max_batch_size`` and is tuned for the latter.
+
+    Raises:
+        UsageError: a profile names no input, or contradicts the model or itself.
+        CompileError: an input has a free axis that nothing is said about.
+    """
+    known = {tensor.name: tensor for tensor in inputs}
+    for profile in given:
+        for flag, shapes in _corners(profile):
+            for name in shapes:
+                if name not in known:
+                    hint = "its inputs: " + ", ".join(sorted(known))
+                    raise UsageError(f"{flag}: the model has no input {name!r}", hint)
+    missing = [
+        tensor
+        for tensor in inputs
+        if tensor.needs_range
+        and not all(tensor.name in profile.opt for profile in given or [Profile()])
+        and (tensor.shape_tensor or -1 in tensor.dims[1 if batchable else 0 :])
+    ]
+    if missing:
+        raise _missing_range(missing, batchable=batchable, max_batch_size=max_batch_size)
+    batches = (1, max_batch_size, max_batch_size)
+    planned = []
+    for profile in given or [Profile()]:
+        corners: list[dict[str, tuple[int, ...]]] = [{}, {}, {}]
+        for tensor in inputs:
+            default = [(batch, *tensor.dims[1:]) for batch in batches]
+            ranges = _checked(tensor, profile) if tensor.name in profile.opt else default
+            for corner, shape in zip(corners, ranges if tensor.needs_range else (), strict=False):
+                corner[tensor.name] = shape
+        planned.append(Profile(*corners))
+    return tuple(planned)
+
+
+def largest_batch(inputs: Sequence[NetworkInput], profiles: Sequence[Profile]) -> int:
+    """The largest batch that every profile takes on every input.
+
+    Raises:
+        UsageError: a profile takes no batch of 1, so Triton's single requests would fail.
+    """
+    largest = []
+    for profile in profiles:
+        for tensor in inputs:
+            if tensor.shape_tensor or not tensor.dims:
+                continue
+            lowest = profile.min.get(tensor.name, tensor.dims)[0]
+            if lowest > 1:
+                raise UsageError(
+                    f"--min-shapes {tensor.name}: its smallest batch is {lowest}, so a request of one row would fail",
+                    "start it at batch 1, or serve without batching: --no-batching",
+                )
+            largest.append(profile.max.get(tensor.name, tensor.dims)[0])
+    return min(largest, default=0)
+
+
+def _corners(profile: Profile) -> tuple[tuple[str, Shapes], ...]:
+    return (("--min-shapes", profile.min), ("--opt-shapes", profile.opt), ("--max-shapes", profile.max))
+
+
+def _checked(tensor: NetworkInput, profile: Profile) -> list[tuple[int, ...]]:
+    shapes = []
+    for flag, corner in _corners(profile):
+        shape = corner[tensor.name]
+        fits = len(shape) == len(tensor.dims) and all(
+            dim in {size, -1} for size, dim in zip(shape, tensor.dims, strict=True)
+        )
+        if not fits and not tensor.shape_tensor:
+            raise UsageError(
+                f"{flag} {tensor.name}:{_text(shape)} does not fit the model's input {list(tensor.dims)}",
+                "give every axis, the batch axis too; -1 here means free",
+            )
+        shapes.append(shape)
+    for low, best, high in zip(*shapes, strict=True):
+        if not low <= best <= high:
+            raise UsageError(
+                f"shapes of {tensor.name}: {_text(shapes[0])} (min), {_text(shapes[1])} (opt), {_text(shapes[2])} (max)"
+                " do not ascend",
+                "every axis needs min <= opt <= max",
+            )
+    return shapes
+
+
+def _missing_range(missing: Sequence[NetworkInput], *, batchable: bool, max_batch_size: int) -> CompileError:
+    texts: list[list[str]] = [[], [], []]
+    for tensor in missing:
+        examples = _EXAMPLE_SIZES[len(tensor.dims) >= 4]
+        for index, example in enumerate(examples):
+            batch = 1 if index == 0 else max(max_batch_size, 1)
+            shape = [
+                dim if dim != -1 else batch if axis == 0 and batchable else example
+                for axis, dim in enumerate(tensor.dims)
+            ]
+            texts[index].append(f"{tensor.name}:{_text(shape)}")
+    flags = (
+        f"{flag} {','.join(text)}"
+        for flag, text in zip(("--min-shapes", "--opt-shapes", "--max-shapes"), texts, strict=True)
+    )
+    listed = ", ".join(f"{tensor.name!r} {list(tensor.dims)}" for tensor in missing)
+    return CompileError(
+        f"TensorRT needs a range for the free axes of {listed}", "with your own sizes: " + " ".join(flags)
+    )
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
