@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from client.client import Client
 from client.errors import ClientError
@@ -14,6 +14,8 @@ from client.metadata import ModelMetadata
 from client.protocol import Request, Response
 
 _Result = TypeVar("_Result")
+
+_PATIENCE: Final = 50  # looks at the server's counters, a millisecond apart
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,7 @@ class Exchange:
         request = build()
         self._preprocess_ns.append(preprocess_ns + time.perf_counter_ns() - start)
         if not self._request_ns:
-            for _ in range(self.warmup):
-                self._send(request)
-            self._before = self._statistics()
+            self._warm_up(request)
         for _ in range(self.repeat):
             start = time.perf_counter_ns()
             response = self._send(request)
@@ -92,7 +92,7 @@ class Exchange:
         """The times of all requests up to now; None if there were none."""
         if not self._request_ns:
             return None
-        after = self._statistics() if self._before else None
+        after = self._statistics(self._before.requests + len(self._request_ns)) if self._before else None
         return LatencyReport(
             items=self._items,
             preprocess=LatencySummary.of(self._preprocess_ns),
@@ -104,8 +104,21 @@ class Exchange:
     def _send(self, request: Request) -> Response:
         return self.client.send(request, self.model.name, self.model.version)
 
-    def _statistics(self) -> ServerStatistics | None:
+    def _warm_up(self, request: Request) -> None:
+        self._before = self._statistics()
+        for _ in range(self.warmup):
+            self._send(request)
+        if self._before and self.warmup:
+            self._before = self._statistics(self._before.requests + self.warmup)
+
+    def _statistics(self, requests: int = 0) -> ServerStatistics | None:
+        """The server's counters once they hold ``requests``: it counts a request a little after answering."""
         try:
-            return self.client.statistics(self.model.name, self.model.version)
+            for _ in range(_PATIENCE):
+                statistics = self.client.statistics(self.model.name, self.model.version)
+                if statistics.requests >= requests:
+                    break
+                time.sleep(0.001)
         except ClientError:
             return None  # a server may be built without statistics; the answers matter more
+        return statistics
