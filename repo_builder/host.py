@@ -1,0 +1,127 @@
+"""What this machine has: GPUs, Docker, TensorRT; asked of their own programs, all at once and never for long."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repo_builder.compatibility import Version, parse_version
+
+TIMEOUT_S = 2.0
+DEFAULT_IMAGE = "nvcr.io/nvidia/tritonserver:25.11-py3"  # compose.yaml's
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as nvidia-smi lists it; ``compute_capability`` is such as ``9.0``."""
+
+    name: str
+    driver: Version
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a program said: its output if it ended well, else why not."""
+
+    output: str | None
+    problem: str = ""
+
+    def json(self) -> Any:
+        """The output as JSON data, None where it is none."""
+        try:
+            return json.loads(self.output or "")
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True)
+class Host:
+    """Answers to everything that :func:`look` asks."""
+
+    gpus: tuple[Gpu, ...]
+    gpu_problem: str
+    tensorrt: Answer  # its version, from an import in another process: that loads its libraries
+    tensorrt_rtx: Answer
+    docker: Answer  # `docker info` as JSON
+    compose: Answer  # its version
+    image: str
+    image_present: Answer
+    programs: Mapping[str, str | None]
+
+
+def look(folder: Path = Path()) -> Host:
+    """Ask this machine; ``folder`` is where compose.yaml and .env are.  Takes as long as the slowest, at most 2 s."""
+    image = chosen_image(folder)
+    with ThreadPoolExecutor(max_workers=6) as pool:
+        gpus = pool.submit(ask, "nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader")
+        tensorrt, rtx = (pool.submit(_import_version, name) for name in ("tensorrt", "tensorrt_rtx"))
+        docker: Future[Answer] = pool.submit(ask, "docker", "info", "--format", "{{json .}}")
+        compose = pool.submit(ask, "docker", "compose", "version", "--short")
+        present = pool.submit(ask, "docker", "image", "inspect", "--format", "{{.Id}}", image)
+        return Host(
+            gpus=_parse_gpus(gpus.result().output or ""),
+            gpu_problem=gpus.result().problem,
+            tensorrt=tensorrt.result(),
+            tensorrt_rtx=rtx.result(),
+            docker=docker.result(),
+            compose=compose.result(),
+            image=image,
+            image_present=present.result(),
+            programs={name: shutil.which(name) for name in ("docker", "nvidia-smi", "nvidia-container-runtime-hook")},
+        )
+
+
+def ask(*command: str) -> Answer:
+    """Run a program for at most two seconds."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, text=True, errors="replace",
+            check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        return Answer(None, f"{command[0]} is not installed")
+    except subprocess.TimeoutExpired:
+        return Answer(None, f"{command[0]} does not answer within {TIMEOUT_S:g} s")
+    except OSError as error:
+        return Answer(None, f"{command[0]}: {error.strerror}")
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        return Answer(None, said[-1] if said else f"{command[0]} ended with exit status {done.returncode}")
+    return Answer(done.stdout.strip())
+
+
+def chosen_image(folder: Path) -> str:
+    """The image `docker compose up` in ``folder`` would serve with: TRITON_IMAGE here, in .env, or the default."""
+    if image := os.environ.get("TRITON_IMAGE"):
+        return image
+    try:
+        lines = (folder / ".env").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    for line in reversed(lines):
+        name, _, value = line.partition("=")
+        if name.strip() == "TRITON_IMAGE" and value.strip():
+            return value.strip().strip("\"'")
+    return DEFAULT_IMAGE
+
+
+def _import_version(module: str) -> Answer:
+    if importlib.util.find_spec(module) is None:
+        return Answer(None)
+    answer = ask(sys.executable, "-c", f"import {module}; print({module}.__version__)")
+    return Answer(answer.output or None, answer.problem)
+
+
+def _parse_gpus(listing: str) -> tuple[Gpu, ...]:
+    rows = [[cell.strip() for cell in line.split(",")] for line in listing.splitlines()]
+    return tuple(Gpu(row[0], parse_version(row[1]), row[2]) for row in rows if len(row) == 3)

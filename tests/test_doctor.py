@@ -1,0 +1,235 @@
+"""``doctor`` on machines made up of stand-ins for nvidia-smi and docker, with real repositories and ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from repo_builder.doctor import Finding, Level, examine
+
+CONFIG = 'name: "{name}"\nplatform: "{platform}"\nmax_batch_size: 8\n'
+DOCKER = """\
+case "$1 $2" in
+"info --format") echo '{{"ServerVersion": "28.2.2", "Runtimes": {{"runc": {{}}, {runtime}}}, "DockerRootDir": "/"}}' ;;
+"compose version") echo {compose} ;;
+"image inspect") {image} ;;
+esac
+"""
+
+
+class Machine:
+    """A PATH of its own with the programs it is given; not this machine's."""
+
+    def __init__(self, root: Path) -> None:
+        self.programs = root / "bin"
+        self.repository = root / "models"
+        self.programs.mkdir()
+        self.repository.mkdir()
+
+    def program(self, name: str, script: str) -> None:
+        path = self.programs / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def gpu(self, driver: str = "580.95.05", capability: str = "9.0") -> None:
+        self.program("nvidia-smi", f"echo 'NVIDIA H100 80GB HBM3, {driver}, {capability}'")
+
+    def docker(self, *, runtime: str = '"nvidia": {}', compose: str = "2.39.1", image: str = "echo sha256:1") -> None:
+        self.program("docker", DOCKER.format(runtime=runtime, compose=compose, image=image))
+
+    def model(self, name: str, platform: str = "onnxruntime_onnx") -> Path:
+        version = self.repository / name / "1"
+        version.mkdir(parents=True)
+        (version.parent / "config.pbtxt").write_text(CONFIG.format(name=name, platform=platform))
+        return version
+
+    def plan(self, name: str, version: tuple[int, ...], capability: str = "9.0", tag: bytes = b"ftrt") -> None:
+        folder = self.model(name, "tensorrt_plan")
+        (folder / "model.plan").write_bytes(tag + bytes(20) + bytes(version) + bytes(8))
+        (folder / "manifest.json").write_text(json.dumps({"gpu": {"compute_capability": capability}}))
+
+    def examine(self) -> tuple[Finding, ...]:
+        return examine(self.repository, self.repository.parent)
+
+    def find(self, subject: str) -> Finding:
+        return next(finding for finding in self.examine() if finding.subject == subject)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine(tmp_path)
+    monkeypatch.setenv("PATH", str(made.programs))
+    monkeypatch.delenv("TRITON_IMAGE", raising=False)
+    return made
+
+
+def test_gpu_and_driver(machine: Machine) -> None:
+    assert machine.find("GPU").text == "none: ONNX models are served on the CPU"
+    machine.gpu()
+    assert machine.find("GPU").text == "NVIDIA H100 80GB HBM3, compute capability 9.0"
+    assert machine.find("driver") == Finding(
+        "driver", Level.OK, "580.95.5, which runs Triton containers up to 25.11", None
+    )
+    machine.gpu(driver="390.12")
+    assert machine.find("driver").level is Level.WRONG
+
+
+def test_broken_driver(machine: Machine) -> None:
+    machine.program("nvidia-smi", 'echo "couldn\'t communicate with the NVIDIA driver" >&2; exit 9')
+    found = machine.find("GPU")
+    assert (found.level, found.text) == (
+        Level.WRONG,
+        "nvidia-smi fails: couldn't communicate with the NVIDIA driver",
+    )
+
+
+def test_docker_missing_refused_or_down(machine: Machine) -> None:
+    assert machine.find("docker").text == "not installed"
+    machine.program("docker", "echo 'permission denied while trying to connect to the Docker daemon' >&2; exit 1")
+    assert "usermod -aG docker" in str(machine.find("docker").mend)
+    machine.program("docker", "echo 'Cannot connect to the Docker daemon at unix:///x' >&2; exit 1")
+    assert machine.find("docker").mend == "start the engine: sudo systemctl start docker (or Docker Desktop)"
+
+
+def test_docker_that_hangs_does_not_hold_the_report_up(machine: Machine) -> None:
+    machine.program("docker", "exec /bin/sleep 30")
+    started = time.monotonic()
+    assert "does not answer" in machine.find("docker").text
+    assert time.monotonic() - started < 3
+
+
+def test_container_toolkit_matters_only_with_a_gpu(machine: Machine) -> None:
+    machine.docker(runtime='"other": {}')
+    assert not [finding for finding in machine.examine() if finding.subject == "container toolkit"]
+    machine.gpu()
+    assert machine.find("container toolkit").level is Level.WRONG
+    machine.docker()
+    assert machine.find("container toolkit").level is Level.OK
+
+
+def test_compose_too_old(machine: Machine) -> None:
+    machine.docker(compose="v2.20.2")
+    assert machine.find("compose").level is Level.WARNING
+    machine.docker(compose="2.26.1-4")
+    assert machine.find("compose").level is Level.OK
+
+
+def test_image_is_compose_s_or_the_one_of_dotenv(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    compose = (Path(__file__).parents[1] / "compose.yaml").read_text()
+    machine.docker(image="exit 1")
+    image = machine.find("image").text.split()[0]
+    assert f"${{TRITON_IMAGE:-{image}}}" in compose
+    (machine.repository.parent / ".env").write_text("# mine\nTRITON_IMAGE='nvcr.io/nvidia/tritonserver:23.06-py3'\n")
+    assert machine.find("image").mend == "docker pull nvcr.io/nvidia/tritonserver:23.06-py3"
+    monkeypatch.setenv("TRITON_IMAGE", "mine:1")
+    assert machine.find("image").text == "mine:1 is not pulled yet"
+
+
+def test_image_needs_a_newer_driver(machine: Machine) -> None:
+    machine.docker()
+    machine.gpu(driver="535.104.05")
+    found = machine.find("image")
+    assert found.level is Level.WRONG
+    assert "needs driver 580.95, here is 535.104.5" in found.text
+    assert "TRITON_IMAGE=nvcr.io/nvidia/tritonserver:23.10-py3" in str(found.mend)
+
+
+def test_port_in_use_names_the_holder(machine: Machine) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", 8001))
+        except OSError:
+            pytest.skip("something else listens on port 8001 here")
+        taken.listen()
+        found = machine.find("port 8001")
+    assert found.level is Level.WRONG
+    assert f"(pid {os.getpid()})" in found.text
+    assert "--grpc-port 0" in str(found.mend)
+
+
+def test_good_model(machine: Machine) -> None:
+    machine.model("resnet")
+    assert machine.find("model resnet") == Finding("model resnet", Level.OK, "onnxruntime_onnx, version 1")
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [(None, "has no readable config.pbtxt"), ("name: [", "config.pbtxt"), ('name: "x"', "has no version")],
+)
+def test_broken_models(machine: Machine, config: str | None, text: str) -> None:
+    folder = machine.repository / "x"
+    folder.mkdir()
+    if config is not None:
+        (folder / "config.pbtxt").write_text(config)
+    found = machine.find("model x")
+    assert found.level is Level.WRONG
+    assert text in found.text
+
+
+def test_plan_without_gpu(machine: Machine) -> None:
+    machine.plan("det", (10, 14, 1, 48))
+    assert "needs an NVIDIA GPU" in machine.find("model det").text
+
+
+def test_plan_of_another_gpu(machine: Machine) -> None:
+    machine.gpu(capability="8.6")
+    machine.plan("det", (10, 14, 1, 48), capability="7.5")
+    assert machine.find("model det").text == ("1/model.plan was built for compute capability 7.5, here is 8.6")
+
+
+def test_plan_of_another_tensorrt_than_the_image_s(machine: Machine) -> None:
+    machine.gpu()
+    machine.plan("det", (10, 13, 2, 6))
+    found = machine.find("model det")
+    assert found.text == (
+        "1/model.plan is of TensorRT 10.13.2.6, and nvcr.io/nvidia/tritonserver:25.11-py3 has 10.14.1.48"
+    )
+    assert found.mend == "TRITON_IMAGE=nvcr.io/nvidia/tritonserver:25.08-py3 in .env"
+
+
+def test_plan_that_fits(machine: Machine) -> None:
+    machine.gpu()
+    machine.plan("det", (10, 14, 1, 48))
+    assert machine.find("model det").level is Level.OK
+    assert machine.find("container").text == "nvcr.io/nvidia/tritonserver:26.01-py3 loads every plan"
+
+
+def test_plans_of_two_versions(machine: Machine) -> None:
+    machine.gpu()
+    machine.plan("new", (10, 14, 1, 48))
+    machine.plan("old", (8, 6, 1, 2))
+    found = machine.find("container")
+    assert found.level is Level.WRONG
+    assert "old/1: TensorRT 8.6.1.2; new/1: TensorRT 10.14.1.48" in found.text
+
+
+def test_files_the_container_s_user_can_t_read(machine: Machine) -> None:
+    (machine.model("secret") / "model.onnx").touch(mode=0o600)
+    found = machine.find("repository")
+    assert found.level is Level.WARNING
+    assert "model.onnx is not readable by others" in found.text
+
+
+def test_command(machine: Machine, tmp_path: Path) -> None:
+    machine.model("resnet")
+    command = [sys.executable, "-m", "repo_builder", "doctor", "--json", "--repository", str(machine.repository)]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert time.monotonic() - started < 3
+    report = json.loads(done.stdout)
+    wrong = [finding for finding in report["findings"] if finding["level"] == "wrong"]
+    assert report["ok"] is not bool(wrong)
+    assert done.returncode == (1 if wrong else 0)
+    (machine.repository / "resnet/config.pbtxt").unlink()
+    done = subprocess.run(command[:-3] + command[-2:], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "wrong    model resnet" in done.stdout
+    assert done.stderr == ""
