@@ -119,17 +119,17 @@ class LocalServer:
         self._owner = os.getpid()
         shm_prefix = f"repo_builder_{secrets.token_hex(8)}_"
         run_directory = make_run_directory(installation, shm_prefix)
+        self._files = (run_directory.path, shm_prefix, record_path(ports.http))
         command = _command(installation, run_directory, shm_prefix, repository, options, ports, address)
-        self._process = self._launch(command, run_directory, shm_prefix)
+        self._process = self._launch(command, run_directory)
         atexit.register(self._stop_at_exit)
 
-    def _launch(self, command: list[str], run_directory: RunDirectory, shm_prefix: str) -> subprocess.Popen[bytes]:
-        watcher = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid())]
-        place = [str(run_directory.path), shm_prefix, str(record_path(self.http_port))]
+    def _launch(self, command: list[str], run_directory: RunDirectory) -> subprocess.Popen[bytes]:
+        watcher = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), *map(str, self._files)]
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("wb") as log:
             return subprocess.Popen(
-                [*watcher, *place, *command],
+                [*watcher, *command],
                 env=run_directory.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -151,9 +151,10 @@ class LocalServer:
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait until the server ends; return its exit status (128 + N after signal N), None after ``timeout`` s."""
         try:
-            return self._process.wait(timeout)
+            status = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return None
+        return status if status >= 0 else 128 - status
 
     def stop(self) -> None:
         """Stop the server, once it has answered the requests in flight or after 3.5 s.
@@ -167,6 +168,7 @@ class LocalServer:
                 if self.wait(STOP_S) is None:
                     self._process.kill()
                     self._process.wait()
+            supervisor.remove_files(*self._files, self.pid)  # in case the supervisor itself was killed
 
     def detach(self) -> None:
         """Let the server outlive this process."""

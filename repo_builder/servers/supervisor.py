@@ -105,7 +105,7 @@ def run(child: int, parent: int) -> int:
 
 
 def clean_up(child: int, run_directory: Path, shm_prefix: str, record: Path) -> None:
-    """Kill what is left of the server's process group and remove its shared memory, folder and record."""
+    """Kill what is left of the server's process group, wait for it, and remove the server's files."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     deadline = time.monotonic() + 1
@@ -113,11 +113,16 @@ def clean_up(child: int, run_directory: Path, shm_prefix: str, record: Path) -> 
         while time.monotonic() < deadline:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
                 time.sleep(0.005)
+    remove_files(run_directory, shm_prefix, record, os.getpid())
+
+
+def remove_files(run_directory: Path, shm_prefix: str, record: Path, supervisor: int) -> None:
+    """Remove what a server whose supervisor had the given process id has in the file system."""
     for segment in Path("/dev/shm").glob(f"{shm_prefix}*"):  # noqa: S108  (where shm_open puts them)
         segment.unlink(missing_ok=True)
     shutil.rmtree(run_directory, ignore_errors=True)
     with contextlib.suppress(OSError, ValueError, KeyError):
-        if json.loads(record.read_text(encoding="utf-8"))["pid"] == os.getpid():
+        if json.loads(record.read_text(encoding="utf-8"))["pid"] == supervisor:
             record.unlink()
 
 

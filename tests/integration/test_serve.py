@@ -1,0 +1,379 @@
+"""The local server's life: started, found, stopped, killed; what it leaves behind is nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repo_builder.errors import ServerError, UsageError
+from repo_builder.servers.local import LocalServer, serve
+from repo_builder.servers.records import ServerRecord, record_path, running_servers, start_time, write_record
+from tests.servers.repositories import infer, write_identity
+
+COMMAND = [sys.executable, "-m", "repo_builder"]
+FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+SAMPLE = np.array([[1, 2, 3, 4]], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    write_identity(tmp_path / "models", "good")
+    return tmp_path / "models"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+class Traces:
+    """All that a running server has in the machine: processes, shared memory, files, ports."""
+
+    def __init__(self, record: ServerRecord) -> None:
+        arguments = Path(f"/proc/{record.pid}/cmdline").read_text().split("\0")
+        self.supervisor = record.pid
+        self.run_directory, self.shm_prefix, self.record = Path(arguments[5]), arguments[6], Path(arguments[7])
+        self.ports = [record.http_port, int(record.grpc_url.rpartition(":")[2])]
+
+    def processes(self, name: str = "") -> list[int]:
+        """Return the processes of the server's session, its stubs too, whose command has ``name`` in it."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                status = (folder / "stat").read_text().rpartition(")")[2].split()
+                command = (folder / "cmdline").read_bytes().decode()
+            except OSError:
+                continue
+            if status[3] == str(self.supervisor) and status[0] != "Z" and name in command.partition("\0")[0]:
+                found.append(int(folder.name))
+        return found
+
+    def left(self) -> list[object]:
+        left: list[object] = [*self.processes(), *Path("/dev/shm").glob(f"{self.shm_prefix}*")]
+        left += [path for path in (self.run_directory, self.record) if path.exists()]
+        return left + [port for port in self.ports if not bindable(port)]
+
+    def assert_gone(self, within: float) -> None:
+        deadline = time.monotonic() + within
+        while self.left() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert self.left() == []
+
+
+def bindable(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def foreground(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Traces, ServerRecord]]:
+    """Run `repo-builder serve` and wait until it is ready."""
+    process = subprocess.Popen(
+        [*COMMAND, "serve", *arguments, *FREE_PORTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        record = wait_for(lambda: next(iter(running_servers()), None), process)
+        yield process, Traces(record), record
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(found: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+def test_serve_until_sigterm(repository: Path) -> None:
+    with foreground("-r", str(repository)) as (process, traces, record):
+        np.testing.assert_array_equal(infer(record.url, "good", {"x": SAMPLE})["y"], SAMPLE)
+        assert len(traces.left()) > 4
+        began = time.monotonic()
+        process.terminate()
+        output, errors = process.communicate(timeout=5)
+        assert time.monotonic() - began < 5
+        traces.assert_gone(within=0)
+    assert process.returncode == 0
+    assert record.url in output
+    assert record.version in output
+    assert "good" in output
+    assert "READY" in output
+    assert record.log_file in errors
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_with_a_client_still_connected(repository: Path) -> None:
+    with foreground("-r", str(repository)) as (process, traces, record), socket.socket() as idle:
+        idle.connect(("127.0.0.1", record.http_port))
+        idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(100).startswith(b"HTTP/1.1 200")
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=6)
+        assert time.monotonic() - began < 5
+        traces.assert_gone(within=0)
+    assert process.returncode == 0
+
+
+def test_killed_parent_leaves_nothing(repository: Path) -> None:
+    with foreground("-r", str(repository)) as (process, traces, _):
+        process.kill()
+        process.wait()
+        traces.assert_gone(within=2)
+
+
+def test_killed_supervisor_leaves_nothing(repository: Path) -> None:
+    with foreground("-r", str(repository)) as (process, traces, _):
+        os.kill(traces.supervisor, signal.SIGKILL)
+        _, errors = process.communicate(timeout=5)
+        traces.assert_gone(within=2)
+    assert process.returncode == 1
+    assert "error: tritonserver was killed by signal 9" in errors
+
+
+def test_killed_tritonserver_is_reported_and_cleaned_up(repository: Path) -> None:
+    with foreground("-r", str(repository)) as (process, traces, record):
+        (server,) = traces.processes("bin/tritonserver")
+        os.kill(server, signal.SIGKILL)
+        _, errors = process.communicate(timeout=5)
+        traces.assert_gone(within=0)
+    assert process.returncode == 1
+    assert "error: tritonserver was killed by signal 9" in errors
+    assert f"hint: see its log in {record.log_file}" in errors
+
+
+def test_detach_status_stop(repository: Path) -> None:
+    started = run("serve", "-r", str(repository), "--detach", "--json", *FREE_PORTS)
+    assert started.returncode == 0, started.stderr
+    server = json.loads(started.stdout)
+    (record,) = running_servers()
+    traces = Traces(record)
+    try:
+        np.testing.assert_array_equal(infer(server["url"], "good", {"x": SAMPLE})["y"], SAMPLE)
+        (listed,) = json.loads(run("status", "--json").stdout)
+        assert listed["url"] == server["url"]
+        assert listed["detached"]
+        assert listed["repository"] == str(repository)
+        assert listed["models"] == [{"name": "good", "version": 1, "state": "READY", "cause": None, "hint": None}]
+        assert server["url"] in run("status").stdout
+        wrong = run("stop", "--http-port", "1")
+        assert wrong.returncode == 1
+        assert "error: no server of yours runs on port 1" in wrong.stderr
+    finally:
+        stopped = run("stop", "--http-port", str(server["http_port"]), "--json")
+    traces.assert_gone(within=0)
+    assert stopped.returncode == 0
+    assert json.loads(stopped.stdout)[0]["url"] == server["url"]
+    assert json.loads(run("status", "--json").stdout) == []
+    assert run("stop").returncode == 1
+    assert run("stop", "--http-port", "all").returncode == 0
+
+
+def test_a_record_of_a_process_id_used_again_is_no_server(repository: Path) -> None:
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        started = start_time(bystander.pid)
+        assert started is not None
+        write_record(
+            ServerRecord(bystander.pid, started - 1, "http://127.0.0.1:9", "", "", 9, str(repository), "", "", True)
+        )
+        assert running_servers() == []
+        assert not record_path(9).exists()
+        assert run("stop", "--http-port", "all").returncode == 0
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_python_api(repository: Path) -> None:
+    with serve(repository) as server:
+        traces = Traces(server.record())
+        assert [(status.name, status.version, status.ready) for status in server.models] == [("good", 1, True)]
+        assert server.wait(timeout=0.01) is None
+        np.testing.assert_array_equal(infer(server.url, "good", {"x": SAMPLE})["y"], SAMPLE)
+    traces.assert_gone(within=0)
+    server.stop()
+    assert server.wait() == 0
+
+
+def test_server_outlives_the_thread_that_started_it(repository: Path) -> None:
+    servers: list[LocalServer] = []
+    thread = threading.Thread(target=lambda: servers.append(serve(repository)))
+    thread.start()
+    thread.join()
+    with servers[0] as server:
+        assert server.wait(timeout=0.5) is None
+        np.testing.assert_array_equal(infer(server.url, "good", {"x": SAMPLE})["y"], SAMPLE)
+
+
+def test_a_forked_child_neither_stops_nor_keeps_the_server(repository: Path) -> None:
+    script = """
+import os, sys, time
+import repo_builder
+server = repo_builder.serve(sys.argv[1])
+child = os.fork()
+if child == 0:
+    sys.exit(0)                       # runs atexit handlers, which must not stop the parent's server
+os.waitpid(child, 0)
+assert server.models[0].ready
+if os.fork() == 0:
+    time.sleep(30)                    # outlives the parent
+    os._exit(0)
+print(server.pid, flush=True)
+time.sleep(30)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script, str(repository)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    (record,) = running_servers()
+    traces = Traces(record)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    traces.assert_gone(within=2)
+
+
+def test_a_broken_model_does_not_hide_the_good_one(repository: Path) -> None:
+    (write_identity(repository, "broken") / "1/model.onnx").write_bytes(b"not a model")
+    (write_identity(repository, "unread") / "config.pbtxt").write_text('platfrm: "x"\n')
+    (write_identity(repository, "no_version") / "1").rename(repository / "no_version/first")
+    with foreground("-r", str(repository)) as (process, _, record):
+        np.testing.assert_array_equal(infer(record.url, "good", {"x": SAMPLE})["y"], SAMPLE)
+        listed = json.loads(run("status", "--json").stdout)[0]["models"]
+        process.terminate()
+        _, errors = process.communicate(timeout=5)
+    assert process.returncode == 0
+    assert {model["name"]: model["state"] for model in listed} == {
+        "good": "READY", "broken": "UNAVAILABLE", "unread": "UNAVAILABLE", "no_version": "UNAVAILABLE",
+    }  # fmt: skip
+    assert "error: broken: the model file is no whole ONNX model" in errors
+    assert "error: unread: config.pbtxt line 1, column 8:" in errors
+    assert "error: no_version: it has no version that its version_policy takes" in errors
+
+
+def test_no_model_at_all_is_an_error(repository: Path) -> None:
+    (repository / "good/1/model.onnx").unlink()
+    failed = run("serve", "-r", str(repository), *FREE_PORTS)
+    assert failed.returncode == 1
+    assert "error: no model could be loaded: good:" in failed.stderr
+    assert "1/model.onnx is missing" in failed.stderr
+    assert running_servers() == []
+    with pytest.raises(ServerError, match="no model could be loaded"):
+        serve(repository)
+
+
+def test_ports_in_use_are_named(repository: Path) -> None:
+    for taken in ("http", "grpc", "metrics"):
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+            port = sock.getsockname()[1]
+            with pytest.raises(ServerError) as raised:
+                serve(
+                    repository,
+                    http_port=port if taken == "http" else 0,
+                    grpc_port=port if taken == "grpc" else 0,
+                    metrics_port=port if taken == "metrics" else 0,
+                )
+            assert f"port {port} is in use by " in raised.value.message
+            assert f"(pid {os.getpid()})" in raised.value.message
+            assert f"--{taken}-port" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"http_port": 8100, "grpc_port": 8100}, "need different ports"),
+        ({"http_port": 70000}, "70000 is not a port"),
+        ({"host": "no such host"}, "is not an IPv4 address"),
+        ({"host": "192.0.2.1"}, "can't listen on 192.0.2.1"),
+        ({"models": ["absent"]}, "has no model 'absent'"),
+        ({"models": ["good"], "poll_seconds": 1}, "poll"),
+        ({"poll_seconds": 0}, "can't poll every 0 seconds"),
+    ],
+)
+def test_options_that_can_not_be_right(repository: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words) as raised:
+        serve(repository, **options)
+    assert raised.value.hint
+
+
+def test_no_repository(tmp_path: Path) -> None:
+    (tmp_path / "empty/.git").mkdir(parents=True)
+    (tmp_path / "empty/README.md").write_text("models go here")
+    for path, words in (
+        ("absent", "does not exist"),
+        ("empty", "has no models"),
+        ("empty/README.md", "is not a folder"),
+    ):
+        failed = run("serve", "-r", str(tmp_path / path))
+        assert failed.returncode == 2
+        assert f"{path} {words}" in failed.stderr
+        assert "hint: repo-builder add MODEL.onnx" in failed.stderr
+
+
+def test_chosen_models_only(repository: Path) -> None:
+    write_identity(repository, "other")
+    with serve(repository, models=["other"]) as server:
+        assert [status.name for status in server.models if status.ready] == ["other"]
+
+
+def test_polling_takes_up_a_new_version(repository: Path) -> None:
+    with serve(repository, poll_seconds=1) as server:
+        version = repository / "good/2"
+        staged = repository.parent / "staged"
+        staged.mkdir()
+        (staged / "model.onnx").write_bytes((repository / "good/1/model.onnx").read_bytes())
+        staged.rename(version)
+        deadline = time.monotonic() + 20
+        while not any(status.version == 2 and status.ready for status in server.models):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_names_are_not_run_by_a_shell(repository: Path) -> None:
+    """Triton 24.10 starts each model's process through a shell: names in a repository must not be commands there."""
+    model = (repository / "good").rename(repository / "a;touch witness;b")
+    file = "m $(touch witness) `touch witness`"
+    (model / "1/model.onnx").rename(model / "1" / file)
+    config = (model / "config.pbtxt").read_text()
+    (model / "config.pbtxt").write_text(config.replace('name: "good"', f'default_model_filename: "{file}"'))
+    with serve(repository) as server:
+        traces = Traces(server.record())
+        assert [(status.name, status.ready) for status in server.models] == [(model.name, True)]
+        assert not list(traces.run_directory.rglob("witness"))
+
+
+def test_repository_is_only_read(repository: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in repository.rglob("*")}
+    with serve(repository):
+        pass
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in repository.rglob("*")} == before
