@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from client.exchange import LatencyReport
 from client.latency import LatencySummary, samples_needed
 from client.metadata import ModelMetadata, format_shape
@@ -203,9 +205,9 @@ def _value(value: object) -> str:
     if isinstance(value, bytes):
         text = value.decode(errors="backslashreplace")
         return printable(repr(text if len(text) <= 40 else text[:37] + "..."))
-    if isinstance(value, bool) or not hasattr(value, "dtype"):
-        return str(value)
-    return f"{value:.4g}" if value.dtype.kind in "fV" else str(value)
+    if isinstance(value, np.floating) or type(value).__name__ == "bfloat16":
+        return f"{float(value):.4g}"  # type: ignore[arg-type]
+    return printable(value)
 
 
 def _json_value(value: object) -> object:

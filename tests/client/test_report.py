@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -99,6 +100,8 @@ def test_view_of_scalars_and_nothing() -> None:
     assert view(np.array(3, np.int64)) == "3"
     assert view(np.array([True, False])) == "True, False"
     assert view(np.zeros((0, 4))) == ""
+    assert view(np.array([0.5, 1.5], ml_dtypes.bfloat16)) == "0.5, 1.5"
+    assert view(np.array(0.25, np.float16)) == "0.25"
 
 
 def test_latency_of_one_request(capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,6 +140,13 @@ def write_repository(repository: Path) -> None:
         {"index": (TensorProto.INT64, ["N"])}, {"row": (TensorProto.FLOAT, ["N", 2])},
         [numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "table")],
     )  # fmt: skip
+    add(
+        repository, "bfloat16", 4,
+        tensor("input", "x", "BF16", [3]) + tensor("output", "y", "FP32", [3]) + tensor("output", "z", "BF16", [3]),
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT), helper.make_node("Identity", ["x"], ["z"])],
+        {"x": (TensorProto.BFLOAT16, ["N", 3])},
+        {"y": (TensorProto.FLOAT, ["N", 3]), "z": (TensorProto.BFLOAT16, ["N", 3])},
+    )  # fmt: skip
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"no model")
     (repository / "broken" / "config.pbtxt").write_text(
@@ -215,7 +222,7 @@ class TestClassify:
 
     def test_several_models_are_listed(self, server: Server, pictures: Path) -> None:
         error = refused(infer(server, pictures / "red.png"), 2)
-        assert "several models: colors, colors_fp16, colors_single, colors_uint8, lookup" in error
+        assert "several models: bfloat16, colors, colors_fp16, colors_single, colors_uint8, lookup" in error
         assert "hint: choose with --model NAME" in error
 
     @pytest.mark.parametrize("model", ["colors", "colors@1", "colors_fp16", "colors_single", "colors_uint8"])
@@ -396,7 +403,7 @@ class TestLatency:
 
 class TestErrors:
     def test_unknown_model(self, server: Server) -> None:
-        assert "has no model 'cat'; it has broken, colors, " in refused(infer(server, "--model", "cat"), 1)
+        assert "has no model 'cat'; it has bfloat16, broken, colors, " in refused(infer(server, "--model", "cat"), 1)
         with Client(server.url) as triton, pytest.raises(UnknownModel):
             triton.infer("cat", {})
 
@@ -496,6 +503,15 @@ class TestClient:
             assert outputs["opposite"].tolist() == [[False, True], [True, True]]
             assert [s.decode() for s in outputs["same"].reshape(-1)] == text.reshape(-1).tolist()
             assert list(triton.infer("text", {"text": [["x"]], "flag": [[True, True]]}, outputs=["same"])) == ["same"]
+
+    def test_bfloat16(self, server: Server) -> None:
+        with Client(server.url) as triton:
+            outputs = triton.infer("bfloat16", {"x": np.array([[1.0, 2.5, 1.005]], np.float32)})
+        assert outputs["y"].tolist() == [[1.0, 2.5, 1.0078125]]
+        assert outputs["z"].dtype.name == "bfloat16"
+        assert outputs["z"].astype(np.float32).tolist() == outputs["y"].tolist()
+        (y, z) = infer_json(server, "--model", "bfloat16", "--random")["results"][0]["outputs"]
+        assert y["first_values"] == z["first_values"]
 
     def test_large_and_empty_tensors(self, server: Server) -> None:
         with Client(server.url) as triton:
