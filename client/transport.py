@@ -147,6 +147,11 @@ class HttpTransport:
         return Response(answer.status, headers, body)
 
     def _no_server(self, error: Exception) -> ConnectionFailed:
+        if isinstance(error, ssl.SSLError):
+            return ConnectionFailed(
+                f"no secure connection to {self._url}: {getattr(error, 'verify_message', '') or error.reason}",
+                "SSL_CERT_FILE names the certificates to trust; without TLS the URL begins with http://",
+            )
         if isinstance(error, TimeoutError):
             reason = f"no connection within {self._timeout:g} s"
         else:

@@ -149,10 +149,22 @@ class TestFailures:
             HttpTransport(Url("http", host, 80), 5).send(GET)
 
     def test_tls_to_a_server_without(self) -> None:
-        with fake_server(lambda c, _: c.sendall(http_answer(b""))) as server:
-            transport = HttpTransport(Url.parse(server.url.replace("http:", "https:")), 0.5)
-            with pytest.raises(ConnectionFailed):
-                transport.send(GET)
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def answer_in_plain_text() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(http_answer(b"", "400 Bad Request"))
+
+        thread = threading.Thread(target=answer_in_plain_text)
+        thread.start()
+        transport = HttpTransport(Url("https", *listener.getsockname()), 5)
+        with pytest.raises(ConnectionFailed, match="no secure connection to https://127") as caught:
+            transport.send(GET)
+        assert "http://" in str(caught.value.hint)
+        thread.join()
+        listener.close()
 
     def test_silence_is_a_timeout(self) -> None:
         with fake_server(lambda *_: time.sleep(0.7)) as server:
