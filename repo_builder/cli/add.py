@@ -19,17 +19,21 @@ from repo_builder.cli.output import (
     note,
     print_json,
 )
+from repo_builder.cli.trt_options import describe_engine, takes_tensorrt_options
 from repo_builder.errors import UsageError
 
 if TYPE_CHECKING:
     from repo_builder.add import Published
     from repo_builder.config.image import ImagePreprocessing
     from repo_builder.samples import SampleOptions
+    from repo_builder.trt.options import TensorRTOptions
 
 
 class TargetName(str, Enum):
     auto = "auto"
     onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
 
 
 class KindName(str, Enum):
@@ -49,6 +53,7 @@ class ColorName(str, Enum):
     GRAY = "GRAY"
 
 
+@takes_tensorrt_options
 def add(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.", show_default=False)],
     name: Annotated[str, typer.Option(help="The model's name.", show_default="the file's")] = "",
@@ -107,6 +112,8 @@ def add(
     ] = False,
     json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001  (read by main)
+    *,
+    tensorrt: TensorRTOptions,
 ) -> None:
     """Compile, configure, verify and publish an ONNX model as the next version in a model repository."""
     from repo_builder.add import BuildOptions, add_model
@@ -120,6 +127,7 @@ def add(
         verify=verify,
         tolerance=Tolerance(rtol=rtol, atol=atol),
         samples=_samples(input_file or [], input_range or [], shape or []),
+        tensorrt=tensorrt,
     )
     serving = ServingOptions(
         max_batch_size=max_batch_size,
@@ -158,24 +166,27 @@ def _summary(published: Published, repository: str) -> None:
         batch = manifest["max_batch_size"]
         note(f"published {published.name} version {published.version} in {published.folder} ({size})")
         note(f"  target    {manifest['target']} ({manifest['target_reason']})")
+        if "engine" in manifest:
+            note(f"  engine    {describe_engine(manifest['engine'])}")
         note(f"  batching  {f'up to {batch}: ' if batch else 'none: '}{manifest['batching']['reason']}")
-        note(f"  verified  {_verified(manifest['verification'])}")
+        note(f"  verified  {_verified(manifest['verification'], manifest['unverified'])}")
         for hint in published.hints:
             note(f"  note      {hint}")
     flag = "" if repository == DEFAULT_REPOSITORY else f" --repository {shlex.quote(repository)}"
     note(f"next: repo-builder serve{flag}")
 
 
-def _verified(verification: dict[str, object] | None) -> str:
+def _verified(verification: dict[str, object] | None, unverified: str | None) -> str:
     if verification is None:
-        return "NO: --no-verify"
+        return f"NO: {unverified or '--no-verify'}"
     outputs = verification["outputs"]
     assert isinstance(outputs, list | tuple)  # noqa: S101
     worst = max(outputs, key=lambda output: output["max_relative_error"])
     sizes = [size for size in verification["batch_sizes"] if size]  # type: ignore[attr-defined]
     at = f" at batch {', '.join(map(str, sizes))}" if sizes else ""
+    start = f"NO: {unverified}; that is " if unverified else ""
     return (
-        f"equal to ONNX Runtime{at}: largest relative error {worst['max_relative_error']:.1e}, "
+        f"{start}equal to ONNX Runtime{at}: largest relative error {worst['max_relative_error']:.1e}, "
         f"absolute {worst['max_absolute_error']:.1e} (output {worst['name']!r})"
     )
 

@@ -32,6 +32,11 @@ class Steps:
         self._began = 0.0
 
     def __call__(self, label: str) -> None:
+        if label == self._label:  # the same work goes on
+            if sys.stderr.isatty():
+                elapsed = time.perf_counter() - self._began
+                typer.echo(f"\r  {label} ... {elapsed:.0f} s", err=True, nl=False)
+            return
         self.end()
         self._label, self._began = label, time.perf_counter()
         if sys.stderr.isatty():

@@ -130,7 +130,13 @@ def _set_compute_capabilities(library: Library, config: Any, wanted: tuple[str, 
         )
     config.num_compute_capabilities = len(wanted)
     for index, text in enumerate(wanted):
-        member = _member(library, trt.ComputeCapability, f"SM{text.replace('.', '')}", f"--compute-capability {text}")
+        member = getattr(trt.ComputeCapability, f"SM{text.replace('.', '')}", None)
+        if member is None:
+            known = (name[2:] for name in trt.ComputeCapability.__members__ if name.startswith("SM"))
+            raise UsageError(
+                f"--compute-capability {text}: {library.name} {library.version} does not build for it",
+                "it builds for " + ", ".join(f"{name[:-1]}.{name[-1]}" for name in sorted(known, key=int)),
+            )
         config.set_compute_capability(member, index)
 
 

@@ -1,0 +1,216 @@
+"""TensorRT's options on the command line, in our spelling and in trtexec's, for every command that builds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from repo_builder.errors import UsageError
+
+if TYPE_CHECKING:
+    from repo_builder.trt.options import TensorRTOptions
+
+_PANEL = "TensorRT"
+
+
+def _option(*names: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=_PANEL, show_default=False, **settings)
+
+
+def tensorrt_options(
+    fp16: Annotated[bool, _option("--fp16", "--best", help="TensorRT: allow FP16.")] = False,
+    bf16: Annotated[bool, _option("--bf16", help="TensorRT: allow BF16.")] = False,
+    int8: Annotated[bool, _option("--int8", hidden=True)] = False,
+    tf32: Annotated[bool, _option("--tf32/--no-tf32", " /--noTF32", help="TensorRT: FP32 products in TF32.")] = True,
+    strict: Annotated[
+        bool, _option("--strict", "--stronglyTyped", help="TensorRT: precisions exactly as in the converted graph.")
+    ] = False,
+    half_io: Annotated[bool, _option("--half-io", help="TensorRT: FP32 inputs and outputs become half too.")] = False,
+    input_formats: Annotated[str, _option("--input-io-formats", "--inputIOFormats", hidden=True)] = "",
+    output_formats: Annotated[str, _option("--output-io-formats", "--outputIOFormats", hidden=True)] = "",
+    min_shapes: Annotated[
+        list[str] | None,
+        _option("--min-shapes", "--minShapes", metavar="NAME:1x3x64x64,...", help="TensorRT: smallest shapes."),
+    ] = None,
+    opt_shapes: Annotated[
+        list[str] | None,
+        _option("--opt-shapes", "--optShapes", metavar="NAME:8x3x64x64,...", help="TensorRT: shapes tuned for."),
+    ] = None,
+    max_shapes: Annotated[
+        list[str] | None,
+        _option(
+            "--max-shapes",
+            "--maxShapes",
+            metavar="NAME:32x3x64x64,...",
+            help="TensorRT: largest shapes; all three again for each further profile.",
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None, _option("--workspace", metavar="MIB", min=0, help="TensorRT: scratch memory while building.")
+    ] = None,
+    mem_pool_size: Annotated[
+        list[str] | None,
+        _option("--mem-pool-size", "--memPoolSize", metavar="POOL:MIB,...", help="TensorRT: sizes of memory pools."),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        _option("--timing-cache", "--timingCacheFile", metavar="FILE", help="TensorRT: measured tactics to reuse."),
+    ] = None,
+    builder_optimization_level: Annotated[
+        int | None,
+        _option(
+            "--builder-optimization-level",
+            "--builderOptimizationLevel",
+            metavar="0..5",
+            min=0,
+            max=5,
+            help="TensorRT: how long to look for tactics.",
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool, _option("--version-compatible", "--versionCompatible", "--vc", help="TensorRT: for later versions too.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        str,
+        _option(
+            "--hardware-compatibility",
+            "--hardwareCompatibilityLevel",
+            metavar="LEVEL",
+            help="TensorRT: none, ampere+ or same-compute-capability.",
+        ),
+    ] = "",
+    compute_capability: Annotated[
+        list[str] | None,
+        _option("--compute-capability", metavar="8.6,8.9", help="TensorRT-RTX: the GPUs to build for; default all."),
+    ] = None,
+    plugin: Annotated[
+        list[Path] | None,
+        _option("--plugin", "--plugins", "--dynamicPlugins", metavar="LIB.so", help="TensorRT: custom layers."),
+    ] = None,
+    sparsity: Annotated[
+        str, _option("--sparsity", metavar="enable|disable", help="TensorRT: use 2:4 sparse weights.")
+    ] = "",
+    tactic_sources: Annotated[
+        str, _option("--tactic-sources", "--tacticSources", metavar="-CUBLAS,+CUDNN", help="TensorRT: tactic sources.")
+    ] = "",
+    strip_weights: Annotated[
+        bool, _option("--strip-weights", "--stripWeights", help="TensorRT: a plan without its weights.")
+    ] = False,
+    refit: Annotated[bool, _option("--refit", help="TensorRT: weights can be replaced later.")] = False,
+    verbose_build: Annotated[
+        bool, _option("--verbose-build", "--verbose", help="TensorRT: everything it says goes to the build's log.")
+    ] = False,
+    explicit_batch: Annotated[bool, _option("--explicitBatch", hidden=True)] = False,  # noqa: ARG001
+) -> TensorRTOptions:
+    """What the options say, as the library takes it; raises UsageError."""
+    from repo_builder.trt.options import TensorRTOptions, parse_profiles
+
+    if int8:
+        raise UsageError(
+            "--int8 needs a model that holds its quantisation: QuantizeLinear and DequantizeLinear nodes",
+            "quantise it with onnxruntime.quantization.quantize_static(quant_format=QDQ), then add that without --int8",
+        )
+    pools = _pools(mem_pool_size or [])
+    if workspace is not None:
+        pools["workspace"] = workspace
+    half_inputs = half_io or _is_half_format("--inputIOFormats", input_formats)
+    half_outputs = half_io or _is_half_format("--outputIOFormats", output_formats)
+    return TensorRTOptions(
+        fp16=fp16,
+        bf16=bf16,
+        strict=strict,
+        tf32=tf32,
+        half_inputs=half_inputs,
+        half_outputs=half_outputs,
+        profiles=parse_profiles(min_shapes or [], opt_shapes or [], max_shapes or []),
+        memory_pools=pools,
+        builder_optimization_level=builder_optimization_level,
+        version_compatible=version_compatible,
+        hardware_compatibility=_LEVELS.get(hardware_compatibility.lower(), hardware_compatibility),
+        compute_capabilities=tuple(part for text in compute_capability or [] for part in text.split(",")),
+        plugins=tuple(plugin or ()),
+        sparsity=_is_enabled(sparsity),
+        tactic_sources=tactic_sources,
+        strip_weights=strip_weights,
+        refit=refit,
+        timing_cache=timing_cache,
+        verbose=verbose_build,
+    )
+
+
+def describe_engine(engine: Mapping[str, Any]) -> str:
+    """One line on what a manifest or ``compile`` says of an engine."""
+    layers = engine["layers_by_precision"]
+    counts = ", ".join(f"{count} {precision}" for precision, count in layers.items()) or "not told"
+    cached = " with a timing cache" if engine["timing_cache_hit"] else ""
+    gpu = f" on {engine['gpu']['name']}" if engine["gpu"] else ""
+    return f"{engine['library']}{gpu}, built in {engine['build_seconds']:.1f} s{cached}; layers: {counts}"
+
+
+_LEVELS = {
+    "none": "",
+    "ampere+": "ampere_plus",
+    "samecomputecapability": "same_compute_capability",
+    "same-compute-capability": "same_compute_capability",
+}
+
+
+def takes_tensorrt_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all of :func:`tensorrt_options`' parameters; it gets what they say as ``tensorrt``."""
+    own = inspect.signature(command)
+    added = inspect.signature(tensorrt_options)
+
+    def run(**given: Any) -> None:
+        asked = {name: given.pop(name) for name in added.parameters}
+        command(**given, tensorrt=tensorrt_options(**asked))
+
+    hints = {**_hints(command), **_hints(tensorrt_options)}
+    parameters = [
+        parameter.replace(annotation=hints[parameter.name])
+        for parameter in (*own.parameters.values(), *added.parameters.values())
+        if parameter.name != "tensorrt"
+    ]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = hints
+    return run
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Resolved annotations, but for names that only type checkers import."""
+    annotations = {name: text for name, text in function.__annotations__.items() if name not in {"tensorrt", "return"}}
+    holder = type("Annotations", (), {"__annotations__": annotations, "__module__": function.__module__})
+    return get_type_hints(holder, include_extras=True)
+
+
+def _pools(texts: list[str]) -> dict[str, int]:
+    pools = {}
+    for part in (part for text in texts for part in text.split(",")):
+        name, colon, size = part.rpartition(":")
+        if not (colon and name and size.isascii() and size.isdigit()):
+            raise UsageError(f"--mem-pool-size {part}: can't be read", "POOL:MIB, as in workspace:4096")
+        pools[_pool_name(name)] = int(size)
+    return pools
+
+
+def _pool_name(name: str) -> str:
+    """Our name of a pool: trtexec calls that of tactics' shared memory ``tacticSharedMem``."""
+    return {"tacticsharedmem": "tactic_shared_memory", "dlasram": "dla_managed_sram"}.get(name.lower(), name.lower())
+
+
+def _is_half_format(flag: str, text: str) -> bool:
+    """Whether every format that trtexec's syntax lists is ``fp16:chw``; FP32 is what is had without it."""
+    formats = {part.strip() for part in text.split(",") if part.strip()}
+    if not formats <= {"fp16:chw", "fp32:chw", "bf16:chw"} or len(formats) > 1:
+        raise UsageError(f"{flag} {text}: only fp16:chw, bf16:chw or fp32:chw, the same for all", "or use --half-io")
+    return bool(formats & {"fp16:chw", "bf16:chw"})
+
+
+def _is_enabled(text: str) -> bool:
+    if text not in {"", "enable", "disable"}:
+        raise UsageError(f"--sparsity {text}: enable or disable", "weights are not changed to make them sparse")
+    return text == "enable"
