@@ -62,10 +62,8 @@ def main() -> None:
         if debug:
             raise
         code = report(error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # the parser turns the first into the second
         typer.echo("interrupted", err=True)
-        code = 130
-    except typer.Abort:
         code = 130
     except BrokenPipeError:  # the reader went away, as in `repo-builder list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
