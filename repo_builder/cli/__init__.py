@@ -14,6 +14,8 @@ import typer
 
 from repo_builder.errors import RepoBuilderError
 
+INTERRUPTED = 130  # a shell's 128 + SIGINT
+
 app = typer.Typer(
     name="repo-builder",
     help="Build, check and serve Triton model repositories.",
@@ -62,14 +64,15 @@ def main() -> None:
         if debug:
             raise
         code = report(error)
-    except (KeyboardInterrupt, typer.Abort):  # the parser turns the first into the second
-        typer.echo("interrupted", err=True)
-        code = 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except BrokenPipeError:  # the reader went away, as in `repo-builder list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
         code = _report_unexpected(error, debug=debug)
+    if code == INTERRUPTED:  # the parser, too, turns Ctrl-C into this
+        typer.echo("interrupted", err=True)
     sys.exit(code or 0)
 
 
