@@ -34,7 +34,7 @@ from repo_builder.errors import ConfigError, ModelError, RepositoryError, UsageE
 from repo_builder.gate import check_artifact, known_shapes
 from repo_builder.onnx_model import OnnxModel, read_model
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
-from repo_builder.passes.shapes import free_zero_axes, state_output_ranks
+from repo_builder.passes.shapes import free_zero_axes, state_output_shapes
 from repo_builder.repository import CONFIG, MANIFEST, Repository, check_name, file_sha256
 from repo_builder.runtime import RunError, Session, open_session
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
@@ -262,8 +262,8 @@ class _Build:
             batching = static_batching(self.model)
         else:
             self.reference = self._open_reference()
-            ranks = {output: array.ndim for output, array in self.reference.row(0)[1].items()}
-            self.model = self.model.with_graph(state_output_ranks(self.model.proto, ranks))
+            shapes = {output: array.shape for output, array in self.reference.row(0)[1].items()}
+            self.model = self.model.with_graph(state_output_shapes(self.model.proto, shapes))
             if wanted:
                 self.progress("looking for the batch axis: two rows together against each alone")
                 batching = plan_batching(self.model, self.reference, self.build.tolerance, self.version_folder)

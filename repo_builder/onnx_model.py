@@ -83,11 +83,11 @@ _NOT_ONNX_HINT = "a download may be incomplete, or a Git LFS pointer; a PyTorch 
 def _tensor_spec(value: onnx.ValueInfoProto, role: str, path: Path) -> TensorSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        name = (kind or "value without type").removesuffix("_type")
+        name = (kind or "unknown").removesuffix("_type")
         hint = "export the model with plain tensors"
         if role == "output" and kind in {"sequence_type", "map_type"}:
             hint += " (skl2onnx: options={'zipmap': False})"
-        raise ModelError(f"{role} {value.name!r} of {path} is a {name}; Triton has only tensors", hint)
+        raise ModelError(f"{role} {value.name!r} of {path} is of type {name}; Triton has only tensors", hint)
     tensor = value.type.tensor_type
     dtype = DataType.from_onnx(tensor.elem_type)
     if dtype is None:
@@ -201,10 +201,19 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield from attribute.tensors
 
 
+def _inside(folders: set[Path], base: Path, relative: Path) -> Path | None:
+    """The file that ``relative`` names from ``base``, None if it does not lie in one of ``folders``."""
+    if relative.is_absolute() or ".." in relative.parts or "\0" in str(relative):
+        return None
+    target = (base / relative).resolve()
+    return target if any(target.is_relative_to(folder) for folder in folders) else None
+
+
 def _external_files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
     import onnx
 
-    folder = path.parent.resolve()
+    # Where the model is, and where it is a link to: Hugging Face's cache links to files of one folder.
+    folders = {path.parent.resolve(), path.resolve().parent}
     found: dict[Path, None] = {}
     for tensor in _tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -213,8 +222,8 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
         relative = Path(PurePosixPath(location))
         if relative in found:
             continue
-        target = (folder / relative).resolve()
-        if not location or relative.is_absolute() or ".." in relative.parts or not target.is_relative_to(folder):
+        target = _inside(folders, path.parent, relative) if location else None
+        if target is None:
             raise ModelError(
                 f"the weights of tensor {tensor.name!r} are in {location!r}, outside the folder of {path}",
                 "put the external data file beside the model and save the model again",

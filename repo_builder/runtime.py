@@ -107,8 +107,9 @@ def tidy_message(error: Exception) -> str:
     """ONNX Runtime's message on one line, without its own prefixes and source locations."""
     text = " ".join(str(error).split())
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r"/\S+\.(?:cc|h|hpp):\d+ .*?(?=[A-Z][a-z]|$)", "", text, count=1)
-    return text.strip() or type(error).__name__
+    text = re.sub(r"Load model from .*? failed:", "", text)
+    text = re.sub(r"[\w/-]*\.(?:cc|h|hpp):\d+ (?:(?:[\w:]+ )?[\w:~]+\([^()]*\)|\w+) ", " ", text)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _specs(arguments: Iterable[Any]) -> tuple[TensorSpec, ...]:

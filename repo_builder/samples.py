@@ -26,7 +26,7 @@ FREE_SIZES = ((224, 16), (64, 64), (32, 128), (512, 512), (1, 1))
 
 The first is a picture's usual side and a short sentence; the model decides which one it takes."""
 
-MOST_ELEMENTS = 2**28
+MOST_ELEMENTS = 2**27
 """Of one input; more is a size that nobody meant, and would take gigabytes to fill with random numbers."""
 
 

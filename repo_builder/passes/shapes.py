@@ -23,23 +23,36 @@ def free_zero_axes(source: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def state_output_ranks(source: onnx.ModelProto, ranks: Mapping[str, int]) -> onnx.ModelProto:
-    """Give outputs that state no shape, or one of another rank than they have, as many free axes as ``ranks`` says.
+def state_output_shapes(source: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """Free what outputs state of their shapes wherever ``shapes``, seen in a run, belie it.
 
-    Triton's onnxruntime backend refuses a configuration whose dims are not those that the model states.
+    An output of another rank than it states, or that states none, gets as many free axes as it has.  Triton's
+    onnxruntime backend refuses a configuration whose dims are not those that the model states, and clients believe it.
     """
-    wrong = {value.name for value in source.graph.output if len(value.type.tensor_type.shape.dim) != ranks[value.name]}
-    if not wrong:
+    if not any(_belied(value, shapes[value.name]) for value in source.graph.output):
         return source
     proto = _copy(source)
     for value in proto.graph.output:
-        if value.name in wrong:
-            shape = value.type.tensor_type.shape
+        seen = shapes[value.name]
+        shape = value.type.tensor_type.shape
+        if len(shape.dim) != len(seen):
             del shape.dim[:]
-            for _ in range(ranks[value.name]):
+            for _ in seen:
                 shape.dim.add()
             shape.SetInParent()
+        for dim, size in zip(shape.dim, seen, strict=True):
+            if dim.HasField("dim_value") and dim.dim_value != size:
+                dim.Clear()
     return proto
+
+
+def _belied(value: onnx.ValueInfoProto, seen: tuple[int, ...]) -> bool:
+    tensor = value.type.tensor_type
+    return (
+        not tensor.HasField("shape")
+        or len(tensor.shape.dim) != len(seen)
+        or any(dim.HasField("dim_value") and dim.dim_value != size for dim, size in zip(tensor.shape.dim, seen, strict=True))
+    )
 
 
 def _copy(source: onnx.ModelProto) -> onnx.ModelProto:
