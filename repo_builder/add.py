@@ -35,7 +35,7 @@ from repo_builder.gate import check_artifact, known_shapes
 from repo_builder.onnx_model import OnnxModel, read_model
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
 from repo_builder.passes.shapes import free_zero_axes, state_output_shapes
-from repo_builder.repository import CONFIG, MANIFEST, Repository, check_name, file_sha256
+from repo_builder.repository import CONFIG, MANIFEST, MANIFEST_SCHEMA, Repository, check_name, file_sha256
 from repo_builder.runtime import RunError, Session, open_session
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
 from repo_builder.trt.options import TensorRTOptions
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from repo_builder.runtime import Arrays
-
-MANIFEST_SCHEMA = 1
 
 RESERVED_NAMES = {
     *(CONFIG, MANIFEST, LABELS, "warmup", "model.onnx", "model.plan", "source.onnx", "candidate.onnx"),
@@ -124,13 +122,14 @@ def add_model(
     name = name or check_name(default_name(source))
     fingerprint = _fingerprint(origin, compiler.identity(), build, serving)
     current = store.get(name)
-    if current and current.latest and not force:
-        manifest = current.manifest(current.latest)
+    if current and not force:
+        manifest = current.manifest(current.latest) if current.latest else None
         if manifest and manifest.get("fingerprint") == fingerprint and manifest["source"]["sha256"] == origin.sha256:
-            return Published(name, current.latest, current.folder, True, manifest)
+            return Published(name, manifest["version"], current.folder, True, manifest)
         if current.edited_by_hand:
+            since = f"edited by hand since version {current.latest}" if current.latest else "written by hand"
             raise RepositoryError(
-                f"{current.folder / CONFIG} was edited by hand since version {current.latest}",
+                f"{current.folder / CONFIG} was {since}",
                 f"keep your edits with --config {current.folder / CONFIG}, or replace them with --force",
             )
     started = time.perf_counter()

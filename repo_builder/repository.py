@@ -33,6 +33,8 @@ from repo_builder.errors import RepositoryError, UsageError
 
 CONFIG = "config.pbtxt"
 MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")  # Triton passes over a leading zero
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
@@ -80,7 +82,8 @@ class Model:
             manifest = json.loads((self.folder / str(version) / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return manifest if isinstance(manifest, dict) else None
+        ours = isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA
+        return manifest if ours else None
 
     def size(self, version: int) -> int:
         """Bytes of a version's files."""
@@ -88,14 +91,17 @@ class Model:
 
     @property
     def edited_by_hand(self) -> bool:
-        """Whether config.pbtxt is not what the latest version was published with."""
-        if self.latest is None or self.config_text is None:
-            return False
+        """Whether there is a config.pbtxt that is not what the latest version was published with."""
         try:
-            published = (self.folder / str(self.latest) / CONFIG).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+            config = (self.folder / CONFIG).read_bytes()
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        try:
+            return config != (self.folder / str(self.latest) / CONFIG).read_bytes()
+        except OSError:
             return True  # another tool's, or a person's
-        return published != self.config_text
 
 
 class Repository:
@@ -103,19 +109,27 @@ class Repository:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
-        if self.root.exists() and not self.root.is_dir():
-            raise RepositoryError(f"{self.root} is not a folder", "name a folder with --repository")
+        with _readable(self.root):
+            if self.root.exists() and not self.root.is_dir():
+                raise RepositoryError(f"{self.root} is not a folder", "name a folder with --repository")
 
     def models(self) -> list[Model]:
         """All models, by name."""
         if not self.root.is_dir():
             return []
-        folders = sorted(entry for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        return [self._read(folder) for folder in folders]
+        with _readable(self.root):
+            folders = [entry for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        return [self._read(folder) for folder in sorted(folders)]
 
     def get(self, name: str) -> Model | None:
+        """The model of that name, None if there is none; raises RepositoryError when a file is in its place."""
         folder = self.root / check_name(name)
-        return self._read(folder) if folder.is_dir() else None
+        with _readable(folder):
+            if folder.is_dir():
+                return self._read(folder)
+        if os.path.lexists(folder):
+            raise RepositoryError(f"{folder} is in the way: it is not a folder", "move it, or choose another --name")
+        return None
 
     def find(self, name: str, version: int | None = None) -> Model:
         """The model, if it has that version; raises RepositoryError with what there is."""
@@ -133,28 +147,30 @@ class Repository:
         """A folder beside the repository, on its filesystem, gone afterwards whatever happens.
 
         What a killed process left there is cleared away.
+
+        Raises:
+            RepositoryError: something can't be written, in the body too.
         """
-        parent = self.root.absolute().parent
-        prefix = f".{self.root.absolute().name}.staging-"
+        root = self.root.resolve()
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            if self.root.is_dir() and self.root.stat().st_dev != parent.stat().st_dev:
-                raise RepositoryError(
-                    f"{self.root} is a mount point, so nothing can be renamed into it from beside it",
-                    f"use a folder below it: --repository {self.root / 'models'}",
-                )
-            _clear_abandoned(parent, prefix)
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        except OSError as error:
-            why = f"can't write beside {self.root}: {error.strerror}"
-            raise RepositoryError(why, "choose another --repository") from None
-        try:
-            with _locked(folder):
-                yield folder
+            with _made(root.parent):
+                with self._lock():
+                    if root.is_dir() and root.stat().st_dev != root.parent.stat().st_dev:
+                        raise RepositoryError(
+                            f"{self.root} is a mount point, so nothing can be renamed into it from beside it",
+                            f"use a folder below it: --repository {self.root / 'models'}",
+                        )
+                    prefix = f".{root.name}.staging-"
+                    _clear_abandoned(root, prefix)
+                    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root.parent))
+                    handle = _lock_folder(folder)
+                try:
+                    yield folder
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(handle)
         except OSError as error:
             raise _write_error(self.root, error) from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, name: str, staged: Path, finish: Callable[[int, Path], None]) -> int:
         """Make the files in ``staged`` the next version of a model, and return its number.
@@ -165,14 +181,14 @@ class Repository:
                 subfolder holds the model-level files (config.pbtxt, labels.txt, warmup/).
             finish: called with the number and the version's folder before it is published.
         """
-        with self._lock():
+        with self._lock(), _made(self.root):
             model = self.get(name)
             number = (model.latest or 0) + 1 if model else 1
             finish(number, staged / "version")
             tree = staged / "tree"
             shutil.copytree(staged / "model", tree)
-            for version in model.versions if model else ():
-                _link_tree(model.folder / str(version), tree / str(version))  # type: ignore[union-attr]
+            if model:
+                _keep(model, tree, model.versions)
             (staged / "version").rename(tree / str(number))
             _put(tree, self.root / name)
         return number
@@ -183,6 +199,7 @@ class Repository:
         Raises:
             RepositoryError: there is no such model or version, or the config to be replaced was edited by hand.
         """
+        self.find(name, version)
         with self.staging() as staged, self._lock():
             model = self.find(name, version)
             rest = tuple(number for number in model.versions if number != version) if version else ()
@@ -201,24 +218,35 @@ class Repository:
                 _copy_model_files(previous, tree)
             else:
                 _copy_model_files(model.folder, tree)
-            for number in rest:
-                _link_tree(model.folder / str(number), tree / str(number))
+            _keep(model, tree, rest)
             _put(tree, model.folder)
 
     def _read(self, folder: Path) -> Model:
-        versions = (int(entry.name) for entry in folder.iterdir() if entry.name.isascii() and entry.name.isdigit())
-        return Model(folder.name, folder, tuple(sorted(versions)))
+        with _readable(folder):
+            versions = (int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
+            return Model(folder.name, folder, tuple(sorted(v for v in versions if (folder / str(v)).is_dir())))
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         """Keep other writers out; readers are never in the way."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with _locked(self.root):
+        handle = _lock_folder(self.root.resolve().parent)
+        try:
             yield
+        finally:
+            os.close(handle)
 
 
 MODEL_FILES = (CONFIG, "labels.txt", "warmup")
 """What lies beside the versions, and again inside each as it was published."""
+
+
+def _keep(model: Model, tree: Path, versions: tuple[int, ...]) -> None:
+    """Link ``versions`` of a model into ``tree``, and what lies beside them that is not ours."""
+    shutil.copymode(model.folder, tree)
+    gone = {*MODEL_FILES, *map(str, model.versions)} - {*map(str, versions)}
+    for entry in model.folder.iterdir():
+        if entry.name not in gone:
+            _link(entry, tree / entry.name)
 
 
 def _copy_model_files(source: Path, target: Path) -> None:
@@ -229,31 +257,38 @@ def _copy_model_files(source: Path, target: Path) -> None:
             shutil.copy2(source / name, target / name)
 
 
-def _link_tree(source: Path, target: Path) -> None:
-    """Copy a folder as hard links, or as bytes where the filesystem has none; times stay as they are."""
+def _link(source: Path, target: Path) -> None:
+    """Copy a file or folder as hard links, or as bytes where the filesystem has none; times stay as they are."""
 
-    def link(old: str, new: str) -> None:
+    def link(old: str | Path, new: str | Path) -> None:
         try:
-            os.link(old, new)
+            os.link(old, new, follow_symlinks=False)
         except OSError:
-            shutil.copy2(old, new)
+            shutil.copy2(old, new, follow_symlinks=False)
 
-    shutil.copytree(source, target, copy_function=link)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=link, symlinks=True)
+    else:
+        link(source, target)
 
 
 def _put(tree: Path, target: Path) -> None:
-    """Put ``tree`` in the place of ``target`` in one step; the old folder ends up at ``tree``."""
-    tree.chmod(0o755)
+    """Put ``tree`` in the place of ``target`` in one step; the old folder ends up in the staging folder."""
     if not target.exists():
         tree.rename(target)
     elif not _exchange(tree, target):
-        aside = tree.with_name("old")
+        aside = tree.with_name(ASIDE) / target.name
+        aside.parent.mkdir()
         target.rename(aside)
         try:
             tree.rename(target)
         except BaseException:
             aside.rename(target)
             raise
+
+
+ASIDE = "aside"
+"""Under a staging folder: the old model for a moment, where the filesystem can't exchange two folders."""
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -270,33 +305,64 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock_folder(folder: Path) -> int:
+    """A handle that holds the lock of ``folder`` until it is closed."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
+    except BaseException:
         os.close(handle)
+        raise
+    return handle
 
 
-def _clear_abandoned(parent: Path, prefix: str) -> None:
-    """Delete staging folders that no living process holds."""
-    for folder in parent.glob(f"{prefix}*"):
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and those above it; when the body fails, those made go again, unless others used them."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RepositoryError(f"{folder} can't be read: {error.strerror}", "check its permissions") from None
+
+
+def _clear_abandoned(root: Path, prefix: str) -> None:
+    """Delete staging folders that no living process holds, and bring back a model that one had moved aside."""
+    for folder in root.parent.iterdir():
+        if not folder.name.startswith(prefix):
+            continue
         with contextlib.suppress(OSError):
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for model in folder.glob(f"{ASIDE}/*"):
+                    if not (root / model.name).exists():
+                        model.rename(root / model.name)
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(handle)
 
 
 def _write_error(root: Path, error: OSError) -> RepositoryError:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return RepositoryError(f"the disk of {root} is full; nothing was published", "free some space and run it again")
-    what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
-    return RepositoryError(f"can't write to {root}: {what}; nothing was published", "check permissions and disk")
+    if isinstance(error, shutil.Error):  # what copying a folder gathered: (source, target, reason)
+        what, number = str(error.args[0][0][2]), None
+    else:
+        what, number = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror), error.errno
+    if number in {errno.ENOSPC, errno.EDQUOT} or os.strerror(errno.ENOSPC) in what:
+        return RepositoryError(f"the disk of {root} is full; nothing was changed", "free some space and run it again")
+    return RepositoryError(f"can't write to {root}: {what}; nothing was changed", "check permissions and disk")
 
 
 def file_sha256(path: Path) -> str:

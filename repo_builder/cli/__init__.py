@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from repo_builder.cli.output import printable
 from repo_builder.errors import RepoBuilderError
 
 INTERRUPTED = 130  # a shell's 128 + SIGINT
@@ -48,10 +49,10 @@ def _root(
 def report(error: Exception) -> int:
     """Write ``error`` for a person to stderr and return its exit code."""
     message = str(error) or type(error).__name__
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {printable(message)}", err=True)
     hint = getattr(error, "hint", None)
     if hint:
-        typer.echo(f"\nhint: {hint}", err=True)
+        typer.echo(f"\nhint: {printable(hint)}", err=True)
     return getattr(error, "exit_code", 1)
 
 
@@ -80,13 +81,15 @@ def _report_unexpected(error: Exception, *, debug: bool) -> int:
     """Usage errors of the parser in our words; anything else is our own mistake and says so."""
     if hasattr(error, "format_message"):  # the parser's exceptions
         context = getattr(error, "ctx", None)
-        typer.echo(f"error: {error.format_message()}", err=True)
+        typer.echo(f"error: {printable(error.format_message())}", err=True)
         if context is not None:
             typer.echo(f"\nhint: {context.command_path} --help", err=True)
         return int(getattr(error, "exit_code", 2))
     if debug:
         raise error
-    typer.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+    if isinstance(error, MemoryError):
+        return report(RepoBuilderError(f"not enough memory: {error}".rstrip(": "), "a machine with more has more"))
+    typer.echo(f"error: unexpected {type(error).__name__}: {printable(str(error))}", err=True)
     typer.echo(
         "\nhint: this is a mistake in repo-builder; run it again with --debug and report what it prints",
         err=True,

@@ -14,6 +14,8 @@ from repo_builder.cli.output import (
     human_size,
     note,
     print_json,
+    printable,
+    say,
     table,
 )
 
@@ -110,7 +112,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     batch = row["max_batch_size"]
     verified = {True: "yes", False: "NO", None: unknown}[row["verified"]]
     return (
-        row["name"],
+        printable(row["name"]),
         ",".join(map(str, row["versions"])) or "none",
         row["platform"] or unknown,
         unknown if batch is None else str(batch),
@@ -121,21 +123,21 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _print_manifest(manifest: dict[str, Any]) -> None:
     source = manifest["source"]
-    typer.echo(f"version {manifest['version']}, made {manifest['created']} in {manifest['seconds']:.1f} s")
-    typer.echo(f"  source    {source['file']}, SHA-256 {source['sha256']}, opset {source['opset']}")
-    typer.echo(f"  target    {manifest['target']} ({manifest['target_reason']})")
+    say(f"version {manifest['version']}, made {manifest['created']} in {manifest['seconds']:.1f} s")
+    say(f"  source    {source['file']}, SHA-256 {source['sha256']}, opset {source['opset']}")
+    say(f"  target    {manifest['target']} ({manifest['target_reason']})")
     for role in ("inputs", "outputs"):
         for tensor in manifest[role]:
-            typer.echo(f"  {role[:-1]:<9} {tensor['name']}  {tensor['datatype']} {tensor['shape']}")
-    typer.echo(f"  batching  {manifest['max_batch_size'] or 'none'}: {manifest['batching']['reason']}")
+            say(f"  {role[:-1]:<9} {tensor['name']}  {tensor['datatype']} {tensor['shape']}")
+    say(f"  batching  {manifest['max_batch_size'] or 'none'}: {manifest['batching']['reason']}")
     verification = manifest["verification"]
     if verification is None:
-        typer.echo("  verified  NO: --no-verify")
+        say("  verified  NO: --no-verify")
     else:
         for output in verification["outputs"]:
-            typer.echo(
+            say(
                 f"  verified  {output['name']}: largest relative error {output['max_relative_error']:.1e}, "
                 f"absolute {output['max_absolute_error']:.1e}"
             )
     tools = ", ".join(f"{tool} {number}" for tool, number in manifest["tools"].items())
-    typer.echo(f"  tools     {tools}")
+    say(f"  tools     {tools}")

@@ -19,9 +19,19 @@ def print_json(data: object) -> None:
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
+def printable(text: str) -> str:
+    """``text`` on one line and without what a terminal would obey: names of tensors come from strangers' files."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def say(line: str) -> None:
+    """A line of what was asked for."""
+    typer.echo(printable(line))
+
+
 def note(line: str) -> None:
     """A line for the person watching."""
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)
 
 
 class Steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 
 from repo_builder.errors import ConfigError, UsageError
@@ -28,6 +29,17 @@ class ImagePreprocessing:
     color: str = "RGB"
     layout: str = "NCHW"
     scale: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        for flag, size in (("--resize", self.resize), ("--crop", self.crop)):
+            sides = size if isinstance(size, tuple) else (size,)
+            if size is not None and not all(side and side > 0 for side in sides):
+                raise UsageError(f"{flag} {'x'.join(map(str, sides))} is not a size", "pixels, 1 or more")
+        for flag, numbers in (("--mean", self.mean), ("--std", self.std)):
+            if not all(math.isfinite(number) for number in numbers):
+                raise UsageError(f"{flag} {','.join(map(str, numbers))} is not a number", "one for each channel")
+        if 0 in self.std:
+            raise UsageError("--std: 0 can't be divided by", "1 leaves the pixels as they are")
 
     def to_json(self, input_name: str) -> str:
         fields = {
@@ -101,7 +113,7 @@ def fit_to_input(image: ImagePreprocessing, inputs: tuple[TensorSpec, ...]) -> t
     for label, numbers in (("--mean", image.mean), ("--std", image.std)):
         if len(numbers) not in {1, wanted}:
             raise ConfigError(f"{label} has {len(numbers)} values for {wanted} channels", f"give 1 or {wanted} values")
-    if height > 0 and width > 0 and _output_size(image) not in {None, (height, width)}:
+    if height > 0 and width > 0 and _output_size(image) != (height, width):
         image = _resized(image, height, width)
     return replace(image, mean=_per_channel(image.mean, wanted), std=_per_channel(image.std, wanted)), tensor
 

@@ -51,7 +51,10 @@ def _belied(value: onnx.ValueInfoProto, seen: tuple[int, ...]) -> bool:
     return (
         not tensor.HasField("shape")
         or len(tensor.shape.dim) != len(seen)
-        or any(dim.HasField("dim_value") and dim.dim_value != size for dim, size in zip(tensor.shape.dim, seen, strict=True))
+        or any(
+            dim.HasField("dim_value") and dim.dim_value != size
+            for dim, size in zip(tensor.shape.dim, seen, strict=True)
+        )
     )
 
 
