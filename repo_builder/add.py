@@ -409,7 +409,8 @@ def _read_labels(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UsageError(f"--labels {path} can't be read: {error.strerror}") from None
+        why = f"--labels {path} can't be read: {error.strerror}"
+        raise UsageError(why, "check the path and its permissions") from None
     except UnicodeDecodeError:
         raise ConfigError(
             f"--labels {path} is not UTF-8 text", "one class a line, in the order of the output"

@@ -117,7 +117,10 @@ def _specs(arguments: Iterable[Any]) -> tuple[TensorSpec, ...]:
     for argument in arguments:
         dtype = _ORT_TYPES.get(argument.type)
         if dtype is None:
-            raise ModelError(f"{argument.name!r} is a {argument.type}; Triton has only tensors of its own types")
+            raise ModelError(
+                f"{argument.name!r} is of type {argument.type}, which Triton does not have",
+                "cast it inside the model to one of: " + ", ".join(member.value for member in DataType),
+            )
         shape = tuple(axis if axis != "?" else None for axis in argument.shape)
         specs.append(TensorSpec(argument.name, dtype, shape))
     return tuple(specs)

@@ -242,7 +242,8 @@ def _load(name: str, path: Path, spec: TensorSpec) -> npt.NDArray[np.generic]:
     try:
         array = np.load(path, allow_pickle=False)
     except OSError as error:
-        raise UsageError(f"--input {name}={path}: can't be read: {error.strerror or error}") from None
+        why = f"--input {name}={path} can't be read: {error.strerror or error}"
+        raise UsageError(why, "check the path and its permissions") from None
     except (ValueError, EOFError):
         raise UsageError(
             f"--input {name}={path} is not a plain .npy array",
@@ -253,7 +254,9 @@ def _load(name: str, path: Path, spec: TensorSpec) -> npt.NDArray[np.generic]:
     array = _as_type(array, spec, f"--input {name}={path}")
     rank = len(spec.shape) if spec.shape is not None else array.ndim
     if array.ndim not in {rank, rank - 1}:
-        raise UsageError(f"--input {name}={path} has {array.ndim} axes; input {spec} has {rank}")
+        raise UsageError(
+            f"--input {name}={path} has {array.ndim} axes; input {spec} has {rank}", "the batch axis may be left out"
+        )
     return array if array.ndim == rank else array[None]
 
 
@@ -266,7 +269,7 @@ def _as_type(array: npt.NDArray[Any], spec: TensorSpec, given: str) -> npt.NDArr
         try:
             return (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)).astype(object)
         except UnicodeDecodeError:
-            raise UsageError(f"{given} holds bytes that are not UTF-8 text") from None
+            raise UsageError(f"{given} holds bytes that are not UTF-8 text", "decode them before saving") from None
     if spec.dtype is DataType.BF16 and array.dtype == np.dtype("V2"):
         return array.view(dtype)
     if array.dtype != dtype:

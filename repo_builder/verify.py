@@ -207,7 +207,8 @@ def verify(
         try:
             outputs = run(inputs)
         except RunError as error:
-            raise VerificationError(f"the artifact does not run at batch size {size or 1}: {error}") from None
+            why = f"the artifact does not run at batch size {size or 1}: {error}"
+            raise VerificationError(why, "choose a smaller --max-batch-size, or --no-batching") from None
         for name, want in expected.items():
             report = _compare_shapes_first(name, outputs[name], want, tolerance, size)
             reports[name] = _worse(reports.get(name), report)
@@ -228,7 +229,8 @@ def _compare_shapes_first(
     if actual.shape != expected.shape:
         raise VerificationError(
             f"output {name!r} has shape {list(actual.shape)} at batch size {size or 1}; "
-            f"ONNX Runtime's from the source is {list(expected.shape)}"
+            f"ONNX Runtime's from the source is {list(expected.shape)}",
+            "if its first axis is no batch: --no-batching",
         )
     return compare(name, actual, expected, tolerance)
 

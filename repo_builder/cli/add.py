@@ -195,7 +195,7 @@ def _pair(flag: str, text: str, form: str) -> tuple[str, str]:
     """Split ``NAME=VALUE`` at the last '=', since tensor names may hold one."""
     name, equals, value = text.rpartition("=")
     if not equals or not name or not value:
-        raise UsageError(f"{flag} {text}: expected {form}")
+        raise UsageError(f"{flag} {text}: expected {form}", "NAME is an input of the model")
     return name, value
 
 
@@ -242,7 +242,7 @@ def _numbers(flag: str, text: str, kind: type) -> tuple:  # type: ignore[type-ar
     try:
         return tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise UsageError(f"{flag} {text}: expected numbers with commas between") from None
+        raise UsageError(f"{flag} {text}: not a list of numbers", "numbers with commas between, as in 1,2,3") from None
 
 
 def _image(
@@ -296,5 +296,5 @@ def _one_or_two(flag: str, text: str, *, single_as_side: bool) -> int | tuple[in
     if len(sizes) == 1:
         return sizes[0] if single_as_side else (sizes[0], sizes[0])
     if len(sizes) != 2:
-        raise UsageError(f"{flag} {text}: expected N or HEIGHTxWIDTH")
+        raise UsageError(f"{flag} {text}: expected N or HEIGHTxWIDTH", "pixels, as in 224 or 224x320")
     return sizes[0], sizes[1]

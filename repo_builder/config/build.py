@@ -79,7 +79,10 @@ def choose_max_batch_size(options: ServingOptions, artifact: Artifact, *, batcha
     if asked is None:
         return wanted_max_batch_size(options) if limit is None else limit
     if limit is not None and asked > limit:
-        raise ConfigError(f"--max-batch-size {asked}: the artifact takes batches of up to {limit}")
+        raise ConfigError(
+            f"--max-batch-size {asked}: the artifact takes batches of up to {limit}",
+            f"--max-batch-size {limit} or less",
+        )
     return asked
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from repo_builder.compilers.base import Artifact
 from repo_builder.config.build import LABELS
-from repo_builder.config.proto import ModelConfig, messages
+from repo_builder.config.proto import ModelConfig, enum_name
 from repo_builder.errors import ConfigError
 from repo_builder.model import TensorSpec
 
@@ -32,9 +32,15 @@ def check_config(config: ModelConfig, name: str, artifact: Artifact, labels: tup
         artifact.platform.partition("_")[0],
     }:
         served, made = config.backend or config.platform, artifact.backend or artifact.platform
-        raise ConfigError(f"config asks for {served!r}; the artifact is of platform {made!r}")
+        raise ConfigError(
+            f"config asks for {served!r}; the artifact is of platform {made!r}",
+            "drop platform and backend from --config",
+        )
     if config.default_model_filename not in {"", artifact.filename}:
-        raise ConfigError(f"default_model_filename {config.default_model_filename!r} is not {artifact.filename!r}")
+        raise ConfigError(
+            f"default_model_filename {config.default_model_filename!r} is not {artifact.filename!r}",
+            "drop it from --config",
+        )
     if config.HasField("ensemble_scheduling"):
         raise ConfigError("config has ensemble_scheduling, but the model is no ensemble", "drop it from --config")
     _check_batching(config, artifact)
@@ -48,10 +54,12 @@ def _check_batching(config: ModelConfig, artifact: Artifact) -> None:
     size, limit = config.max_batch_size, artifact.max_batch_size
     if size < 0 or (limit is not None and size > limit):
         largest = "any" if limit is None else limit
-        raise ConfigError(f"max_batch_size {size}: the artifact takes {largest}")
+        raise ConfigError(f"max_batch_size {size}: the artifact takes {largest}", "change it in --config")
     batching = config.dynamic_batching
     if config.HasField("dynamic_batching") and not size and batching.preferred_batch_size:
-        raise ConfigError("dynamic_batching has preferred_batch_size, but max_batch_size is 0")
+        raise ConfigError(
+            "dynamic_batching has preferred_batch_size, but max_batch_size is 0", "drop it from --config, or batch"
+        )
     for preferred in batching.preferred_batch_size:
         if not 1 <= preferred <= size:
             raise ConfigError(
@@ -65,15 +73,19 @@ def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ..
     for tensor in tensors:
         entry = entries.get(tensor.name)
         if entry is None:
-            raise ConfigError(f"the model's {role} {tensor.name!r} is missing from the config")
-        type_name = messages().DataType.Name(entry.data_type)
+            raise ConfigError(f"the model's {role} {tensor.name!r} is missing from the config", _DROP_HINT)
+        type_name = enum_name(entry, "data_type")
         if type_name != tensor.dtype.config_name:
             raise ConfigError(
-                f"{role} {tensor.name!r} is {tensor.dtype.config_name} in the model, {type_name} in the config"
+                f"{role} {tensor.name!r} is {tensor.dtype.config_name} in the model, {type_name} in the config",
+                _DROP_HINT,
             )
         batched = config.max_batch_size > 0
         if batched and tensor.dims[:1] != (-1,):
-            raise ConfigError(f"max_batch_size {config.max_batch_size}: the first axis of {role} {tensor} is not free")
+            raise ConfigError(
+                f"max_batch_size {config.max_batch_size}: the first axis of {role} {tensor} is not free",
+                "--max-batch-size 0, or max_batch_size: 0 in --config",
+            )
         stated = tuple(entry.reshape.shape if entry.HasField("reshape") else entry.dims)
         actual = tensor.dims[1:] if batched else tensor.dims
         if not actual and not batched:
@@ -85,8 +97,11 @@ def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ..
             )
         if stated != actual:
             raise ConfigError(
-                f"{role} {tensor.name!r} has dims {list(actual)} in the model, {list(stated)} in the config"
+                f"{role} {tensor.name!r} has dims {list(actual)} in the model, {list(stated)} in the config", _DROP_HINT
             )
+
+
+_DROP_HINT = "names, types and dims are the model's: drop them from --config, or change the model"
 
 
 def _elements(dims: Iterable[int]) -> tuple[int, int]:

@@ -40,6 +40,13 @@ def new_config(**fields: object) -> ModelConfig:
     return messages().ModelConfig(**fields)
 
 
+def enum_name(message: Any, field: str) -> str:
+    """The name of an enum field's value, or its number where the enum has none: proto3 lets any through."""
+    number = getattr(message, field)
+    value = message.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number.get(number)
+    return str(number) if value is None else str(value.name)
+
+
 def parse_config(text: str, where: str) -> ModelConfig:
     """Parse config.pbtxt text; ``where`` names it in errors.
 

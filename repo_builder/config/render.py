@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from repo_builder.config.proto import ModelConfig, parse_config
+from repo_builder.config.proto import ModelConfig, enum_name, parse_config
 from repo_builder.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ def render_config(config: ModelConfig) -> str:
     """Render ``config``; the text, parsed back, is ``config`` again or ConfigError is raised."""
     text = _environment().get_template("config.pbtxt.j2").render(config=config)
     if parse_config(text, "the rendered config.pbtxt") != config:
-        raise ConfigError("the rendered config.pbtxt does not say what it should; please report this")
+        raise ConfigError("the rendered config.pbtxt does not say what it should", "please report this with your files")
     return text
 
 
@@ -31,7 +31,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["quote"] = _quote
-    environment.globals.update(enum=_enum_name, rest=_rest, one_line=_one_line)
+    environment.globals.update(enum=enum_name, rest=_rest, one_line=_one_line)
     return environment
 
 
@@ -46,11 +46,6 @@ def _quote(value: str) -> str:
     if '"' in value and "'" not in value:
         return "'" + escaped.replace('\\"', '"') + "'"
     return f'"{escaped}"'
-
-
-def _enum_name(message: ModelConfig, field: str) -> str:
-    values = message.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number
-    return str(values[getattr(message, field)].name)
 
 
 def _one_line(message: ModelConfig) -> str:
