@@ -1,0 +1,193 @@
+"""A fake GPU: host memory in place of the device's, and an engine that computes ``2 x + bias`` with NumPy.
+
+It lets the backend's own work (joining and splitting batches, memory, profiles, shapes, errors) be tested where there
+is no GPU.  What TensorRT and CUDA really do is tested on one (``pytest -m gpu``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+CODES = Enum("CODES", {"cudaSuccess": 0, "cudaErrorInvalidValue": 1, "cudaErrorMemoryAllocation": 2})
+
+
+class FakeCuda:
+    """The functions of the CUDA runtime that the backend calls; ``calls`` counts them."""
+
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)  # noqa: N815
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
+    cudaStreamNonBlocking = 1  # noqa: N815
+
+    def __init__(self) -> None:
+        self.calls: dict[str, int] = {}
+        self.blocks: dict[int, Any] = {}
+        self.captured: Any = None
+        self.capturing = False
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+
+        def function(*arguments: Any) -> tuple[Any, ...]:
+            self.calls[name] = self.calls.get(name, 0) + 1
+            result = getattr(self, f"do_{name}", lambda *_: None)(*arguments)
+            if isinstance(result, CODES):
+                return (result,)
+            return (CODES.cudaSuccess,) if result is None else (CODES.cudaSuccess, result)
+
+        return function
+
+    def do_cudaStreamCreateWithFlags(self, _flags: int) -> int:  # noqa: N802
+        return 7
+
+    def do_cudaGetDeviceProperties(self, _device: int) -> Any:  # noqa: N802
+        return SimpleNamespace(name=b"Fake GPU\0", major=9, minor=0)
+
+    def do_cudaMalloc(self, size: int) -> Any:  # noqa: N802
+        if size > 1 << 30:
+            return CODES.cudaErrorMemoryAllocation
+        block = (ctypes.c_uint8 * size)()
+        address = ctypes.addressof(block)
+        self.blocks[address] = block
+        return address
+
+    def do_cudaHostAlloc(self, size: int, _flags: int) -> Any:  # noqa: N802
+        return self.do_cudaMalloc(size)
+
+    def do_cudaFree(self, address: int) -> None:  # noqa: N802
+        del self.blocks[address]
+
+    do_cudaFreeHost = do_cudaFree  # noqa: N815
+
+    def do_cudaMemcpyAsync(self, target: int, source: int, size: int, _kind: int, _stream: int) -> None:  # noqa: N802
+        ctypes.memmove(target, source, size)
+
+    def do_cudaStreamBeginCapture(self, *_: Any) -> None:  # noqa: N802
+        self.capturing = True
+
+    def do_cudaStreamEndCapture(self, _stream: int) -> Any:  # noqa: N802
+        self.capturing = False
+        return self.captured
+
+    def do_cudaGraphInstantiate(self, graph: Any, _flags: int) -> Any:  # noqa: N802
+        return graph
+
+    def do_cudaGraphLaunch(self, graph: Any, _stream: int) -> None:  # noqa: N802
+        graph()
+
+
+DataType = Enum("DataType", ["FLOAT", "HALF", "INT32", "BF16", "FP8"])
+TensorIOMode = Enum("TensorIOMode", ["INPUT", "OUTPUT"])
+TensorLocation = Enum("TensorLocation", ["DEVICE", "HOST"])
+
+
+class Severity(Enum):
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class ILogger:
+    Severity = Severity
+
+
+class IOutputAllocator: ...
+
+
+class Context:
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.active_optimization_profile = 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, index: int, _stream: int) -> None:
+        self.active_optimization_profile = index
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        low, _, high = self.engine.get_tensor_profile_shape(name, self.active_optimization_profile)
+        self.shapes[name] = shape
+        return all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes.get(name, self.shapes["x"])
+
+    def execute_async_v3(self, _stream: int) -> bool:
+        if self.engine.cuda.capturing:
+            self.engine.cuda.captured = self.compute
+            return True
+        return self.compute()
+
+    def compute(self) -> bool:
+        shape = self.shapes["x"]
+        count = int(np.prod(shape))
+        x = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses["x"]))
+        y = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses["y"]))
+        if np.isnan(x).any():
+            self.engine.logger.log(Severity.ERROR, "NaN is not for this engine")
+            return False
+        y[:] = 2 * x
+        return True
+
+
+class FakeEngine:
+    """``y = 2 x`` on (batch, width), with one profile for each of ``widths`` (lowest and highest)."""
+
+    def __init__(self, cuda: FakeCuda, logger: Any, widths: list[tuple[int, int]], max_batch: int) -> None:
+        self.cuda, self.logger, self.widths, self.max_batch = cuda, logger, widths, max_batch
+        self.num_io_tensors = 2
+        self.num_optimization_profiles = len(widths)
+
+    def create_execution_context(self) -> Context:
+        return Context(self)
+
+    def get_tensor_name(self, index: int) -> str:
+        return "xy"[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name == "x" else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, _name: str) -> Any:
+        return DataType["FLOAT"]
+
+    def get_tensor_shape(self, _name: str) -> tuple[int, int]:
+        return (-1, -1)
+
+    def get_tensor_location(self, _name: str) -> Any:
+        return TensorLocation["DEVICE"]
+
+    def get_tensor_profile_shape(self, _name: str, index: int) -> list[tuple[int, int]]:
+        low, high = self.widths[index]
+        return [(1, low), (self.max_batch, high), (self.max_batch, high)]
+
+
+def fake_tensorrt(cuda: FakeCuda, widths: list[tuple[int, int]], max_batch: int) -> Any:
+    """A module ``tensorrt`` whose only plan is the bytes ``good``."""
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
+            if plan != b"good":
+                self.logger.log(
+                    Severity.ERROR, "Version tag does not match. Note: Current Version: 232, Serialized: 226"
+                )
+                return None
+            return FakeEngine(cuda, self.logger, widths, max_batch)
+
+    return SimpleNamespace(
+        __name__="tensorrt",
+        __version__="8.6.0",
+        ILogger=ILogger,
+        IOutputAllocator=IOutputAllocator,
+        TensorIOMode=TensorIOMode,
+        TensorLocation=TensorLocation,
+        Runtime=Runtime,
+    )

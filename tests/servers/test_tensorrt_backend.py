@@ -1,0 +1,252 @@
+"""The backend ``tensorrt`` on a fake GPU: batches, memory, profiles and errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import repo_builder
+from tests.servers.fake_gpu import FakeCuda, fake_tensorrt
+
+BACKENDS = Path(repo_builder.__file__).parent / "servers" / "backends"
+
+
+class Tensor:
+    """Stands for ``pb_utils.Tensor``."""
+
+    def __init__(self, name: str, array: npt.NDArray[Any]) -> None:
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> npt.NDArray[Any]:
+        return self._array
+
+    def is_cpu(self) -> bool:
+        return True
+
+
+class Request:
+    def __init__(self, **arrays: npt.NDArray[Any]) -> None:
+        self._tensors = [Tensor(name, array) for name, array in arrays.items()]
+
+    def inputs(self) -> list[Tensor]:
+        return self._tensors
+
+    def requested_output_names(self) -> list[str]:
+        return ["y"]
+
+
+class TritonError(Exception):
+    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The backend's module, with what Triton's stub gives it."""
+    silent = SimpleNamespace(log_error=lambda _: None, log_warn=lambda _: None)
+    utilities = SimpleNamespace(
+        TritonModelException=type("TritonModelException", (Exception,), {}),
+        TritonError=TritonError,
+        InferenceResponse=lambda tensors, error=None: SimpleNamespace(tensors=tensors, error=error),
+        Tensor=Tensor,
+        Logger=silent,
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utilities)
+    spec = importlib.util.spec_from_file_location("tensorrt_backend", BACKENDS / "tensorrt" / "model.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "tensorrt_backend", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Instance:
+    """A loaded model on a fake GPU."""
+
+    def __init__(
+        self,
+        backend: ModuleType,
+        monkeypatch: pytest.MonkeyPatch,
+        folder: Path,
+        *,
+        widths: list[tuple[int, int]],
+        max_batch_size: int = 4,
+        engine_batch: int = 4,
+        plan: bytes = b"good",
+        manifest: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> None:
+        self.cuda = FakeCuda()
+        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(self.cuda, widths, engine_batch))
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
+        (folder / "1").mkdir()
+        (folder / "1" / "model.plan").write_bytes(plan)
+        if manifest:
+            (folder / "1" / "manifest.json").write_text(json.dumps(manifest))
+        ports = {"data_type": "TYPE_FP32", "dims": ["-1"] if max_batch_size else ["-1", "-1"]}
+        whole = {
+            "max_batch_size": max_batch_size,
+            "input": [{"name": "x", **ports}],
+            "output": [{"name": "y", **ports}],
+            **config,
+        }
+        self.model = backend.TritonPythonModel()
+        self.model.initialize(
+            {
+                "model_config": json.dumps(whole),
+                "model_name": "twice",
+                "model_repository": str(folder),
+                "model_version": "1",
+                "model_instance_kind": "GPU",
+                "model_instance_device_id": "0",
+            }
+        )
+
+    def run(self, *arrays: npt.NDArray[Any]) -> list[Any]:
+        responses: list[Any] = self.model.execute([Request(x=array) for array in arrays])
+        return responses
+
+
+def rows(count: int, width: int, start: float = 0) -> npt.NDArray[np.float32]:
+    return np.arange(start, start + count * width, dtype=np.float32).reshape(count, width)
+
+
+def test_requests_of_one_shape_run_as_one_batch(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)])
+    arrays = [rows(1, 3), rows(2, 3, 10), rows(1, 5, 50)]
+    for array, response in zip(arrays, instance.run(*arrays), strict=True):
+        assert response.error is None
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
+    sent = instance.cuda.calls["cudaMemcpyAsync"]
+    assert sent == 3 + 2  # every request in, every batch out
+
+
+def test_answers_outlive_other_batches_of_the_same_call(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 400_000)])
+    arrays = [rows(1, 300_000), rows(1, 400_000), rows(1, 200_000)]
+    for _ in range(3):
+        for array, response in zip(arrays, instance.run(*arrays), strict=True):
+            np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
+
+
+def test_memory_is_allocated_once(backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)])
+    instance.run(rows(4, 8))
+    before = instance.cuda.calls["cudaMalloc"], instance.cuda.calls["cudaHostAlloc"]
+    for batch in (1, 4, 2):
+        instance.run(rows(batch, 8))
+    assert (instance.cuda.calls["cudaMalloc"], instance.cuda.calls["cudaHostAlloc"]) == before
+    instance.model.finalize()
+    assert not instance.cuda.blocks
+
+
+def test_a_bad_request_does_not_fail_its_neighbours(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)])
+    bad = rows(1, 3)
+    bad[0, 0] = np.nan
+    good, failed, other = instance.run(rows(1, 3), bad, rows(1, 3, 9))
+    assert "NaN is not for this engine" in str(failed.error)
+    np.testing.assert_array_equal(good.tensors[0].as_numpy(), 2 * rows(1, 3))
+    np.testing.assert_array_equal(other.tensors[0].as_numpy(), 2 * rows(1, 3, 9))
+
+
+def test_the_profile_that_takes_the_shape_is_used(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 4), (6, 9)])
+    wide, narrow, neither = instance.run(rows(1, 9), rows(1, 2), rows(1, 5))
+    assert wide.error is None
+    assert narrow.error is None
+    assert neither.error.code == "INVALID_ARG"
+    assert "x [1, 5]" in str(neither.error)
+    assert "x [1, 6] to [4, 9]" in str(neither.error)
+
+
+def test_profiles_named_in_the_config(backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    groups = [{"kind": "KIND_GPU", "profile": ["1"]}]
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 4), (6, 9)], instance_group=groups)
+    narrow, wide = instance.run(rows(1, 2), rows(1, 9))
+    assert "no profile" in str(narrow.error)
+    np.testing.assert_array_equal(wide.tensors[0].as_numpy(), 2 * rows(1, 9))
+
+
+def test_cuda_graphs_are_captured_once_for_the_batch_sizes_of_the_config(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    optimization = {"cuda": {"graphs": True, "graph_spec": [{"batch_size": 2}]}}
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], optimization=optimization)
+    for start in range(3):
+        [response] = instance.run(rows(2, 3, start))
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * rows(2, 3, start))
+    instance.run(rows(1, 3))
+    assert instance.cuda.calls["cudaStreamBeginCapture"] == 1
+    assert instance.cuda.calls["cudaGraphLaunch"] == 3
+
+
+def test_without_batching_the_first_axis_is_like_any_other(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], max_batch_size=0)
+    for array, response in zip([rows(2, 3), rows(3, 3)], instance.run(rows(2, 3), rows(3, 3)), strict=True):
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine_batch": 2}, "only supports max-batch 2"),
+        ({"input": [{"name": "z", "data_type": "TYPE_FP32", "dims": ["-1"]}]}, "'z' is not in the engine"),
+        ({"input": [{"name": "x", "data_type": "TYPE_FP16", "dims": ["-1"]}]}, "expecting TYPE_FP32"),
+        ({"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": ["3", "4"]}]}, r"\[-1, 3, 4\]"),
+        ({"input": []}, "lacks input 'x'"),
+        ({"instance_group": [{"profile": ["5"]}]}, "profile '5'"),
+        ({"default_model_filename": "other.plan"}, "unable to find"),
+    ],
+)
+def test_a_config_that_contradicts_the_engine_is_refused(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Exception, match=message):
+        Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], **settings)
+
+
+def test_a_plan_of_another_version_says_what_it_needs_and_what_there_is(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    manifest = {"engine": {"library": "TensorRT 10.3.0", "gpu": {"name": "NVIDIA A10"}}}
+    with pytest.raises(Exception, match="Version tag does not match") as caught:
+        Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], plan=b"other", manifest=manifest)
+    message = str(caught.value)
+    assert "built by TensorRT 10.3.0 on NVIDIA A10" in message
+    assert "here is tensorrt 8.6.0 on Fake GPU (compute capability 9.0)" in message
+
+
+def test_the_rtx_backend_is_the_same_with_another_library(backend: ModuleType) -> None:
+    spec = importlib.util.spec_from_file_location("rtx_backend", BACKENDS / "tensorrt_rtx" / "model.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.TritonPythonModel.LIBRARY == "tensorrt_rtx"
+    assert module.TritonPythonModel.execute.__code__.co_filename.endswith("backends/tensorrt/model.py")
