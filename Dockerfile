@@ -24,7 +24,7 @@ print(*p["dependencies"], *p["optional-dependencies"]["server"], sep="\n")' > /s
 COPY README.md LICENSE /src/
 COPY repo_builder /src/repo_builder
 COPY client /src/client
-COPY docker/install_tritonserver.py /src/
+COPY container/install_tritonserver.py /src/
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps /src \
     && python /src/install_tritonserver.py /opt /usr/local/bin/tritonserver \
     && rm -rf /src

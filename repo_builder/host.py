@@ -61,7 +61,7 @@ class Host:
 
 def look(folder: Path = Path()) -> Host:
     """Ask this machine; ``folder`` is where compose.yaml and .env are.  Takes as long as the slowest, at most 2 s."""
-    image = chosen_image(folder)
+    image = configured_image(folder) or DEFAULT_IMAGE
     with ThreadPoolExecutor(max_workers=6) as pool:
         gpus = pool.submit(ask, "nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader")
         tensorrt, rtx = (pool.submit(_import_version, name) for name in ("tensorrt", "tensorrt_rtx"))
@@ -100,19 +100,17 @@ def ask(*command: str) -> Answer:
     return Answer(done.stdout.strip())
 
 
-def chosen_image(folder: Path) -> str:
-    """The image `docker compose up` in ``folder`` would serve with: TRITON_IMAGE here, in .env, or the default."""
+def configured_image(folder: Path) -> str | None:
+    """TRITON_IMAGE of the environment or of ``folder``'s .env, None without one."""
     if image := os.environ.get("TRITON_IMAGE"):
         return image
     try:
         lines = (folder / ".env").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        lines = []
-    for line in reversed(lines):
-        name, _, value = line.partition("=")
-        if name.strip() == "TRITON_IMAGE" and value.strip():
-            return value.strip().strip("\"'")
-    return DEFAULT_IMAGE
+        return None
+    values = [value.strip().strip("\"'") for name, _, value in (line.partition("=") for line in lines)
+              if name.strip() == "TRITON_IMAGE"]  # fmt: skip
+    return (values and values[-1]) or None
 
 
 def _import_version(module: str) -> Answer:

@@ -100,7 +100,7 @@ def _report_unexpected(error: Exception, *, debug: bool) -> int:
 from repo_builder.cli.add import add  # noqa: E402  (the commands need `app` to exist)
 from repo_builder.cli.doctor import doctor  # noqa: E402
 from repo_builder.cli.models import list_models, remove, show  # noqa: E402
-from repo_builder.cli.serve import serve, status, stop  # noqa: E402
+from repo_builder.cli.serve import logs, serve, status, stop  # noqa: E402
 
 app.command()(add)
 app.command("list")(list_models)
@@ -109,4 +109,5 @@ app.command()(remove)
 app.command()(serve)
 app.command()(stop)
 app.command()(status)
+app.command()(logs)
 app.command()(doctor)

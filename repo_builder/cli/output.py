@@ -67,6 +67,31 @@ class Steps:
         self.end(failed=kind is not None)
 
 
+class LiveLine:
+    """One line on stderr that is written over and over; a line every ten seconds where stderr is no terminal."""
+
+    INTERVAL_S = 10.0
+
+    def __init__(self) -> None:
+        self._written = float("-inf")
+        self._open = False
+
+    def __call__(self, text: str) -> None:
+        if sys.stderr.isatty():
+            typer.echo(f"\r\x1b[K  {text}", err=True, nl=False)
+            self._open = True
+        elif time.monotonic() - self._written >= self.INTERVAL_S:
+            self._written = time.monotonic()
+            note(f"  {text}")
+
+    def __enter__(self) -> LiveLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:
+            typer.echo("", err=True)
+
+
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> None:
     """Aligned columns on stdout, without borders: they stay readable in a pipe."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]

@@ -1,4 +1,4 @@
-"""``repo-builder serve``, ``status`` and ``stop``: the local server."""
+"""``repo-builder serve``, ``status``, ``logs`` and ``stop``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repo_builder.cli.output import DEFAULT_REPOSITORY, DebugOption, JsonOption, RepositoryOption, note, print_json
+from repo_builder.cli.output import (
+    DEFAULT_REPOSITORY,
+    DebugOption,
+    JsonOption,
+    LiveLine,
+    RepositoryOption,
+    note,
+    print_json,
+)
+from repo_builder.servers.engine import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from repo_builder.servers.base import ModelStatus
-    from repo_builder.servers.local import LocalServer
     from repo_builder.servers.records import ServerRecord
+    from repo_builder.servers.supervised import SupervisedServer
+
+ServerOption = Annotated[
+    str,
+    typer.Option(
+        "--http-port", metavar="PORT|all", help="Which server; needed only where several run.", show_default=False
+    ),
+]
 
 
 def serve(
@@ -35,6 +51,14 @@ def serve(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when ready, leave the server running.")
     ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the server; auto: Docker if it is ready for it, else local.")
+    ] = Engine.AUTO,
+    image: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Docker: image of Triton.", show_default=False)
+    ] = None,
+    gpus: Annotated[str, typer.Option(help="Docker: auto, all, none, how many, or ids: 0,2.")] = "auto",
+    shm_size: Annotated[str, typer.Option(help="Docker: size of the container's /dev/shm.")] = "1g",
     log_verbose: Annotated[int, typer.Option(metavar="LEVEL", help="Triton's verbose log, from 1.")] = 0,
     log_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the server's log goes.", show_default=False)
@@ -42,9 +66,11 @@ def serve(
     json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Serve a repository with NVIDIA's tritonserver, on this machine, until Ctrl-C."""
+    """Serve a repository with NVIDIA's tritonserver, here or in its container, until Ctrl-C."""
     from repo_builder.servers.base import ServerOptions
-    from repo_builder.servers.local import no_model_error, start
+    from repo_builder.servers.docker import DockerOptions
+    from repo_builder.servers.engine import choose_engine, start_server
+    from repo_builder.servers.supervised import no_model_error
 
     options = ServerOptions(
         http_port=http_port,
@@ -57,8 +83,11 @@ def serve(
         log_file=log_file,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends what Ctrl-C ends, cleaned up
-    note(f"starting tritonserver on {repository} ...")
-    server = start(repository, options)
+    docker_options = DockerOptions(image, gpus, shm_size)
+    chosen, why = choose_engine(engine, repository, docker_options)
+    note(f"starting tritonserver on {repository}, engine {chosen.value} ({why}) ...")
+    with LiveLine() as line:
+        server = start_server(chosen, repository, options, docker_options, line)
     with server:
         states = server.models
         _show(server, states, as_json=json)
@@ -73,9 +102,7 @@ def serve(
 
 
 def stop(
-    http_port: Annotated[
-        str, typer.Option(metavar="PORT|all", help="Which server; needed only where several run.", show_default=False)
-    ] = "",
+    http_port: ServerOption = "",
     json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -93,8 +120,8 @@ def stop(
 def status(json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
     """List the running servers and the state of their models."""
     from repo_builder.errors import ServerError
-    from repo_builder.servers.local import model_states
     from repo_builder.servers.records import running_servers
+    from repo_builder.servers.supervised import model_states
 
     servers: list[tuple[ServerRecord, Sequence[ModelStatus] | None]] = []
     for record in running_servers():
@@ -115,7 +142,21 @@ def status(json: JsonOption = False, debug: DebugOption = False) -> None:  # noq
     return None
 
 
-def _wait(server: LocalServer) -> None:
+def logs(
+    http_port: ServerOption = "",
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines; 0: all.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Print the log of a running server."""
+    from repo_builder.servers.records import follow_log, running_servers, select_servers
+
+    for record in select_servers(running_servers(), http_port):
+        for text in follow_log(record, lines, follow=follow):
+            typer.echo(text)
+
+
+def _wait(server: SupervisedServer) -> None:
     from repo_builder.errors import ServerError
 
     try:
@@ -129,10 +170,10 @@ def _wait(server: LocalServer) -> None:
     note("stopped")
 
 
-def _show(server: LocalServer, states: Sequence[ModelStatus], *, as_json: bool) -> None:
+def _show(server: SupervisedServer, states: Sequence[ModelStatus], *, as_json: bool) -> None:
     if as_json:
         return print_json(_record_json(server.record(), states))
-    typer.echo(f"tritonserver {server.version}, pid {server.pid}")
+    typer.echo(f"tritonserver {server.version}, {server.place}")
     typer.echo(f"HTTP     {server.url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}")
     note(f"log      {server.log_file}")
     _print_models(states)

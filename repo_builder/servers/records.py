@@ -8,12 +8,14 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from repo_builder.errors import ServerError, UsageError
 
 STOP_S = 6.0  # a supervisor takes at most 5
+FOLLOW_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -139,3 +141,26 @@ def _signal(record: ServerRecord, number: signal.Signals) -> None:
                 signal.pidfd_send_signal(handle, number)
         finally:
             os.close(handle)
+
+
+def follow_log(record: ServerRecord, lines: int = 0, *, follow: bool = False) -> Iterator[str]:
+    """Yield the last ``lines`` lines of a server's log, all for 0, and with ``follow`` those written until it ends.
+
+    Raises:
+        ServerError: the log can't be read.
+    """
+    try:
+        with Path(record.log_file).open(encoding="utf-8", errors="replace") as log:
+            written = log.read().splitlines()
+            yield from written[-lines:] if lines else written
+            line, running = "", follow
+            while running:
+                running = is_running(record)  # asked before reading, so that the last lines are not lost
+                while part := log.readline():
+                    line += part
+                    if line.endswith("\n"):
+                        yield line[:-1]
+                        line = ""
+                time.sleep(FOLLOW_S)
+    except OSError as error:
+        raise ServerError(f"{record.log_file} can't be read: {error.strerror}") from None

@@ -1,3 +1,4 @@
+# ruff: noqa: INP001  (a script of the Dockerfile, no package)
 """Make a ``tritonserver`` command of the one in the nvidia-pytriton wheel; run once, while an image is built.
 
     python install_tritonserver.py FOLDER COMMAND

@@ -1,0 +1,331 @@
+"""NVIDIA's Triton container, by the Docker SDK: pulled, started, watched and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repo_builder.compatibility import Plan, container_for, containers_for, find_plans, release_of_image, version_text
+from repo_builder.errors import MissingExtraError, RepoBuilderError, ServerError, UsageError
+from repo_builder.host import DEFAULT_IMAGE, configured_image
+from repo_builder.repository import Repository
+from repo_builder.servers.base import ServerOptions
+from repo_builder.servers.ports import Ports, reserve, resolve_host
+from repo_builder.servers.records import record_path
+from repo_builder.servers.supervised import SupervisedServer, checked_repository, common_flags
+
+Progress = Callable[[str], None]
+
+LABEL = "repo-builder.http-port"
+MODELS = "/models"
+GRACE_S = 4  # a stop promises that everything is gone within 5 s
+PULL_REPORT_S = 0.2
+_SIZE = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class DockerOptions:
+    """What a container needs beside :class:`ServerOptions`.
+
+    ``image`` None takes TRITON_IMAGE (of the environment or .env), else the one that loads the repository's plans, else
+    compose.yaml's.  ``gpus`` is ``auto`` (all if there are any), ``all``, ``none``, a number, or device ids: ``0,2``.
+    ``shm_size`` is Docker's notation: ``512m``, ``1g``.
+    """
+
+    image: str | None = None
+    gpus: str = "auto"
+    shm_size: str = "1g"
+
+
+def connect() -> Any:
+    """A client of the Docker engine that answers here.
+
+    Raises:
+        MissingExtraError: the docker package is not installed.
+        ServerError: no engine answers, or not to this user.
+    """
+    try:
+        import docker
+        import docker.errors
+    except ImportError:
+        raise MissingExtraError("docker", "docker") from None
+    try:
+        client = docker.from_env(timeout=60)
+        client.ping()
+    except (docker.errors.DockerException, OSError) as error:
+        raise _no_engine_error(error) from None
+    return client
+
+
+def _no_engine_error(error: Exception) -> ServerError:
+    text = str(error)
+    if "Permission denied" in text or "PermissionError" in text:
+        return ServerError(
+            "this user may not use the Docker engine", "sudo usermod -aG docker $USER, then log in again"
+        )
+    where = os.environ.get("DOCKER_HOST", "/var/run/docker.sock")
+    return ServerError(
+        f"no Docker engine answers at {where}",
+        "start one (sudo systemctl start docker, or Docker Desktop), or serve without: --engine local",
+    )
+
+
+def choose_image(image: str | None, plans: Iterable[Plan], folder: Path = Path()) -> str:
+    """The image to serve with: ``image``, the configured one, the one that loads ``plans``, or the default.
+
+    Raises:
+        ServerError: the image chosen by a person can't load one of the plans.
+        RepositoryError: no one image loads all plans.
+    """
+    wanted, listed = image or configured_image(folder), list(plans)
+    if wanted is None:
+        container = container_for(listed)
+        return container.release.image if container else DEFAULT_IMAGE
+    release = release_of_image(wanted)
+    for plan in listed if release else ():
+        fitting = containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
+        if plan.tensorrt and release not in [container.release for container in fitting]:
+            has = version_text(release.tensorrt) if release else ""
+            raise ServerError(
+                f"{wanted} has TensorRT {has or 'of an unknown version'} and can't load {plan}",
+                f"--image {fitting[0].release.image}"
+                if fitting
+                else "publish the model again, or name another --image",
+            )
+    return wanted
+
+
+def start(
+    repository: Path | str, options: ServerOptions, docker_options: DockerOptions, progress: Progress = lambda _: None
+) -> DockerServer:
+    """Serve ``repository`` from a container; return when every model is loaded or refused.
+
+    ``progress`` is called with a line while an image is pulled.
+
+    Raises:
+        RepoBuilderError: see :func:`connect` and :func:`choose_image`; or a port is in use, the image can't be had, the
+            container does not start or ends.
+    """
+    root = checked_repository(Path(repository), options)
+    address = resolve_host(options.host)
+    client = connect()
+    image = choose_image(docker_options.image, find_plans(Repository(root)))
+    requests = gpu_requests(docker_options.gpus)
+    if not _SIZE.fullmatch(docker_options.shm_size):
+        raise UsageError(f"--shm-size {docker_options.shm_size!r} is not a size", "as Docker writes them: 512m, 1g")
+    ports = reserve(Ports(options.http_port, options.grpc_port, options.metrics_port), address)
+    ensure_image(client, image, progress)
+    container = _run(client, image, _settings(root, options, docker_options, ports, address, requests))
+    try:
+        server = DockerServer(client, container, image, root, options, ports, address)
+    except BaseException:
+        _remove(container)
+        raise
+    try:
+        server.wait_until_ready()
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def gpu_requests(gpus: str) -> list[Any]:
+    """Docker's device requests for an ``--gpus`` value, as Compose makes them; raises UsageError."""
+    from docker.types import DeviceRequest
+
+    if gpus == "auto":
+        gpus = "all" if Path("/dev/nvidiactl").exists() else "none"
+    if gpus == "none":
+        return []
+    if gpus == "all" or (gpus.isdecimal() and int(gpus) > 0):
+        count = -1 if gpus == "all" else int(gpus)
+        return [DeviceRequest(driver="nvidia", count=count, capabilities=[["gpu"]])]
+    if gpus and "," in gpus and all(part.strip() for part in gpus.split(",")):
+        ids = [part.strip() for part in gpus.split(",")]
+        return [DeviceRequest(driver="nvidia", device_ids=ids, capabilities=[["gpu"]])]
+    raise UsageError(f"--gpus {gpus!r} is nothing Docker knows", "auto, all, none, a number from 1, or ids: 0,2")
+
+
+def _settings(
+    root: Path, options: ServerOptions, docker_options: DockerOptions, ports: Ports, address: str, gpus: list[Any]
+) -> dict[str, Any]:
+    """The container: what compose.yaml asks for, with these options."""
+    from docker.types import Ulimit
+
+    flags = [f"--model-repository={MODELS}", f"--exit-timeout-secs={GRACE_S - 1}", *common_flags(options)]
+    if not gpus:
+        flags.append("--allow-gpu-metrics=false")
+    wanted = {8000: ports.http, 8001: ports.grpc, 8002: ports.metrics}
+    return {
+        "command": ["tritonserver", *flags],
+        "ports": {f"{inside}/tcp": (address, outside) for inside, outside in wanted.items()},
+        "volumes": {str(root): {"bind": MODELS, "mode": "ro"}},
+        "device_requests": gpus,
+        "shm_size": docker_options.shm_size,
+        # The caller's own user can read the repository; root has nothing to do in there.
+        "user": f"{os.getuid()}:{os.getgid()}" if os.getuid() else "1000:1000",
+        "ulimits": [Ulimit(name="memlock", soft=-1, hard=-1), Ulimit(name="stack", soft=67108864, hard=67108864)],
+        "read_only": True,
+        "tmpfs": {"/tmp": ""},  # noqa: S108
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "labels": {LABEL: str(ports.http)},
+    }
+
+
+def ensure_image(client: Any, image: str, progress: Progress) -> None:
+    """Pull ``image`` unless the engine has it; raises ServerError where it can't be had."""
+    import docker.errors
+
+    with contextlib.suppress(docker.errors.ImageNotFound):
+        client.images.get(image)
+        return
+    repository, tag = _split_tag(image)
+    layers: dict[str, tuple[int, int, bool]] = {}
+    reported = 0.0
+    try:
+        for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
+            if "error" in event:
+                raise docker.errors.APIError(event["error"])
+            _note_layer(layers, event)
+            if layers and time.monotonic() - reported > PULL_REPORT_S:
+                reported = time.monotonic()
+                progress(pull_line(image, layers))
+    except (docker.errors.APIError, OSError) as error:
+        why = _explanation(error)
+        raise ServerError(
+            f"{image} is not here and can't be pulled: {why}",
+            "--image NAME takes another (docker images lists those here); docker load brings one without a network",
+        ) from None
+
+
+def _split_tag(image: str) -> tuple[str, str]:
+    """A name and its tag or digest; ``latest`` without one, as Docker has it."""
+    if "@" in image:
+        name, _, digest = image.partition("@")
+        return name, digest
+    name, colon, tag = image.rpartition(":")
+    return (name, tag) if colon and "/" not in tag else (image, "latest")
+
+
+def _note_layer(layers: dict[str, tuple[int, int, bool]], event: dict[str, Any]) -> None:
+    status, layer = event.get("status", ""), event.get("id")
+    if not layer or status.startswith(("Pulling from", "Digest")):
+        return
+    done, total, complete = layers.get(layer, (0, 0, False))
+    detail = event.get("progressDetail") or {}
+    if status == "Downloading":
+        done, total = detail.get("current", done), detail.get("total", total)
+    elif status in {"Download complete", "Pull complete", "Already exists", "Verifying Checksum"}:
+        done, complete = total, complete or status in {"Pull complete", "Already exists"}
+    layers[layer] = done, total, complete
+
+
+def pull_line(image: str, layers: dict[str, tuple[int, int, bool]]) -> str:
+    """A line on a pull's progress: layers that are whole and bytes that have come, each of all known yet."""
+    done, total = (sum(entry[index] for entry in layers.values()) for index in (0, 1))
+    whole = sum(entry[2] for entry in layers.values())
+    return f"pulling {image}: {whole} of {len(layers)} layers, {done / 1e6:.1f} of {total / 1e6:.1f} MB"
+
+
+def _run(client: Any, image: str, settings: dict[str, Any]) -> Any:
+    """Create and start the container; raises ServerError, and then nothing is left of it."""
+    import docker.errors
+
+    try:
+        container = client.containers.create(image, **settings)
+    except (docker.errors.DockerException, OSError) as error:
+        raise _container_error(error, image) from None
+    try:
+        container.start()
+    except (docker.errors.DockerException, OSError) as error:
+        _remove(container)
+        if "rlimit" in str(error) and settings["ulimits"]:  # a rootless engine can't raise limits: it keeps its own
+            return _run(client, image, {**settings, "ulimits": []})
+        raise _container_error(error, image) from None
+    return container
+
+
+def _explanation(error: Exception) -> str:
+    text = " ".join(str(getattr(error, "explanation", None) or error).split())
+    return text.removeprefix("Error response from daemon: ")
+
+
+def _container_error(error: Exception, image: str) -> ServerError:
+    """An engine's refusal in one line, with its mend."""
+    text = _explanation(error)
+    if "could not select device driver" in text or "nvidia-container-cli" in text or "unresolvable CDI" in text:
+        return ServerError(
+            f"the Docker engine can't give containers a GPU: {text}",
+            "install nvidia-container-toolkit, sudo nvidia-ctk runtime configure, restart Docker; or --gpus none",
+        )
+    if "executable file not found" in text:
+        return ServerError(f"{image} has no tritonserver", "--image nvcr.io/nvidia/tritonserver:YY.MM-py3 has one")
+    if "already allocated" in text or "address already in use" in text:
+        return ServerError(
+            f"a port was taken while the container started: {text}", "choose others with --http-port 0 and the like"
+        )
+    if "mounts denied" in text or "not shared" in text:
+        return ServerError(f"the engine may not mount the repository: {text}", "share its folder in Docker Desktop")
+    return ServerError(f"the container does not start: {text}", "repo-builder doctor looks at Docker and the image")
+
+
+def _remove(container: Any) -> None:
+    import docker.errors
+
+    with contextlib.suppress(docker.errors.DockerException, OSError):
+        container.remove(force=True, v=True)
+
+
+class DockerServer(SupervisedServer):
+    """A Triton container that this process started."""
+
+    def __init__(
+        self,
+        client: Any,
+        container: Any,
+        image: str,
+        repository: Path,
+        options: ServerOptions,
+        ports: Ports,
+        address: str,
+    ) -> None:
+        super().__init__(repository, options, ports, address)
+        self.place = f"container {container.short_id} of {image}"
+        self._client = client
+        self._container = container
+        module = "repo_builder.servers.docker_supervisor"
+        place = [str(os.getpid()), container.id, str(record_path(ports.http))]
+        self._supervise([sys.executable, "-m", module, *place])
+
+    def _remove_left(self) -> None:
+        _remove(self._container)
+        with contextlib.suppress(OSError):
+            self._client.close()
+
+
+def usable_engine(repository: Path | str) -> tuple[bool, str]:
+    """Whether a container would serve ``repository`` right away, without a pull, and why or why not."""
+    try:
+        chosen = choose_image(None, find_plans(Repository(repository)))
+        client = connect()
+    except RepoBuilderError as error:
+        return False, error.message
+    import docker.errors
+
+    try:
+        client.images.get(chosen)
+    except docker.errors.ImageNotFound:
+        return False, f"{chosen} is not pulled; --engine docker would pull it"
+    except (docker.errors.DockerException, OSError) as error:
+        return False, _explanation(error)
+    finally:
+        client.close()
+    return True, f"Docker is here and has {chosen}"

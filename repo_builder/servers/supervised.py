@@ -1,0 +1,266 @@
+"""What servers have in common that run under a supervisor process: asking, waiting, stopping, detaching."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from repo_builder.errors import ServerError, UsageError
+from repo_builder.servers.base import ModelState, ModelStatus, ServerOptions
+from repo_builder.servers.load_errors import explain, reasons_in_log
+from repo_builder.servers.ports import Ports
+from repo_builder.servers.records import ServerRecord, start_time, state_folder, write_record
+
+STOP_S = 5.0
+READINESS_INTERVAL_S = 0.05
+KEPT_LOGS = 20
+
+AnyServer = TypeVar("AnyServer", bound="SupervisedServer")
+
+
+class PortTakenError(ServerError):
+    """A port that was free before the models were loaded isn't any more."""
+
+
+class SupervisedServer:
+    """A Triton server whose supervisor process this process started; a :class:`repo_builder.servers.base.Server`.
+
+    The supervisor ends when the server has ended, and stops the server when this process is gone or it gets SIGTERM.
+    """
+
+    def __init__(self, repository: Path, options: ServerOptions, ports: Ports, address: str) -> None:
+        reachable = "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104
+        self.repository = repository
+        self.url = f"http://{reachable}:{ports.http}"
+        self.grpc_url = f"{reachable}:{ports.grpc}"
+        self.metrics_url = f"http://{reachable}:{ports.metrics}/metrics"
+        self.http_port = ports.http
+        self.version = "unknown"
+        self.place = ""  # what runs it, for a person
+        self.log_file = options.log_file or _new_log_file(ports.http)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.detached = False
+        self._timeout_s = options.timeout_s
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+
+    def _supervise(
+        self, command: Sequence[str], environment: dict[str, str] | None = None, cwd: Path | str = "/"
+    ) -> None:
+        """Start the supervisor; the server's log is its output."""
+        with self.log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=cwd,
+                start_new_session=True,  # Ctrl-C in the terminal is ours to handle
+            )
+        self.place = self.place or f"pid {self.pid}"
+        atexit.register(self._stop_at_exit)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the supervisor."""
+        return self._process.pid
+
+    @property
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Every model version the server knows, with its state; raises ServerError if the server doesn't answer."""
+        return model_states(self.url, self.log_file)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until the server ends; return its exit status (128 + N after signal N), None after ``timeout`` s."""
+        try:
+            status = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+        return status if status >= 0 else 128 - status
+
+    def stop(self) -> None:
+        """Stop the server, once it has answered the requests in flight or after some seconds.
+
+        When this returns nothing of it is left.  Safe to call again and from any thread.
+        """
+        with self._lock:
+            atexit.unregister(self._stop_at_exit)
+            if self._process.poll() is None:
+                self._process.terminate()
+                if self.wait(STOP_S) is None:
+                    self._process.kill()
+                    self._process.wait()
+            self._remove_left()
+
+    def _remove_left(self) -> None:
+        """Remove what the supervisor leaves when it is killed itself."""
+
+    def detach(self) -> None:
+        """Let the server outlive this process."""
+        self._process.send_signal(signal.SIGUSR1)
+        self.detached = True
+        atexit.unregister(self._stop_at_exit)
+        write_record(self.record())
+
+    def _stop_at_exit(self) -> None:
+        if os.getpid() == self._owner:  # not in a forked child
+            self.stop()
+
+    def __enter__(self: AnyServer) -> AnyServer:  # noqa: PYI019  (typing.Self is not in Python 3.10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.detached:
+            self.stop()
+
+    def wait_until_ready(self) -> None:
+        """Return when HTTP answers, which Triton lets happen after the last model is loaded or refused."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            status = self.wait(READINESS_INTERVAL_S)
+            if status is not None:
+                raise self._start_error(status)
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self.version = request_json("GET", self.url, "/v2")["version"]
+                break
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"the server is not ready after {self._timeout_s:g} s", f"see its log in {self.log_file}"
+                )
+        write_record(self.record())
+
+    def record(self) -> ServerRecord:
+        """What other processes need to know to find and stop this server."""
+        return ServerRecord(
+            pid=self.pid,
+            start_time=start_time(self.pid) or 0,
+            url=self.url,
+            grpc_url=self.grpc_url,
+            metrics_url=self.metrics_url,
+            http_port=self.http_port,
+            repository=str(self.repository),
+            version=self.version,
+            log_file=str(self.log_file),
+            detached=self.detached,
+        )
+
+    def _start_error(self, status: int) -> ServerError:
+        log = self.log_file.read_text(encoding="utf-8", errors="replace")
+        if "already in use" in log or "Address already in use" in log:
+            return PortTakenError(
+                "a port was taken by another process while the models were loaded", "start the server again"
+            )
+        errors = [line.partition("] ")[2] for line in log.splitlines() if line.startswith("E")]
+        ending = f"signal {status - 128}" if status > 128 else f"exit status {status}"
+        last = f": {errors[-1].strip(chr(34))}" if errors else ""
+        return ServerError(f"tritonserver ended at its start with {ending}{last}", f"see its log in {self.log_file}")
+
+
+def _new_log_file(http_port: int) -> Path:
+    folder = state_folder() / "logs"
+    folder.mkdir(exist_ok=True)
+    for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-KEPT_LOGS]:
+        old.unlink(missing_ok=True)
+    return folder / f"tritonserver-{http_port}.log"
+
+
+def checked_repository(root: Path, options: ServerOptions) -> Path:
+    """Return the absolute path of ``root`` if it is a folder of models that has the ones asked for."""
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise UsageError(f"{root} {what}", "repo-builder add MODEL.onnx makes a repository; --repository names one")
+    names = sorted(entry.name for entry in root.iterdir() if looks_like_model(entry))
+    if not names:
+        raise UsageError(f"{root} has no models", f"repo-builder add MODEL.onnx --repository {root} puts one there")
+    for name in options.models:
+        if name not in names:
+            raise UsageError(f"{root} has no model {name!r}", f"--model takes one of {', '.join(names)}")
+    if options.models and options.poll_seconds is not None:
+        raise UsageError("Triton can't poll for chosen models only", "leave out --poll or --model")
+    if options.poll_seconds is not None and options.poll_seconds < 1:
+        raise UsageError(f"can't poll every {options.poll_seconds} seconds", "--poll takes whole seconds from 1")
+    return root.resolve()
+
+
+def looks_like_model(entry: Path) -> bool:
+    if not entry.is_dir() or entry.name.startswith("."):
+        return False
+    return (entry / "config.pbtxt").exists() or any(child.name.isdigit() for child in entry.iterdir())
+
+
+def common_flags(options: ServerOptions) -> list[str]:
+    """Flags of tritonserver that are the same wherever it runs."""
+    flags: dict[str, object] = {
+        "exit-on-error": "false",  # one broken model must not hide the good ones,
+        "strict-readiness": "false",  # neither at the start nor in /v2/health/ready
+        "log-verbose": options.log_verbose,
+    }
+    if options.poll_seconds is not None:
+        flags |= {"model-control-mode": "poll", "repository-poll-secs": options.poll_seconds}
+    if options.models:
+        flags["model-control-mode"] = "explicit"
+    chosen = [f"--load-model={name}" for name in options.models]
+    return [*(f"--{name}={value}" for name, value in flags.items()), *chosen]
+
+
+def model_states(url: str, log_file: Path) -> tuple[ModelStatus, ...]:
+    """Return the state of every model version that the server at ``url`` knows, by name and version."""
+    try:
+        index = request_json("POST", url, "/v2/repository/index")
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"the server at {url} does not answer: {error}", f"see its log in {log_file}") from None
+    unread = {}
+    with contextlib.suppress(OSError):
+        unread = reasons_in_log(log_file.read_text(encoding="utf-8", errors="replace"))
+    named = {entry["name"] for entry in index}
+    entries = [*index, *({"name": name} for name in unread if name not in named)]
+    states = [_status(entry, unread) for entry in entries]
+    return tuple(sorted(states, key=lambda status: (status.name, status.version or 0)))
+
+
+def _status(entry: dict[str, str], unread: dict[str, str]) -> ModelStatus:
+    name, version = entry["name"], entry.get("version")
+    state = ModelState(entry.get("state", "UNAVAILABLE"))
+    number = int(version) if version else None
+    if state is not ModelState.UNAVAILABLE:
+        return ModelStatus(name, number, state)
+    explanation = explain(name, entry.get("reason") or unread.get(name, "it is not loaded"))
+    return ModelStatus(name, number, state, explanation.cause, explanation.hint)
+
+
+def no_model_error(broken: Sequence[ModelStatus]) -> ServerError:
+    """The error of a server that could load none of its models: the first one's cause and hint."""
+    more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+    return ServerError(f"no model could be loaded: {broken[0].name}: {broken[0].cause}{more}", broken[0].hint)
+
+
+def request_json(method: str, url: str, path: str) -> Any:
+    """Send a request without a body and return the JSON of the answer.
+
+    Raises:
+        OSError, http.client.HTTPException: there is none, or it isn't 200.
+    """
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        body = response.read()
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise http.client.HTTPException(f"{method} {path} answered {response.status}")
+    return json.loads(body)
