@@ -1,12 +1,7 @@
-"""Triton's datatypes and NumPy's, and tensors as the bytes that go over the wire.
-
-The layout is that of Triton's binary tensor data extension: row-major little-endian elements; a BYTES element
-is its length as a little-endian uint32 and then its bytes.
-"""
+"""Triton's datatypes and NumPy's."""
 
 from __future__ import annotations
 
-import struct
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -68,45 +63,3 @@ def as_tensor(value: npt.ArrayLike, datatype: str) -> Array:
     if datatype == BF16 and array.dtype == np.float32:
         return array.astype(wanted)
     raise InputError(f"the dtype is {array.dtype}, and {datatype} takes {wanted if datatype != BYTES else 'str'}")
-
-
-def to_wire(array: Array, datatype: str) -> bytes | memoryview:
-    """The tensor's bytes, without a copy where none is needed."""
-    if datatype == BYTES:
-        return b"".join(_length_prefixed(element) for element in array.reshape(-1))
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def from_wire(data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array:
-    """An array of its own from a tensor's bytes; :class:`BadResponse` when they don't fill the shape."""
-    dtype = numpy_dtype(datatype)
-    count = int(np.prod(shape, dtype=np.int64))
-    if datatype == BYTES:
-        elements = _split(data)
-        if len(elements) != count:
-            raise BadResponse(f"the server sent {len(elements)} strings for the shape {list(shape)}")
-        array = np.empty(count, np.object_)
-        array[:] = elements
-        return array.reshape(shape)
-    if len(data) != count * dtype.itemsize:
-        raise BadResponse(f"the server sent {len(data)} bytes for {datatype} {list(shape)}")
-    return np.frombuffer(data, np.uint8).copy().view(dtype).reshape(shape)
-
-
-def _length_prefixed(element: object) -> bytes:
-    data = element if isinstance(element, bytes) else str(element).encode()
-    return struct.pack("<I", len(data)) + data
-
-
-def _split(data: memoryview) -> list[bytes]:
-    elements = []
-    start = 0
-    while start < len(data):
-        if start + 4 > len(data):
-            raise BadResponse("the server sent a string tensor that is cut short")
-        end = start + 4 + struct.unpack_from("<I", data, start)[0]
-        if end > len(data):
-            raise BadResponse("the server sent a string tensor that is cut short")
-        elements.append(bytes(data[start + 4 : end]))
-        start = end
-    return elements

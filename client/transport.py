@@ -1,7 +1,7 @@
 """HTTP to one server over one connection that is kept open.
 
-Built on the standard library and not on tritonclient's HTTP client, whose gevent takes 0.2 s to import and
-breaks after a fork, and some of whose versions send a POST twice when a connection is reset.
+Bodies are tritonclient's (see :mod:`client.protocol`); the connection is the standard library's and not the gevent one
+of tritonclient's client, which breaks after a fork and in some versions sends a POST twice when a connection is reset.
 """
 
 from __future__ import annotations
