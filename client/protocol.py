@@ -2,8 +2,6 @@
 
 The format is the KServe v2 protocol with Triton's binary tensor data and classification extensions.  A body
 is a JSON header followed by the raw tensors, so it can be built once and sent any number of times.
-
-``tritonclient.http`` is imported where it is used: it brings gevent, 0.2 s that no other part of the client needs.
 """
 
 from __future__ import annotations
@@ -12,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote
+
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from client.errors import BadResponse
 from client.tensors import Array
@@ -55,6 +55,14 @@ class RequestedOutput:
     classes: int = 0
 
 
+def http_head(request: Request, host: str, prefix: str = "") -> bytes:
+    """The HTTP/1.1 head of ``request``; ``prefix`` is put in front of its path."""
+    fields = {"Host": host, "Content-Length": str(len(request.body)), **request.headers}
+    lines = [f"{request.method} {prefix}{request.path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in fields.items()]
+    return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+
 def model_path(model: str, version: str = "") -> str:
     """Path of a model's resources, as ``/v2/models/NAME[/versions/VERSION]``."""
     path = f"/v2/models/{quote(model, safe='')}"
@@ -65,8 +73,6 @@ def inference_request(
     model: str, version: str, inputs: Sequence[Tensor], outputs: Sequence[RequestedOutput] = ()
 ) -> Request:
     """Build the request of one inference; without ``outputs`` the server sends all of them."""
-    from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
-
     sent = [InferInput(tensor.name, list(tensor.array.shape), tensor.datatype) for tensor in inputs]
     for entry, tensor in zip(sent, inputs, strict=True):
         entry.set_data_from_numpy(tensor.array)
@@ -82,8 +88,6 @@ def inference_request(
 
 def inference_outputs(response: Response) -> dict[str, Array]:
     """Take the output tensors out of an answer, in its order; :class:`BadResponse` when it isn't sound."""
-    from tritonclient.http import InferenceServerClient
-
     try:
         length = int(response.headers.get(HEADER_LENGTH.lower(), len(response.body)))
         result = InferenceServerClient.parse_response_body(response.body, header_length=length)
