@@ -6,8 +6,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import repo_builder
@@ -56,12 +58,12 @@ def test_real_model_answers_as_onnx_runtime(server: Server, model: RealModel) ->
                 np.testing.assert_allclose(got, expected[output.name], rtol=1e-3, atol=1e-5)
 
 
-def _as_sent(array: np.ndarray, rank: int) -> np.ndarray:
+def _as_sent(array: npt.NDArray[Any], rank: int) -> npt.NDArray[Any]:
     """Triton writes what is a scalar in every row as dims [1]: one axis more than ONNX has."""
     return array if array.ndim == rank else array[..., None]
 
 
-def _requests(model: RealModel, *, batched: bool) -> Iterator[dict[str, np.ndarray]]:
+def _requests(model: RealModel, *, batched: bool) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """Two requests with other numbers than `add` verified with, or the rows that the list itself gives."""
     if model.samples:
         for number in range(len(next(iter(model.samples.values())))):
