@@ -135,6 +135,16 @@ class Client:
         self._known[model, version] = described
         return described
 
+    def configuration(self, model: str, version: str = "") -> dict[str, Any]:
+        """The model's configuration as the server runs it: Triton's ModelConfig as JSON."""
+        answer: dict[str, Any] = self._json(Request("GET", f"{model_path(model, version)}/config"), model, version)
+        return answer
+
+    def server_metadata(self) -> dict[str, Any]:
+        """The server's name, version and extensions."""
+        answer: dict[str, Any] = self._json(Request("GET", "/v2"))
+        return answer
+
     def infer(
         self,
         model: str,
@@ -182,9 +192,12 @@ class Client:
 
     def statistics(self, model: str, version: str) -> ServerStatistics:
         """The server's counters for one version of a model, since it was loaded."""
-        return ServerStatistics.from_server(
-            self._json(Request("GET", f"{model_path(model, version)}/stats"), model, version)
-        )
+        return ServerStatistics.from_server(self.raw_statistics(model, version))
+
+    def raw_statistics(self, model: str, version: str) -> dict[str, Any]:
+        """The server's own JSON of :meth:`statistics`, which also has every batch size that was run."""
+        answer: dict[str, Any] = self._json(Request("GET", f"{model_path(model, version)}/stats"), model, version)
+        return answer
 
     def send(self, request: Request, model: str = "", version: str = "") -> Response:
         """Send a request that was built before; ``model`` and ``version`` let an error name what is there."""

@@ -61,6 +61,18 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
+def parse_range(text: str) -> tuple[float, float]:
+    """``LOW:HIGH``."""
+    low, _, high = text.partition(":")
+    try:
+        limits = (float(low), float(high))
+    except ValueError:
+        limits = (1.0, 0.0)
+    if not -float("inf") < limits[0] <= limits[1] < float("inf"):
+        raise UsageError(f"{text!r} is not a range LOW:HIGH, such as -1:1")
+    return limits
+
+
 def read_arrays(model: ModelMetadata, files: Mapping[str, str]) -> dict[str, Array]:
     """Load ``.npy`` files for the inputs they name and give each the batch axis that it lacks."""
     known = {tensor.name: tensor for tensor in model.inputs}
@@ -83,19 +95,27 @@ def with_batch_axis(model: ModelMetadata, tensor: TensorMetadata, array: Array) 
 
 
 def random_arrays(
-    model: ModelMetadata, given: Mapping[str, Array], shapes: Mapping[str, str], batch: int | None, seed: int
+    model: ModelMetadata,
+    given: Mapping[str, Array],
+    shapes: Mapping[str, str],
+    batch: int | None,
+    seed: int,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Array]:
     """Random values for every required input that isn't in ``given``.
 
-    Floats lie in [0, 1), integers in 0..9, booleans and short strings are drawn evenly.  ``shapes`` settles
-    free axes.  The batch size is ``batch``, else that of ``given``, else 1.
+    Numbers lie in the input's range of ``ranges`` (of integers the high end is part), else floats in [0, 1) and
+    integers in 0..9; booleans and short strings are drawn evenly.  ``shapes`` settles free axes.  The batch
+    size is ``batch``, else that of ``given``, else 1.
     """
     known = {tensor.name for tensor in model.inputs}
-    for name in shapes:
-        if name not in known:
-            raise UsageError(f"model {model.name!r} has no input {name!r}; it has {', '.join(sorted(known))}")
-        if name in given:
-            raise UsageError(f"--shape {name} has no use: --input gives its values")
+    ranges = ranges or {}
+    for option, names in (("--shape", shapes), ("--input-range", ranges)):
+        for name in names:
+            if name not in known:
+                raise UsageError(f"model {model.name!r} has no input {name!r}; it has {', '.join(sorted(known))}")
+            if name in given:
+                raise UsageError(f"{option} {name} has no use: --input gives its values")
     generator = np.random.default_rng(seed)
     size = batch or next((len(array) for array in given.values() if model.batched and array.ndim), 1)
     arrays = {}
@@ -103,7 +123,7 @@ def random_arrays(
         if tensor.name in given or (tensor.optional and tensor.name not in shapes):
             continue
         shape = _random_shape(model, tensor, shapes.get(tensor.name), size)
-        arrays[tensor.name] = _random(tensor, shape, generator)
+        arrays[tensor.name] = _random(tensor, shape, generator, ranges.get(tensor.name))
     return arrays
 
 
@@ -142,15 +162,28 @@ def _random_shape(model: ModelMetadata, tensor: TensorMetadata, shape: str | Non
     return asked
 
 
-def _random(tensor: TensorMetadata, shape: tuple[int, ...], generator: np.random.Generator) -> Array:
+def _random(
+    tensor: TensorMetadata,
+    shape: tuple[int, ...],
+    generator: np.random.Generator,
+    limits: tuple[float, float] | None,
+) -> Array:
     dtype = numpy_dtype(tensor.datatype)
     if int(np.prod(shape, dtype=np.float64)) * dtype.itemsize > MAX_RANDOM_BYTES:
         raise UsageError(f"a random {tensor.name!r} of {format_shape(shape)} is larger than 1 GiB")
+    if limits and tensor.datatype in {BYTES, "BOOL"}:
+        raise UsageError(f"--input-range {tensor.name} has no use: the input is {tensor.datatype}")
     if tensor.datatype == BYTES:
         words = np.array(["tiger", "cup", "rocket", "a longer text, with spaces"], dtype=np.object_)
         return generator.choice(words, shape)
     if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(dtype)
     if dtype.kind in "iu":
-        return generator.integers(0, 10, shape).astype(dtype)
+        low, high = limits or (0, 9)
+        known = np.iinfo(dtype)
+        if low != int(low) or high != int(high) or low < known.min or high > known.max:
+            raise UsageError(f"--input-range {tensor.name} takes whole numbers that {tensor.datatype} can hold")
+        return generator.integers(int(low), int(high), shape, dtype=dtype, endpoint=True)
+    if limits:
+        return generator.uniform(*limits, shape).astype(dtype)
     return generator.random(shape, np.float32).astype(dtype)

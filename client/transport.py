@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from client.errors import BadResponse, ClientError, ConnectionFailed, RequestTimeout, UsageError
-from client.protocol import Request, Response
+from client.protocol import Request, Response, http_head
 
 DEFAULT_URL: Final = "http://localhost:8000"
 URL_VARIABLE: Final = "TRITON_URL"
@@ -122,10 +122,7 @@ class HttpTransport:
         return self._socket
 
     def _exchange(self, connection: socket.socket, request: Request) -> Response:
-        fields = {"Host": self._url.netloc, "Content-Length": str(len(request.body)), **request.headers}
-        lines = [f"{request.method} {self._url.prefix}{request.path} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in fields.items()]
-        head = "\r\n".join([*lines, "", ""]).encode("ascii")
+        head = http_head(request, self._url.netloc, self._url.prefix)
         # http.client's own request() sends head and body apart, which wakes the server twice and was measured
         # slower at every size of body.  Only its parser of answers is used.
         answer = http.client.HTTPResponse(connection, method=request.method)
