@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/efficientnet-lite0"
 
 
-def run(command: Sequence[str | Path], folder: Path, **environment: str) -> str:
+def run(command: Sequence[object], folder: Path, **environment: str) -> str:
     clean = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     done = subprocess.run(
         [str(part) for part in command], cwd=folder, env={**clean, **environment}, text=True, capture_output=True
