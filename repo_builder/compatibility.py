@@ -188,18 +188,18 @@ def find_plans(repository: Repository) -> tuple[Plan, ...]:
 
 
 def _describe(model: str, path: Path, manifest: dict[str, object]) -> Plan:
-    tools, gpu, options = (_mapping(manifest.get(key)) for key in ("tools", "gpu", "options"))
+    tools, engine, options = (_mapping(manifest.get(key)) for key in ("tools", "engine", "options"))
     version, rtx = read_plan_version(path)
-    recorded = parse_version(str(tools.get("tensorrt") or tools.get("tensorrt_rtx") or ""))
-    build = _mapping(options.get("build"))
-    capability = gpu.get("compute_capability")
+    recorded = parse_version(str(tools.get("TensorRT") or tools.get("TensorRT-RTX") or ""))
+    capability = _mapping(engine.get("gpu")).get("compute_capability")
+    tensorrt_options = _mapping(_mapping(options.get("build")).get("tensorrt"))
     return Plan(
         model,
         path,
         version or recorded,
-        rtx or "tensorrt_rtx" in tools,
+        rtx or "TensorRT-RTX" in tools,
         str(capability) if capability else None,
-        bool(_mapping(build.get("tensorrt")).get("version_compatible")),
+        bool(tensorrt_options.get("version_compatible")),
     )
 
 

@@ -18,7 +18,7 @@ from repo_builder.compatibility import (
     releases,
 )
 from repo_builder.errors import RepositoryError
-from repo_builder.repository import Repository
+from repo_builder.repository import MANIFEST_SCHEMA, Repository
 
 
 def plan_head(version: tuple[int, ...], tag: bytes = b"ftrt") -> bytes:
@@ -29,7 +29,7 @@ def put_plan(root: Path, model: str, version: tuple[int, ...], tag: bytes = b"ft
     folder = root / model / "1"
     folder.mkdir(parents=True)
     (folder / "model.plan").write_bytes(plan_head(version, tag))
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps({"schema": MANIFEST_SCHEMA, **manifest}))
 
 
 def names(*args: int, version_compatible: bool = False) -> list[str]:
@@ -124,7 +124,7 @@ def test_plan_version_is_read_from_the_head(tmp_path: Path) -> None:
 
 def test_one_container_for_all_plans(tmp_path: Path) -> None:
     put_plan(tmp_path, "a", (10, 14, 1, 48))
-    put_plan(tmp_path, "b", (10, 14, 1, 48), gpu={"compute_capability": "9.0"})
+    put_plan(tmp_path, "b", (10, 14, 1, 48), engine={"gpu": {"compute_capability": "9.0"}})
     plans = find_plans(Repository(tmp_path))
     assert [(plan.model, plan.compute_capability) for plan in plans] == [("a", None), ("b", "9.0")]
     chosen = container_for(plans)
@@ -133,12 +133,21 @@ def test_one_container_for_all_plans(tmp_path: Path) -> None:
     assert container_for(()) is None
 
 
+def test_version_compatible_plans_widen_the_choice(tmp_path: Path) -> None:
+    options = {"build": {"tensorrt": {"version_compatible": True}}}
+    put_plan(tmp_path, "old", (10, 13, 2, 6), options=options)
+    put_plan(tmp_path, "new", (10, 14, 1, 48))
+    chosen = container_for(find_plans(Repository(tmp_path)))
+    assert chosen is not None
+    assert chosen.release.name == "26.01"
+
+
 def test_doubt_about_one_plan_is_doubt_about_the_container(tmp_path: Path) -> None:
     put_plan(tmp_path, "exact", (8, 6, 1, 6))
     folder = tmp_path / "recorded" / "1"
     folder.mkdir(parents=True)
     (folder / "model.plan").write_bytes(b"no head")
-    (folder / "manifest.json").write_text(json.dumps({"tools": {"tensorrt": "8.6.1"}}))
+    (folder / "manifest.json").write_text(json.dumps({"schema": MANIFEST_SCHEMA, "tools": {"TensorRT": "8.6.1"}}))
     chosen = container_for(find_plans(Repository(tmp_path)))
     assert chosen is not None
     assert chosen.doubt

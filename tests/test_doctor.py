@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from repo_builder.doctor import Finding, Level, examine
+from repo_builder.repository import MANIFEST_SCHEMA
 
 CONFIG = 'name: "{name}"\nplatform: "{platform}"\nmax_batch_size: 8\n'
 DOCKER = """\
@@ -53,7 +54,9 @@ class Machine:
     def plan(self, name: str, version: tuple[int, ...], capability: str = "9.0", tag: bytes = b"ftrt") -> None:
         folder = self.model(name, "tensorrt_plan")
         (folder / "model.plan").write_bytes(tag + bytes(20) + bytes(version) + bytes(8))
-        (folder / "manifest.json").write_text(json.dumps({"gpu": {"compute_capability": capability}}))
+        (folder / "manifest.json").write_text(
+            json.dumps({"schema": MANIFEST_SCHEMA, "engine": {"gpu": {"compute_capability": capability}}})
+        )
 
     def examine(self) -> tuple[Finding, ...]:
         return examine(self.repository, self.repository.parent)

@@ -116,13 +116,17 @@ def start(
     root = checked_repository(Path(repository), options)
     address = resolve_host(options.host)
     client = connect()
-    image = choose_image(docker_options.image, find_plans(Repository(root)))
+    plans = find_plans(Repository(root))
+    image = choose_image(docker_options.image, plans)
     requests = gpu_requests(docker_options.gpus)
     if not _SIZE.fullmatch(docker_options.shm_size):
         raise UsageError(f"--shm-size {docker_options.shm_size!r} is not a size", "as Docker writes them: 512m, 1g")
     ports = reserve(Ports(options.http_port, options.grpc_port, options.metrics_port), address)
     ensure_image(client, image, progress)
-    container = _run(client, image, _settings(root, options, docker_options, ports, address, requests))
+    settings = _settings(root, options, docker_options, ports, address, requests)
+    if any(plan.version_compatible for plan in plans):
+        settings["command"].append("--backend-config=tensorrt,version-compatible=true")
+    container = _run(client, image, settings)
     try:
         server = DockerServer(client, container, image, root, options, ports, address)
     except BaseException:
@@ -232,7 +236,8 @@ def pull_line(image: str, layers: dict[str, tuple[int, int, bool]]) -> str:
     """A line on a pull's progress: layers that are whole and bytes that have come, each of all known yet."""
     done, total = (sum(entry[index] for entry in layers.values()) for index in (0, 1))
     whole = sum(entry[2] for entry in layers.values())
-    return f"pulling {image}: {whole} of {len(layers)} layers, {done / 1e6:.1f} of {total / 1e6:.1f} MB"
+    unpacking = ", unpacking" if total and done == total and whole < len(layers) else ""
+    return f"pulling {image}: {whole} of {len(layers)} layers, {done / 1e6:.1f} of {total / 1e6:.1f} MB{unpacking}"
 
 
 def _run(client: Any, image: str, settings: dict[str, Any]) -> Any:
