@@ -145,6 +145,17 @@ class Reference:
                 f"the outputs of single rows do not make a batch: {error}", "serve it as it is: --no-batching"
             ) from None
 
+    def telling_batch(self) -> int | None:
+        """The size of the smallest batch whose rows are not all alike; None where the user's inputs allow none.
+
+        Rows that are alike can't show whether they influence each other.
+        """
+        for number in range(1, DISTINCT_ROWS):
+            inputs = self.row(number)[0]
+            if any((array != inputs[name]).any() for name, array in self.row(0)[0].items()):
+                return number + 1
+        return None
+
     def _find_sizes(self) -> tuple[tuple[int, int], tuple[Arrays, Arrays]]:
         """The first sizes for free axes with which the source runs, and its row 0 then."""
         reasons = []

@@ -41,7 +41,7 @@ def model(
     domains: Mapping[str, int] | None = None,
     functions: Sequence[onnx.FunctionProto] = (),
 ) -> onnx.ModelProto:
-    """A model whose initialisers are ``constants``; below ir_version 4 they are listed as inputs too, as the rule was."""
+    """A model with ``constants`` as initialisers; below ir_version 4 they are listed as inputs too, as was the rule."""
     tensors = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
     stated = [value(name, *spec) for name, spec in inputs.items()]
     if ir_version < 4:
@@ -139,7 +139,7 @@ def lookup(rows: int = 10) -> onnx.ModelProto:
 
 
 def with_external_data(folder: Path, location: str, *, name: str = "net.onnx") -> Path:
-    """:func:`linear` whose weights are in ``location``, as the file says; they are written to ``folder``/weights.bin."""
+    """:func:`linear` whose weights the file says are in ``location``; they are written to ``folder``/weights.bin."""
     proto = linear()
     tensor = proto.graph.initializer[0]
     folder.mkdir(parents=True, exist_ok=True)

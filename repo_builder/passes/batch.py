@@ -1,6 +1,6 @@
 """The batch axis: where a model has one, and giving one to a model exported with a fixed batch of 1.
 
-Nothing here is taken on trust: :func:`plan_batching` runs the candidate on two rows and compares with each row alone.
+Nothing here is taken on trust: :func:`plan_batching` runs the candidate on rows and compares with each row alone.
 """
 
 from __future__ import annotations
@@ -43,21 +43,26 @@ def plan_batching(model: OnnxModel, reference: Reference, tolerance: Tolerance, 
         folder: holds the model's external data; a candidate is written there for a moment.
 
     Raises:
-        ModelError: the source does not run on the second row of its inputs.
+        ModelError: the source does not run on another row of its inputs.
     """
     obstacle = _obstacle_of_inputs(model, reference) or _obstacle_of_outputs(reference)
     if obstacle:
         return Batching(False, obstacle, model.proto)
-    reference.row(1)
+    size = reference.telling_batch()
     fixed = any(tensor.dims[0] == 1 for tensor in model.spec.inputs)
+    if size is None and fixed:
+        return Batching(False, "its batch is fixed at 1, and rows that are all alike can't show more", model.proto)
     proto = with_dynamic_batch(model.proto) if fixed or _outputs_need_batch(reference) else model.proto
-    fault = _fault_of_two_rows(model, proto, reference, tolerance, folder)
-    if fault is None and fixed:
-        return Batching(True, "its batch was fixed at 1 and is free now: a batch of 2 gives what two of 1 give", proto)
-    if fault is None:
-        return Batching(True, "its first axes are free, and rows of a batch do not influence each other", proto)
-    start = "its batch is fixed at 1 and can't be made free" if fixed else "its first axis is no batch"
-    return Batching(False, f"{start}: {fault}", model.proto, differs=True)
+    fault = _fault_of_batch(model, proto, reference, tolerance, folder, size or 2)
+    if fault:
+        start = "its batch is fixed at 1 and can't be made free" if fixed else "its first axis is no batch"
+        return Batching(False, f"{start}: {fault}", model.proto, differs=True)
+    if fixed:
+        proof = f"a batch of {size} gives what {size} of 1 give"
+        return Batching(True, f"its batch was fixed at 1 and is free now: {proof}", proto)
+    if size is None:
+        return Batching(True, "its first axes are free (rows that are all alike can't show more)", proto)
+    return Batching(True, "its first axes are free, and rows of a batch do not influence each other", proto)
 
 
 def static_batching(model: OnnxModel) -> Batching:
@@ -102,13 +107,13 @@ def _outputs_need_batch(reference: Reference) -> bool:
     return any(tensor.dims[:1] != (-1,) for tensor in reference.session.outputs)
 
 
-def _fault_of_two_rows(
-    model: OnnxModel, proto: onnx.ModelProto, reference: Reference, tolerance: Tolerance, folder: Path
+def _fault_of_batch(
+    model: OnnxModel, proto: onnx.ModelProto, reference: Reference, tolerance: Tolerance, folder: Path, size: int
 ) -> str | None:
-    """None when a batch of two rows gives what the rows give alone, else what went wrong."""
+    """None when a batch of ``size`` gives what the rows give alone, else what went wrong."""
     try:
         session = reference.session if proto is model.proto else _open_candidate(proto, folder)
-        verify(session.run, reference, (2,), tolerance, seed=0)
+        verify(session.run, reference, (size,), tolerance, seed=0)
     except VerificationError as error:
         return error.message.replace("what ONNX Runtime computes from the source", "what each row alone gives")
     except ModelError as error:

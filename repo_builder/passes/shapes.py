@@ -39,7 +39,7 @@ def state_output_shapes(source: onnx.ModelProto, shapes: Mapping[str, tuple[int,
             del shape.dim[:]
             for _ in seen:
                 shape.dim.add()
-            shape.SetInParent()
+        shape.SetInParent()  # that a scalar's shape is known, too, has to be said
         for dim, size in zip(shape.dim, seen, strict=True):
             if dim.HasField("dim_value") and dim.dim_value != size:
                 dim.Clear()

@@ -64,7 +64,9 @@ def make_base(engine: Any) -> str:
 def needed() -> list[str]:
     """What pip has to find in the image: dependencies, the server's extra and the build system's."""
     wanted = [entry.partition(";") for entry in requires("repo-builder") or ()]
-    server = [name.strip() for name, _, marker in wanted if not marker or "extra == 'server'" in marker.replace('"', "'")]
+    server = [
+        name.strip() for name, _, marker in wanted if not marker or "extra == 'server'" in marker.replace('"', "'")
+    ]
     return sorted([*server, "setuptools>=77"])
 
 

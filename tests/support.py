@@ -1,0 +1,91 @@
+"""What tests share: folders compared byte for byte, the command line run in this process, rights taken away."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Tree = dict[str, tuple[str, int, bytes]]
+
+
+def snapshot(root: Path) -> Tree:
+    """Kind, mode and bytes of everything below ``root``; two are equal if nobody can tell the folders apart."""
+    found: Tree = {}
+    for path in sorted(root.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            entry = ("link", 0, os.fsencode(path.readlink()))
+        elif stat.S_ISDIR(mode):
+            entry = ("folder", stat.S_IMODE(mode), b"")
+        else:
+            entry = ("file", stat.S_IMODE(mode), path.read_bytes())
+        found[str(path.relative_to(root))] = entry
+    return found
+
+
+@contextmanager
+def untouched(root: Path) -> Iterator[None]:
+    """The body must leave everything below ``root`` as it was, staging folders included."""
+    before = snapshot(root)
+    yield
+    assert snapshot(root) == before
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The message, after checking that the error is told as every error must be."""
+        lines = self.err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        hints = [line for line in lines if line.startswith("hint: ")]
+        assert self.code in {1, 2}, self
+        assert self.out == ""
+        assert len(errors) == 1, self.err
+        assert len(hints) == 1, self.err
+        assert lines[lines.index(errors[0]) :] == [errors[0], "", hints[0]]
+        assert "Traceback" not in self.err
+        assert "unexpected" not in self.err
+        return errors[0].removeprefix("error: ")
+
+    @property
+    def hint(self) -> str:
+        return self.err.rpartition("\nhint: ")[2].rstrip("\n")
+
+
+_CAPABILITY_VERSION_3 = 0x20080522
+_FILE_RIGHTS = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+
+
+@contextmanager
+def without_root_rights() -> Iterator[None]:
+    """Make the modes of files hold for root too, in this thread: capset(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: low words, then high ones
+    assert libc.capget(header, data) == 0
+    effective = data[0]
+    data[0] = effective & ~_FILE_RIGHTS
+    assert libc.capset(header, data) == 0
+    try:
+        yield
+    finally:
+        data[0] = effective
+        assert libc.capset(header, data) == 0
