@@ -98,6 +98,7 @@ def _report_unexpected(error: Exception, *, debug: bool) -> int:
 
 
 from repo_builder.cli.add import add  # noqa: E402  (the commands need `app` to exist)
+from repo_builder.cli.compile import compile_command, inspect_command  # noqa: E402
 from repo_builder.cli.doctor import doctor  # noqa: E402
 from repo_builder.cli.models import list_models, remove, show  # noqa: E402
 from repo_builder.cli.serve import logs, serve, status, stop  # noqa: E402
@@ -111,3 +112,5 @@ app.command()(stop)
 app.command()(status)
 app.command()(logs)
 app.command()(doctor)
+app.command("compile")(compile_command)
+app.command("inspect")(inspect_command)

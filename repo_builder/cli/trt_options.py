@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -14,11 +15,15 @@ from repo_builder.errors import UsageError
 if TYPE_CHECKING:
     from repo_builder.trt.options import TensorRTOptions
 
-_PANEL = "TensorRT"
+
+class PlanTarget(str, Enum):
+    auto = "auto"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
 
 
 def _option(*names: str, **settings: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=_PANEL, show_default=False, **settings)
+    return typer.Option(*names, show_default=False, **settings)
 
 
 def tensorrt_options(

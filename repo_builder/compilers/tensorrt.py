@@ -30,7 +30,7 @@ from repo_builder.trt.library import Library, load_library, load_plugins
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.trt.parse import parse
-from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles
+from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles, refuse_large_minimum
 from repo_builder.verify import Runner, Tolerance
 
 FILENAME = "model.plan"
@@ -50,15 +50,19 @@ _WARNINGS_THAT_MATTER = re.compile(
 
 @dataclass(frozen=True)
 class TensorRTCompiler:
-    """Compiles with the library that it was made for; see :class:`repo_builder.compilers.base.Compiler`."""
+    """Compiles with the library that it was made for; see :class:`repo_builder.compilers.base.Compiler`.
+
+    ``served`` refuses what Triton would accept and then fail on.
+    """
 
     library: Library
     options: TensorRTOptions
+    served: bool = True
 
     @classmethod
-    def open(cls, target: Target, options: TensorRTOptions) -> TensorRTCompiler:
+    def open(cls, target: Target, options: TensorRTOptions, *, served: bool = True) -> TensorRTCompiler:
         """Load the target's library; raises MissingExtraError, or CompileError where it does not load."""
-        return cls(load_library(target), options)
+        return cls(load_library(target), options, served)
 
     @property
     def target(self) -> Target:
@@ -142,6 +146,8 @@ class TensorRTCompiler:
             _constrain_layers(self.library, network)
         inputs = _network_inputs(network)
         profiles = plan_profiles(inputs, self.options.profiles, batchable=batchable, max_batch_size=max_batch_size)
+        if batchable and self.served:
+            refuse_large_minimum(inputs, profiles)
         largest = largest_batch(inputs, profiles) if batchable else 0
         config = configure(self.library, builder, network, self.options, profiles)
         gpu = find_gpu()
@@ -256,7 +262,7 @@ class TensorRTCompiler:
             "library": f"{self.library.name} {self.library.version}",
             "gpu": asdict(engine.gpu) if engine.gpu else None,
             "layers_by_precision": dict(info.layers),
-            "profiles": [_plain_profile(profile) for profile in info.profiles],
+            "profiles": [describe_profile(profile) for profile in info.profiles],
             "device_memory_bytes": info.device_memory,
             "build_seconds": round(engine.seconds, 2),
             "timing_cache_hit": engine.cache_hit,
@@ -296,7 +302,7 @@ def _constrain_layers(library: Library, network: Any) -> None:
             layer.precision = tensor.dtype
 
 
-def _plain_profile(profile: Profile) -> dict[str, Mapping[str, list[int]]]:
+def describe_profile(profile: Profile) -> dict[str, Mapping[str, list[int]]]:
     return {
         corner: {name: list(shape) for name, shape in getattr(profile, corner).items()}
         for corner in ("min", "opt", "max")

@@ -81,7 +81,7 @@ def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ..
                 _DROP_HINT,
             )
         batched = config.max_batch_size > 0
-        if batched and tensor.dims[:1] != (-1,):
+        if batched and tensor.dims[:1] != (-1,) and (tensor.dims[:1], config.max_batch_size) != ((1,), 1):
             raise ConfigError(
                 f"max_batch_size {config.max_batch_size}: the first axis of {role} {tensor} is not free",
                 "--max-batch-size 0, or max_batch_size: 0 in --config",

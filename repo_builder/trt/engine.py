@@ -135,20 +135,15 @@ def _narrowest(types: Iterable[str]) -> str | None:
 
 
 def inspect_build(library: Library, network: Any, profiles: tuple[Profile, ...], text: str) -> EngineInfo:
-    """The same from the network as parsed and the builder's description ``text`` of the engine it made.
-
-    Raises:
-        CompileError: the two contradict each other.
-    """
+    """The same from the network as parsed and the builder's description ``text`` of the engine it made."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     described = dict(_described_ports(text))
-    reads = tuple(_tensor_spec(library, tensor.name, tensor.dtype, tensor.shape) for tensor in inputs)
-    makes = tuple(_tensor_spec(library, tensor.name, tensor.dtype, tensor.shape) for tensor in outputs)
-    for spec in (*reads, *makes):
-        stated = described.get(spec.name)
-        if stated is not None and stated != spec.dims:
-            raise CompileError(f"the engine has {list(stated)} for {spec}")
+
+    def spec(tensor: Any) -> TensorSpec:  # an axis whose range is one size is fixed in the engine
+        return _tensor_spec(library, tensor.name, tensor.dtype, described.get(tensor.name, tensor.shape))
+
+    reads, makes = tuple(map(spec, inputs)), tuple(map(spec, outputs))
     shape_tensors = frozenset(tensor.name for tensor in inputs if tensor.is_shape_tensor)
     return EngineInfo(reads, makes, profiles, count_precisions(_described_layers(text)), None, shape_tensors)
 

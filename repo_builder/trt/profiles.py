@@ -51,7 +51,7 @@ def plan_profiles(
         and (tensor.shape_tensor or -1 in tensor.dims[1 if batchable else 0 :])
     ]
     if missing:
-        raise _missing_range(missing, batchable=batchable, max_batch_size=max_batch_size)
+        raise _missing_range(missing, max_batch_size)
     batches = (1, max_batch_size, max_batch_size)
     planned = []
     for profile in given or [Profile()]:
@@ -66,24 +66,20 @@ def plan_profiles(
 
 
 def largest_batch(inputs: Sequence[NetworkInput], profiles: Sequence[Profile]) -> int:
-    """The largest batch that every profile takes on every input.
+    """The largest batch that every profile takes on every input."""
+    batched = [tensor for tensor in inputs if tensor.dims and not tensor.shape_tensor]
+    return min((p.max.get(tensor.name, tensor.dims)[0] for p in profiles for tensor in batched), default=0)
 
-    Raises:
-        UsageError: a profile takes no batch of 1, so Triton's single requests would fail.
-    """
-    largest = []
+
+def refuse_large_minimum(inputs: Sequence[NetworkInput], profiles: Sequence[Profile]) -> None:
+    """Raise UsageError for a profile that takes no batch of 1: Triton's single requests would fail."""
     for profile in profiles:
         for tensor in inputs:
-            if tensor.shape_tensor or not tensor.dims:
-                continue
-            lowest = profile.min.get(tensor.name, tensor.dims)[0]
-            if lowest > 1:
+            if tensor.dims and not tensor.shape_tensor and profile.min.get(tensor.name, (1,))[0] > 1:
                 raise UsageError(
-                    f"--min-shapes {tensor.name}: its smallest batch is {lowest}, so a request of one row would fail",
+                    f"--min-shapes {tensor.name}:{_text(profile.min[tensor.name])}: a request of one row would fail",
                     "start it at batch 1, or serve without batching: --no-batching",
                 )
-            largest.append(profile.max.get(tensor.name, tensor.dims)[0])
-    return min(largest, default=0)
 
 
 def _corners(profile: Profile) -> tuple[tuple[str, Shapes], ...]:
@@ -113,16 +109,14 @@ def _checked(tensor: NetworkInput, profile: Profile) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _missing_range(missing: Sequence[NetworkInput], *, batchable: bool, max_batch_size: int) -> CompileError:
+def _missing_range(missing: Sequence[NetworkInput], max_batch_size: int) -> CompileError:
     texts: list[list[str]] = [[], [], []]
     for tensor in missing:
         examples = _EXAMPLE_SIZES[len(tensor.dims) >= 4]
         for index, example in enumerate(examples):
             batch = 1 if index == 0 else max(max_batch_size, 1)
-            shape = [
-                dim if dim != -1 else batch if axis == 0 and batchable else example
-                for axis, dim in enumerate(tensor.dims)
-            ]
+            sizes = (batch, *[example] * len(tensor.dims))
+            shape = [size if dim == -1 else dim for dim, size in zip(tensor.dims, sizes, strict=False)]
             texts[index].append(f"{tensor.name}:{_text(shape)}")
     flags = (
         f"{flag} {','.join(text)}"

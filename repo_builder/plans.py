@@ -1,0 +1,210 @@
+"""Plans by themselves: an ONNX file to a ``model.plan`` without a repository, and a plan to what is in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from repo_builder.compilers.base import Artifact, Progress, Target
+from repo_builder.compilers.tensorrt import FILENAME, TensorRTCompiler, describe_profile
+from repo_builder.config.build import DEFAULT_MAX_BATCH_SIZE
+from repo_builder.errors import CompileError, ModelError, UsageError
+from repo_builder.onnx_model import read_model
+from repo_builder.passes.batch import static_batching
+from repo_builder.passes.shapes import free_zero_axes
+from repo_builder.trt.benchmark import Performance, measure
+from repo_builder.trt.cuda import find_gpu
+from repo_builder.trt.engine import EngineInfo, inspect_engine
+from repo_builder.trt.library import is_installed, load_library
+from repo_builder.trt.log import BuildLog
+from repo_builder.trt.options import TensorRTOptions
+
+_MAGIC = {b"vtrt": Target.TENSORRT_RTX, b"ptrt": Target.TENSORRT, b"ftrt": Target.TENSORRT}
+_VERSION_OFFSET = 24
+"""Where the four bytes of the TensorRT version lie in a plan's header."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A plan on disk and what was built: the same facts that a manifest has of an engine."""
+
+    path: Path
+    bytes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    engine: Mapping[str, Any]
+    hints: tuple[str, ...]
+
+
+def compile_plan(
+    source: Path,
+    output: Path,
+    *,
+    target: Target = Target.AUTO,
+    options: TensorRTOptions | None = None,
+    max_batch_size: int | None = None,
+    progress: Progress = lambda _: None,
+) -> Compiled:
+    """Build ``output`` from the ONNX file ``source``, as trtexec does: nothing is compared, nothing published.
+
+    Args:
+        source: the ONNX file.
+        output: the plan; appears whole or not at all.
+        target: ``AUTO`` is TensorRT where it is installed, else TensorRT-RTX.
+        options: how to build.
+        max_batch_size: the largest batch where the first axis is free and ``options`` give no shapes; default 8.
+        progress: called with a line whenever something that takes time begins.
+
+    Raises:
+        RepoBuilderError: see :mod:`repo_builder.errors`.
+    """
+    if target is Target.ONNXRUNTIME:
+        raise UsageError("--target onnxruntime makes no plan", "tensorrt or tensorrt-rtx")
+    if target is Target.AUTO:
+        target = Target.TENSORRT if is_installed(Target.TENSORRT) else Target.TENSORRT_RTX
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder", "name the file: -o model.plan")
+    compiler = TensorRTCompiler.open(target, options or TensorRTOptions(), served=False)
+    progress(f"reading {source}")
+    model = read_model(source)
+    model = model.with_graph(free_zero_axes(model.proto))
+    batchable = static_batching(model).batchable
+    try:
+        with tempfile.TemporaryDirectory(prefix=".repo-builder-", dir=output.absolute().parent) as folder:
+            for file in model.spec.external_files:
+                (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source.parent / file, Path(folder) / file)
+            artifact = compiler.compile(
+                model,
+                Path(folder),
+                batchable=batchable,
+                max_batch_size=max_batch_size or DEFAULT_MAX_BATCH_SIZE,
+                progress=progress,
+            )
+            (Path(folder) / FILENAME).replace(output)
+    except OSError as error:
+        raise UsageError(
+            f"{output} can't be written: {error.strerror}", "check the folder and its permissions"
+        ) from None
+    return _compiled(output, artifact)
+
+
+def _compiled(output: Path, artifact: Artifact) -> Compiled:
+    inputs, outputs = (tuple(map(str, tensors)) for tensors in (artifact.inputs, artifact.outputs))
+    return Compiled(output, output.stat().st_size, inputs, outputs, artifact.details["engine"], artifact.hints)
+
+
+@dataclass(frozen=True)
+class LoadedPlan:
+    """An engine ready to run, and what it is."""
+
+    engine: Any
+    info: EngineInfo
+    runtime: Any
+
+
+def load_plan(path: Path) -> LoadedPlan:
+    """Deserialise a plan on the GPU here.
+
+    Raises:
+        ModelError: not a plan, or cut short.
+        CompileError: there is no GPU, or TensorRT refuses the plan here, with its reason.
+    """
+    target, version = read_header(path)
+    library = load_library(target)
+    gpu = find_gpu()
+    if gpu is None:
+        raise CompileError(f"{path} can't be opened: there is no GPU here", f"it is a plan of {library.name} {version}")
+    with tempfile.TemporaryDirectory() as folder:
+        log = BuildLog(library, Path(folder) / "log")
+        runtime = library.module.Runtime(log.logger)
+        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        log.close()
+    if engine is None:
+        said = log.errors[0] if log.errors else "it gave no reason"
+        raise CompileError(
+            f"{library.name} {library.version} on {gpu.name} refuses {path}: {' '.join(said.split())}",
+            f"it was built by version {version}; a plan is for one version and one type of GPU: build it here",
+        )
+    return LoadedPlan(engine, inspect_engine(library, engine), runtime)
+
+
+def read_header(path: Path) -> tuple[Target, str]:
+    """Which library a plan is of and the version it was built by, from the file's first bytes.
+
+    Raises:
+        ModelError: not a plan.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(_VERSION_OFFSET + 4)
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}", "check the path") from None
+    target = _MAGIC.get(header[:4])
+    if target is None or len(header) < _VERSION_OFFSET + 4:
+        raise ModelError(f"{path} is not a TensorRT plan, or is cut short", "build it with repo-builder compile")
+    return target, ".".join(map(str, header[_VERSION_OFFSET:]))
+
+
+def inspect_plan(path: Path) -> dict[str, Any]:
+    """What is in a plan, as JSON data: library, version, size, and, where it can be had, tensors, profiles and layers.
+
+    A GPU that runs the plan tells all of it; elsewhere a manifest beside the plan tells what was noted at its build,
+    and ``source`` says which it was: ``engine``, ``manifest`` or ``header``.
+
+    Raises:
+        ModelError: not a plan.
+    """
+    target, version = read_header(path)
+    facts: dict[str, Any] = {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "target": target.value,
+        "version": version,
+    }
+    try:
+        info = load_plan(path).info
+    except CompileError as error:
+        return {**facts, **_from_manifest(path), "not_opened": error.message}
+    return {
+        **facts,
+        "source": "engine",
+        "gpu": asdict(gpu) if (gpu := find_gpu()) else None,
+        "inputs": list(map(str, info.inputs)),
+        "outputs": list(map(str, info.outputs)),
+        "profiles": [describe_profile(profile) for profile in info.profiles],
+        "layers_by_precision": dict(info.layers),
+        "device_memory_bytes": info.device_memory,
+    }
+
+
+def benchmark_plan(path: Path) -> Performance:
+    """Measure a plan on the GPU here, at the shapes its first profile is tuned for.
+
+    Raises:
+        CompileError: it does not run here.
+    """
+    loaded = load_plan(path)
+    shapes = loaded.info.profiles[0].opt if loaded.info.profiles else {}
+    return measure(loaded.engine, loaded.info, shapes)
+
+
+def _from_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path.parent / "manifest.json").read_text(encoding="utf-8"))
+        engine = dict(manifest["engine"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"source": "header"}
+    ports = {
+        role: [f"{tensor['name']} {tensor['datatype']} {tensor['shape']}" for tensor in manifest[role]]
+        for role in ("inputs", "outputs")
+    }
+    return {"source": "manifest", **ports, **{key: engine.get(key) for key in _FROM_MANIFEST}}
+
+
+_FROM_MANIFEST = ("gpu", "profiles", "layers_by_precision", "device_memory_bytes")
