@@ -68,8 +68,10 @@ class Session:
             raise RunError(tidy_message(error)) from None
 
 
-def open_session(path: Path, *, threads: int = 0) -> Session:
+def open_session(path: Path, *, threads: int = 0, fused: bool = True) -> Session:
     """Load the ONNX file at ``path`` on the CPU; ``threads`` 0 leaves their number to ONNX Runtime.
+
+    Without ``fused`` nodes run one by one, as the graph says.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -82,6 +84,8 @@ def open_session(path: Path, *, threads: int = 0) -> Session:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised too
     options.intra_op_num_threads = threads
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
         # Without fallback, since that prints to stdout and tries the same again.
         session = onnxruntime.InferenceSession(

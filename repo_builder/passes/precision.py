@@ -301,6 +301,7 @@ class _Scope:
         name = node.output[index]
         elem_type = self.types.get(name) or (_FLOAT if half else None)
         now = self.model.half.onnx if half else elem_type
+        wide = wide and elem_type == _FLOAT
         value = _Value(self, len(self.slots) - 1, elem_type, {}, constant=constant, wide=wide)
         self.values[name] = value
         if name in self.outputs and elem_type == _FLOAT:
