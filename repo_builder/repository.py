@@ -258,7 +258,7 @@ def _copy_model_files(source: Path, target: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Copy a file or folder as hard links, or as bytes where the filesystem has none; times stay as they are."""
+    """Copy a file or folder as hard links, or as bytes where there can be none; links and times stay as they are."""
 
     def link(old: str | Path, new: str | Path) -> None:
         try:
@@ -266,7 +266,7 @@ def _link(source: Path, target: Path) -> None:
         except OSError:
             shutil.copy2(old, new, follow_symlinks=False)
 
-    if source.is_dir():
+    if source.is_dir() and not source.is_symlink():
         shutil.copytree(source, target, copy_function=link, symlinks=True)
     else:
         link(source, target)

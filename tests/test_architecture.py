@@ -145,11 +145,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_errors_are_one_tree_and_drawn_in_full() -> None:
-    classes = [
-        value for value in vars(errors).values() if isinstance(value, type) and value.__module__ == errors.__name__
-    ]
+    base = errors.RepoBuilderError
+    own = [value for value in vars(errors).values() if isinstance(value, type) and value.__module__ == errors.__name__]
+    classes = [cls for cls in own if issubclass(cls, base)]
 
-    assert all(issubclass(cls, errors.RepoBuilderError) for cls in classes)
+    assert classes == own
     assert all(cls.__name__ in str(errors.__doc__) for cls in classes)
     assert errors.UsageError.exit_code == 2
     assert {cls.exit_code for cls in classes} == {1, 2}
