@@ -55,7 +55,8 @@ class OutputReport:
     """How far one output is from the reference, over all batches compared.
 
     ``max_relative_error`` is over elements larger than a thousandth of the largest; ``mismatched`` counts those
-    outside the tolerance.
+    outside the tolerance.  ``cosine_error`` is 1 minus the cosine between the two as vectors, ``top1_agreement`` the
+    share of rows whose largest element is the same (None where there are no rows): the worst of all batches.
     """
 
     name: str
@@ -63,6 +64,8 @@ class OutputReport:
     max_relative_error: float
     mismatched: int
     elements: int
+    cosine_error: float = 0.0
+    top1_agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,34 @@ def compare(name: str, actual: npt.NDArray[Any], expected: npt.NDArray[Any], tol
     sizeable = finite & (np.abs(want) > 1e-3 * largest)
     with np.errstate(over="ignore"):
         relative = float((error[sizeable] / np.abs(want[sizeable])).max(initial=0.0))
-    return OutputReport(name, float(error.max(initial=0.0)), relative, mismatched, expected.size)
+    same = np.where(finite, got, 0.0), np.where(finite, want, 0.0)
+    return OutputReport(
+        name,
+        float(error.max(initial=0.0)),
+        relative,
+        mismatched,
+        expected.size,
+        _cosine_error(*same),
+        _top1_agreement(*same),
+    )
+
+
+def _cosine_error(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    """1 minus the cosine; 0 where both vectors are zero."""
+    import numpy as np
+
+    one, other = (values.ravel() / max(float(np.abs(values).max(initial=0.0)), 1e-300) for values in (actual, expected))
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    if not norms:
+        return 0.0 if not (one.any() or other.any()) else 1.0
+    return max(0.0, 1.0 - float(one @ other) / norms)
+
+
+def _top1_agreement(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float | None:
+    """The share of rows, along the last axis, with the same largest element."""
+    if expected.ndim < 2 or expected.shape[-1] < 2 or not expected.size:
+        return None
+    return float((actual.argmax(-1) == expected.argmax(-1)).mean())
 
 
 def _is_float(array: npt.NDArray[Any]) -> bool:
@@ -279,10 +309,13 @@ def _is_float(array: npt.NDArray[Any]) -> bool:
 def _worse(one: OutputReport | None, other: OutputReport) -> OutputReport:
     if one is None:
         return other
+    shares = (one.top1_agreement, other.top1_agreement)
     return OutputReport(
         one.name,
         max(one.max_absolute_error, other.max_absolute_error),
         max(one.max_relative_error, other.max_relative_error),
         one.mismatched + other.mismatched,
         one.elements + other.elements,
+        max(one.cosine_error, other.cosine_error),
+        None if None in shares else min(shares),  # type: ignore[type-var]
     )

@@ -184,11 +184,16 @@ def _verified(verification: dict[str, object] | None, unverified: str | None) ->
     worst = max(outputs, key=lambda output: output["max_relative_error"])
     sizes = [size for size in verification["batch_sizes"] if size]  # type: ignore[attr-defined]
     at = f" at batch {', '.join(map(str, sizes))}" if sizes else ""
-    start = f"NO: {unverified}; that is " if unverified else ""
-    return (
-        f"{start}equal to ONNX Runtime{at}: largest relative error {worst['max_relative_error']:.1e}, "
-        f"absolute {worst['max_absolute_error']:.1e} (output {worst['name']!r})"
+    start = f"NO: {unverified}; that one " if unverified else ""
+    errors = (
+        f"largest relative error {worst['max_relative_error']:.1e}, absolute {worst['max_absolute_error']:.1e} "
+        f"(output {worst['name']!r})"
     )
+    if not worst["max_absolute_error"]:
+        return f"{start}equal to ONNX Runtime{at}: {errors}"
+    share = worst["top1_agreement"]
+    top1 = "" if share is None else f", same top-1 in {share:.0%}"
+    return f"{start}agrees with ONNX Runtime{at}: {errors}, cosine error {worst['cosine_error']:.1e}{top1}"
 
 
 def _pair(flag: str, text: str, form: str) -> tuple[str, str]:

@@ -34,6 +34,7 @@ from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles
 from repo_builder.verify import Runner, Tolerance
 
 FILENAME = "model.plan"
+KEPT_LOGS = 20
 
 TOLERANCES = {
     # Unit roundoff u of the products: TF32 and FP16 2^-11, BF16 2^-8.  Errors of independent layers add up like a
@@ -165,6 +166,7 @@ class TensorRTCompiler:
         plan = bytes(memory)
         del parser
         runnable, obstacle = self._deserialise(plan, gpu, log)
+        _keep_newest(log.path.parent)
         info = (
             inspect_engine(self.library, runnable)
             if runnable is not None
@@ -309,6 +311,11 @@ def describe_profile(profile: Profile) -> dict[str, Mapping[str, list[int]]]:
         corner: {name: list(shape) for name, shape in getattr(profile, corner).items()}
         for corner in ("min", "opt", "max")
     }
+
+
+def _keep_newest(folder: Path) -> None:
+    for old in sorted(folder.glob("*.log"), key=lambda file: file.stat().st_mtime)[:-KEPT_LOGS]:
+        old.unlink(missing_ok=True)
 
 
 def _log_path(target: Target) -> Path:
