@@ -7,7 +7,8 @@
     with Client("localhost:8000") as client:
         print(client.classify(["cat.jpg"])[0][0].label)
 
-Commands: ``python -m client.infer``.  Names are imported when they are first used: ``import client`` is cheap.
+Commands: ``python -m client.infer``, ``python -m client.bench``, ``python -m client.compare``.
+Names are imported when they are first used: ``import client`` is cheap.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from client.image import ImageSpec, load_image
+    from client.load.bodies import LoadData
+    from client.load.result import RunResult
+    from client.load.run import run_load
     from client.metadata import ModelMetadata, TensorMetadata
     from client.topk import Classification
 
@@ -42,15 +46,18 @@ _MODULES = {
     "ImageSpec": "image",
     "InferenceRejected": "errors",
     "InputError": "errors",
+    "LoadData": "load.bodies",
     "MetadataError": "errors",
     "ModelMetadata": "metadata",
     "ModelNotReady": "errors",
     "ModelState": "client",
     "RequestTimeout": "errors",
+    "RunResult": "load.result",
     "TensorMetadata": "metadata",
     "UnknownModel": "errors",
     "UsageError": "errors",
     "load_image": "image",
+    "run_load": "load.run",
 }
 
 __all__ = [
@@ -62,15 +69,18 @@ __all__ = [
     "ImageSpec",
     "InferenceRejected",
     "InputError",
+    "LoadData",
     "MetadataError",
     "ModelMetadata",
     "ModelNotReady",
     "ModelState",
     "RequestTimeout",
+    "RunResult",
     "TensorMetadata",
     "UnknownModel",
     "UsageError",
     "load_image",
+    "run_load",
 ]
 
 

@@ -88,6 +88,11 @@ class Client:
         """The server's address, whole: scheme, host, port and path prefix."""
         return str(self._url)
 
+    @property
+    def address(self) -> Url:
+        """The same in its parts."""
+        return self._url
+
     def close(self) -> None:
         """Close the connection."""
         self._transport.close()

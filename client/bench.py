@@ -1,0 +1,156 @@
+"""``python -m client.bench``: put a model under load and measure what can be trusted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.infer import report_error, split_version
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_EPILOG = (
+    "Response time counts from when a request was due, so a stall of the server is in it; service time counts from "
+    "when it was sent.  Exit code: 0 VALID, 1 INVALID or failed, 2 misuse, 99 a --fail-if was met."
+)
+
+
+@app.command(epilog=_EPILOG)
+def bench(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[NAME[@VERSION]]", help="Not needed if only one is ready.")
+    ] = None,
+    pictures: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PICTURE]...", help="Pictures, or folders of them, to send.")
+    ] = None,
+    model_option: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="The same.")] = None,
+    model_version: Annotated[str, typer.Option("--model-version", "-x", metavar="N", show_default=False)] = "",
+    url: Annotated[
+        str | None, typer.Option("--url", "-u", metavar="URL", help="Else $TRITON_URL, else http://localhost:8000.")
+    ] = None,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            "--concurrency", "--concurrency-range", metavar="LEVELS", help="Requests in flight: 8, 1,2,4 or 1:64:x2."
+        ),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate", "--request-rate-range", metavar="LEVELS", help="Requests a second, answered or not: 100:500:100."
+        ),
+    ] = None,
+    poisson: Annotated[bool, typer.Option("--poisson", help="Random gaps between them, not even ones.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Send at these times: seconds, one a line.")
+    ] = None,
+    duration: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Of each level; 10s without --requests.", show_default=False)
+    ] = None,
+    requests: Annotated[int | None, typer.Option("--requests", "-n", min=1, help="At most so many a level.")] = None,
+    warmup: Annotated[str, typer.Option(metavar="TIME|N", help="Before each level, not measured.")] = "1s",
+    batch: Annotated[
+        int | None, typer.Option("--batch", "-b", min=1, metavar="N", help="Items a request.", show_default="1")
+    ] = None,
+    input_: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=FILE.npy", help="Values of an input; else random ones. Repeatable."),
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=3x224x224", help="Of a random input with free axes.")
+    ] = None,
+    input_range: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=LOW:HIGH", help="Of the values of a random input.")
+    ] = None,
+    variants: Annotated[int, typer.Option(min=1, metavar="N", help="Different requests to send in turn.")] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of random inputs and of --poisson.")] = 0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For one answer.", min=0.001)] = 30.0,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=256, help="Processes.", show_default="by the cores")
+    ] = None,
+    connections: Annotated[int, typer.Option(metavar="N", min=1, max=20_000, help="The most that --rate opens.")] = 512,
+    percentile: Annotated[float, typer.Option(metavar="P", help="That the run must be able to claim.")] = 99.0,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(metavar="CONDITION", help="'p99>20ms', 'errors>0.1%'...; exit code 99.")
+    ] = None,
+    floor: Annotated[bool, typer.Option(help="Measure the generator itself afterwards.")] = True,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Save everything that was measured.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", "-f", metavar="FILE.csv", help="Save perf_analyzer's columns.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Save a report to look at.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write --output's document to stdout.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Put a model under load and measure it: latency, throughput, batches, and whether to believe them."""
+    try:
+        from client.load.session import Options, run
+
+        if model and model_option:
+            # perf_analyzer's -m leaves the whole of the arguments to pictures.
+            pictures, model = [Path(model), *(pictures or [])], None
+        name, version = split_version(model or model_option, model_version)
+        options = Options(
+            model=name,
+            version=version,
+            pictures=tuple(pictures or ()),
+            url=url,
+            concurrency=concurrency,
+            rate=rate,
+            poisson=poisson,
+            trace=trace,
+            duration=duration,
+            requests=requests,
+            warmup=warmup,
+            batch=batch,
+            inputs=tuple(input_ or ()),
+            shapes=tuple(shape or ()),
+            ranges=tuple(input_range or ()),
+            variants=variants,
+            seed=seed,
+            timeout=timeout,
+            workers=workers,
+            connections=connections,
+            percentile=percentile,
+            fail_if=tuple(fail_if or ()),
+            floor=floor,
+            output=output,
+            csv=csv,
+            html=html,
+        )
+        code = run(options, as_json=as_json, quiet=quiet)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code = report_error(error)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    app(prog_name="python -m client.bench")
+
+
+if __name__ == "__main__":
+    main()

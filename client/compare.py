@@ -1,0 +1,139 @@
+"""``python -m client.compare``: what changed between measured runs, and what of that is noise."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from client.errors import UsageError
+from client.infer import report_error
+
+if TYPE_CHECKING:
+    from client.load.comparison import LevelChange, Saved
+    from client.report import Table
+
+SLOWER_EXIT: Final = 99
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_EPILOG = (
+    "Confidence comes from the variation within each run.  Between runs there may be more: measure a baseline twice "
+    "and compare it with itself.  Exit code: 0, 1 failed, 2 misuse, 99 a result is slower than --fail-if-slower."
+)
+
+
+@app.command(epilog=_EPILOG)
+def compare(
+    baseline: Annotated[Path, typer.Argument(metavar="BASELINE.json", help="A run saved with client.bench --output.")],
+    others: Annotated[list[Path], typer.Argument(metavar="OTHER.json", help="Runs to compare with it.")],
+    fail_if_slower: Annotated[
+        str | None, typer.Option(metavar="PERCENT", help="Exit 99 if any is worse by more, and not by noise: 5%.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Save the tables as a page.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Compare runs of client.bench with a baseline, load by load."""
+    try:
+        code = _run(baseline, others, fail_if_slower, html, as_json=as_json)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code = report_error(error)
+    raise typer.Exit(code)
+
+
+def _run(baseline: Path, others: Sequence[Path], limit: str | None, html: Path | None, *, as_json: bool) -> int:
+    from client.load.comparison import compare as compare_runs
+    from client.load.comparison import differences, read_result, slower
+    from client.load.html import tables_page
+    from client.load.result import write_text
+    from client.report import show
+
+    most = None if limit is None else _percent(limit)
+    before = read_result(baseline)
+    results = [(after, compare_runs(before, after)) for after in map(read_result, others)]
+    tables = [_table(before, after, levels) for after, levels in results]
+    if as_json:
+        document = [_entry(after, levels) for after, levels in results]
+        sys.stdout.write(json.dumps({"baseline": str(baseline), "comparisons": document}, indent=1) + "\n")
+    else:
+        for (after, _), table in zip(results, tables, strict=True):
+            show(table)
+            for text in differences(before, after):
+                sys.stdout.write(f"note: {text}\n")
+    if html is not None:
+        write_text(html, tables_page(f"{before.model}: runs compared", tables), "--html")
+    if most is None:
+        return 0
+    found = [text for _, levels in results for text in slower(levels, most)]
+    for text in found:
+        sys.stderr.write(f"slower: {text}\n")
+    return SLOWER_EXIT if found else 0
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"--fail-if-slower {text!r} is no percentage", "--fail-if-slower 5%")
+    return value / 100
+
+
+def _table(before: Saved, after: Saved, levels: Sequence[LevelChange]) -> Table:
+    from client.load.report import count, milliseconds
+    from client.report import Table
+
+    rows = []
+    for level in levels:
+        for index, change in enumerate(level.changes):
+            shown = milliseconds if change.unit == "ms" else count
+            interval = "-" if change.low is None or change.high is None else f"{change.low:+.1%} .. {change.high:+.1%}"
+            judged = "noise" if change.noise else "worse" if change.worse > 0 else "better"
+            values = (shown(change.before), shown(change.after), f"{change.relative:+.1%}")
+            rows.append((level.load if not index else "", f"{change.metric}, {change.unit}", *values, interval, judged))
+    notes = tuple(f"{level.load}: INVALID: {reason}" for level in levels for reason in level.invalid)
+    header = ("load", "", before.path.name, after.path.name, "change", "95% confidence", "")
+    return Table(f"{after.path.name} against {before.path.name}", header, tuple(rows), "<<>>>><", notes)
+
+
+def _entry(after: Saved, levels: Sequence[LevelChange]) -> dict[str, Any]:
+    return {
+        "run": str(after.path),
+        "levels": [
+            {
+                "load": level.load,
+                "invalid": level.invalid,
+                "changes": [
+                    {**asdict(change), "relative": change.relative, "noise": change.noise, "worse": change.worse}
+                    for change in level.changes
+                ],
+            }
+            for level in levels
+        ],
+    }
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    app(prog_name="python -m client.compare")
+
+
+if __name__ == "__main__":
+    main()

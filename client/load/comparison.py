@@ -1,0 +1,167 @@
+"""Two results side by side: what changed, and what of that is more than noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from client.errors import InputError
+from client.load.html import load_name
+from client.load.result import FORMAT
+
+QUANTILES: Final = ("p50", "p90", "p99")
+
+_NORMAL_95: Final = 1.96
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A document of ``python -m client.bench --output``."""
+
+    path: Path
+    document: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        model = self.document["model"]
+        return f"{model['name']}, version {model['version']}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One number of two runs: ``relative`` is its change, ``low`` and ``high`` that change's 95% interval.
+
+    ``worse`` is how much of the change is for the worse: positive for a longer latency or a lower throughput.
+    """
+
+    metric: str
+    unit: str
+    before: float
+    after: float
+    low: float | None
+    high: float | None
+    higher_is_better: bool
+
+    @property
+    def relative(self) -> float:
+        return self.after / self.before - 1 if self.before else 0.0
+
+    @property
+    def noise(self) -> bool:
+        """Whether the interval holds no change at all, or there is none."""
+        return self.low is None or self.high is None or self.low <= 0 <= self.high
+
+    @property
+    def worse(self) -> float:
+        return -self.relative if self.higher_is_better else self.relative
+
+
+@dataclass(frozen=True)
+class LevelChange:
+    """The same load in two runs."""
+
+    load: str
+    changes: tuple[Change, ...]
+    invalid: tuple[str, ...]
+
+
+def read_result(path: Path) -> Saved:
+    """Load a result; :class:`InputError` when it is not one."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}") from error
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != FORMAT:
+        reason = "not a result" if found is None else f"of the format {found!r}, and this reads {FORMAT!r}"
+        raise InputError(f"{path} is {reason}", "python -m client.bench MODEL --output FILE.json writes one")
+    return Saved(path, document)
+
+
+def compare(before: Saved, after: Saved) -> tuple[LevelChange, ...]:
+    """The loads that both runs have, in the order of the first; :class:`InputError` if there is none."""
+    try:
+        levels = {load_name(level["load"]): level for level in after.document["levels"]}
+        pairs = [(load_name(old["load"]), old) for old in before.document["levels"]]
+        found = tuple(
+            LevelChange(name, tuple(_changes(old, levels[name])), _invalid((before, old), (after, levels[name])))
+            for name, old in pairs
+            if name in levels
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{before.path} or {after.path} lacks {error}") from None
+    if not found:
+        raise InputError(f"{before.path} and {after.path} have no load in common")
+    return found
+
+
+def differences(before: Saved, after: Saved) -> Iterator[str]:
+    """What differs between two runs besides the results: reasons for care."""
+    pairs = (
+        ("the models", "model", ("name", "version")),
+        ("the model's configurations", "model", ("config_sha256",)),
+        ("the requests", "settings", ("requests_sha256",)),
+        ("the machines of the generators", "environment", ("cpu", "cpus", "hostname")),
+        ("the servers", "environment", ("server",)),
+    )
+    for what, part, names in pairs:
+        if any(before.document[part].get(name) != after.document[part].get(name) for name in names):
+            yield f"{what} differ"
+
+
+def slower(levels: Sequence[LevelChange], limit: float) -> list[str]:
+    """Changes for the worse that are more than noise and more than ``limit`` (0.05: 5%)."""
+    return [
+        f"{level.load}: {change.metric} {change.relative:+.1%}"
+        for level in levels
+        for change in level.changes
+        if not change.noise and change.worse > limit
+    ]
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Change]:
+    pairs = old["throughput_requests_per_s"], new["throughput_requests_per_s"]
+    yield _change("throughput", "requests/s", *pairs, higher_is_better=True)
+    first, second = old["response_time"], new["response_time"]
+    if not (first and second):
+        return
+    yield _change("mean", "ms", first["mean_ms"], second["mean_ms"])
+    for name in QUANTILES:
+        one, other = (
+            next((entry for entry in latency["percentiles"] if entry["name"] == name), None)
+            for latency in (first, second)
+        )
+        if one and other and one["supported"] and other["supported"]:
+            yield _change(name, "ms", one["ms"], other["ms"])
+
+
+def _change(
+    metric: str, unit: str, old: dict[str, Any], new: dict[str, Any], *, higher_is_better: bool = False
+) -> Change:
+    """The interval of a ratio of two independent estimates, from those of their logarithms."""
+    low = high = None
+    before, after = float(old["value"]), float(new["value"])
+    spreads = [_spread(entry) for entry in (old, new)]
+    if before > 0 and after > 0 and None not in spreads:
+        error = math.hypot(*(spread for spread in spreads if spread is not None))
+        middle = math.log(after / before)
+        low, high = math.expm1(middle - _NORMAL_95 * error), math.expm1(middle + _NORMAL_95 * error)
+    return Change(metric, unit, before, after, low, high, higher_is_better)
+
+
+def _spread(estimate: dict[str, Any]) -> float | None:
+    """Standard error of the logarithm, from a 95% interval."""
+    low, high = estimate["low"], estimate["high"]
+    if not low or not high:
+        return None
+    return math.log(high / low) / (2 * _NORMAL_95)
+
+
+def _invalid(*runs: tuple[Saved, dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(f"{saved.path.name}: {reason}" for saved, level in runs for reason in level["reasons"])

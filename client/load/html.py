@@ -1,0 +1,291 @@
+"""A result as one HTML page that needs nothing else: no script, no font, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, Final
+
+import numpy as np
+
+from client.load.histogram import bucket_middle, decode
+from client.load.plots import Axis, Series, bar_chart, line_chart, linear_axis, log_axis, stacked_bar
+from client.load.report import count, milliseconds
+from client.report import Table
+
+_STYLE: Final = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--paper:#fff;--card:#f6f8fa;--rule:#d1d9e0;
+--good:#116329;--bad:#b31d28;--c0:#0969da;--c1:#bc4c00;--c2:#1a7f37;--c3:#8250df;--c4:#bf3989;--c5:#6e7781}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--paper:#0d1117;--card:#161b22;--rule:#3d444d;
+--good:#3fb950;--bad:#f85149;--c0:#58a6ff;--c1:#f0883e;--c2:#3fb950;--c3:#bc8cff;--c4:#f778ba;--c5:#8b949e}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:1100px;padding:1.2rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);
+background:var(--paper)}
+h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0;overflow-wrap:anywhere}
+h2{font-size:1.2rem;margin:2rem 0 .4rem;padding-top:.8rem;border-top:1px solid var(--rule)}
+p{margin:.4rem 0;max-width:46rem}.soft{color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}
+.valid{color:var(--good);font-weight:600}.invalid{color:var(--bad);font-weight:600}
+.grid2{display:grid;margin-top:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1rem;align-items:start}
+figure,.card{margin:0;padding:.8rem;background:var(--card);border:1px solid var(--rule);border-radius:8px;
+break-inside:avoid}
+figcaption,.card h3{font-weight:600;font-size:1rem;margin:0 0 .3rem}
+figure>svg,svg.split{width:100%;height:auto;display:block}
+svg text{font-size:13px;fill:var(--soft)}.end{text-anchor:end}.middle{text-anchor:middle}
+svg .label{fill:var(--ink)}svg .grid{stroke:var(--rule);stroke-width:1}
+.line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}.dashed{stroke-dasharray:6 4}
+.dot,.bar,.swatch{fill:var(--c);background:var(--c)}.light{opacity:.5}
+.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}
+.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem 1rem;margin:.3rem 0 0;padding:0;font-size:.85rem}
+.key{width:22px;height:8px;margin-right:.35rem}
+.swatch{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
+th{color:var(--soft);font-weight:600}th:first-child,td:first-child{text-align:left}
+td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
+ul{margin:.3rem 0;padding-left:1.2rem}
+@media(max-width:520px){body{padding:.8rem}svg text{font-size:17px}table{font-size:.82rem}
+th,td{padding:.25rem .3rem;white-space:normal}figure,.card{padding:.6rem}}
+@media print{body{max-width:none;padding:0;font-size:11pt}.grid2{grid-template-columns:1fr 1fr}h2{break-after:avoid}
+:root{--ink:#000;--soft:#444;--paper:#fff;--card:#fff;--rule:#bbb}}
+"""
+
+Document = Mapping[str, Any]
+_CURVE: Final = (0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99999)
+
+
+def report_page(document: Document) -> str:
+    """The page of a document that :meth:`RunResult.to_json` made."""
+    model, settings = document["model"], document["settings"]
+    title = f"{model['name']}, version {model['version']}"
+    levels = document["levels"]
+    body = [f"<h1>{escape(title)} under load</h1>", _verdict(document), _facts(document)]
+    if len(levels) > 1:
+        body += [_overview(levels, settings["batch"]), f'<div class="grid2">{_common_charts(levels)}</div>']
+        body += [_level(level, settings["batch"]) for level in levels]
+    else:
+        body += [_level(level, settings["batch"], _common_charts(levels)) for level in levels]
+    return _page(f"{title} under load", body)
+
+
+def tables_page(title: str, tables: Sequence[Table]) -> str:
+    """A page of tables, as they are on a terminal."""
+    body = [f"<h1>{escape(title)}</h1>"]
+    for table in tables:
+        rows = [[escape(cell) for cell in row] for row in table.rows]
+        notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in table.notes)
+        body.append(f"<h2>{escape(table.title)}</h2>{_table(table.header, rows)}{notes}")
+    return _page(title, body)
+
+
+def _page(title: str, body: Sequence[str]) -> str:
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body>{''.join(body)}</body></html>\n"
+    )
+
+
+def load_name(load: Document) -> str:
+    """A level's load in words."""
+    if load["kind"] == "closed":
+        return f"concurrency {load['concurrency']}"
+    if load["kind"] == "trace":
+        return "trace"
+    return f"{load['rate']:g} requests/s{' (Poisson)' if load['poisson'] else ''}"
+
+
+def _verdict(document: Document) -> str:
+    if document["valid"]:
+        return '<p><span class="valid">VALID</span></p>'
+    return '<p><span class="invalid">INVALID</span>: the reasons are with each load below.</p>'
+
+
+def _facts(document: Document) -> str:
+    settings, environment, floor = document["settings"], document["environment"], document["floor"]
+    started = document["levels"][0]["started"] if document["levels"] else ""
+    sent = f"requests of {settings['request_bytes']:,} bytes, {settings['variants']} different ones in turn"
+    lines = [
+        f"{settings['url']} ({environment['server']}), {document['model']['platform']}; {started}",
+        f"{sent} ({settings['data']}), batch {settings['batch']}, seed {settings['seed']}",
+        f"sent by {settings['workers']} processes on {environment['cpus']} x {environment['cpu']}, "
+        + environment["system"],
+    ]
+    if floor:
+        lines.append(
+            f"floor: against a server that does nothing the generator has p50 {milliseconds(floor['p50_ms'])} ms and "
+            f"makes {floor['throughput']:,.0f} requests/s at concurrency {floor['concurrency']}"
+        )
+    return "".join(f'<p class="soft">{escape(line)}</p>' for line in lines)
+
+
+def _overview(levels: Sequence[Document], batch: int) -> str:
+    items = ("inferences/s",) if batch > 1 else ()
+    head = ("load", "requests/s", *items, "p50 ms", "p90 ms", "p99 ms", "max ms", "errors", "mean batch", "")
+    rows = []
+    for level in levels:
+        latency, server = level["response_time"], level["server"]
+        quantiles = {entry["name"]: entry for entry in latency["percentiles"]} if latency else {}
+        rate = level["throughput_requests_per_s"]["value"]
+        mean = f"{server['inferences'] / server['executions']:.2f}" if server and server["executions"] else "-"
+        row = [escape(load_name(level["load"])), count(rate)]
+        row += [count(rate * batch) for _ in items]
+        row += [_percentile(quantiles.get(name)) for name in ("p50", "p90", "p99")]
+        row += [milliseconds(latency["max_ms"]) if latency else "-", f"{level['errors']:,}", mean, _badge(level)]
+        rows.append(row)
+    return _table(head, rows)
+
+
+def _common_charts(levels: Sequence[Document]) -> str:
+    charts = []
+    answered = [level for level in levels if level["response_time"]]
+    if len(answered) > 1:
+        charts.append(_latency_by_throughput(answered))
+    if answered:
+        charts.append(_percentile_curves(answered))
+    return "".join(charts)
+
+
+def _latency_by_throughput(levels: Sequence[Document]) -> str:
+    rates = [level["throughput_requests_per_s"]["value"] for level in levels]
+    series = [
+        Series(name, [(rate, _value(level, name)) for rate, level in zip(rates, levels, strict=True)], colour=colour)
+        for colour, name in enumerate(("p50", "p90", "p99"))
+    ]
+    values = [value for line in series for _, value in line.points if value]
+    y = log_axis("response time, ms", min(values), max(values))
+    return line_chart("Latency against throughput", series, linear_axis("requests/s", max(rates)), y, dots=True)
+
+
+def _percentile_curves(levels: Sequence[Document]) -> str:
+    """Latency over 1 / (1 - quantile), so that each further nine takes the same room."""
+    series = []
+    several = len(levels) > 1
+    for index, level in enumerate(levels):
+        name = f"{load_name(level['load'])}, " if several else ""
+        series.append(Series(f"{name}response time", _curve(level["response_time"]), colour=index))
+        if not several:
+            series.append(Series("service time", _curve(level["service_time"]), dashed=True, colour=1))
+    values = [value for line in series for _, value in line.points if value]
+    most = max(at for line in series for at, _ in line.points)
+    nines = [(10.0**n, text) for n, text in enumerate(("0", "p90", "p99", "p99.9", "p99.99", "p99.999"))]
+    ticks = [tick for tick in nines if tick[0] < most * 9.99]
+    y = log_axis("ms", min(values), max(values))
+    return line_chart("Latency by percentile", series, Axis("percentile", ticks, True), y)
+
+
+def _curve(latency: Document) -> list[tuple[float, float | None]]:
+    """Up to the last quantile that a request of its own stands for."""
+    counts = decode(latency["hdr_histogram_ns"])
+    cumulative = np.cumsum(counts)
+    total = int(cumulative[-1])
+    points: list[tuple[float, float | None]] = []
+    for q in _CURVE:
+        if (1 - q) * total < 1 and q > 0.5:
+            break
+        index = np.searchsorted(cumulative, max(1, int(np.ceil(q * total))))
+        points.append((1 / (1 - q), float(bucket_middle(np.array([index]))[0]) / 1e6))
+    return points
+
+
+def _level(level: Document, batch: int, more: str = "") -> str:
+    """The findings of a level and its cards, with ``more`` of them."""
+    parts = [f"<h2>{escape(load_name(level['load']))} {_badge(level)}</h2>"]
+    rate = level["throughput_requests_per_s"]["value"]
+    items = f", {count(rate * batch)} inferences/s" if batch > 1 else ""
+    parts.append(f"<p>{count(rate)} requests/s{items}; {level['requests']:,} requests, {level['errors']:,} failed</p>")
+    findings = [*level["reasons"], *level["broken_thresholds"], *level["notes"]]
+    if findings:
+        parts.append(f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in findings)}</ul>")
+    if level["dynamic_batching"]:
+        parts.append(f"<p>{escape(level['dynamic_batching'])}</p>")
+    cards = [_latency_card(level), more, _timeline(level), _split(level), _batches(level), _errors(level)]
+    return "".join([*parts, f'<div class="grid2">{"".join(cards)}</div>'])
+
+
+def _latency_card(level: Document) -> str:
+    response, service = level["response_time"], level["service_time"]
+    if not response:
+        return ""
+    rows = [["mean", milliseconds(response["mean_ms"]["value"]), milliseconds(service["mean_ms"]["value"])]]
+    rows.append(["std", milliseconds(response["stddev_ms"]), milliseconds(service["stddev_ms"])])
+    for first, second in zip(response["percentiles"], service["percentiles"], strict=True):
+        rows.append([first["name"], _percentile(first), _percentile(second)])
+    rows.append(["max", milliseconds(response["max_ms"]), milliseconds(service["max_ms"])])
+    weak = any(not entry["supported"] for entry in response["percentiles"])
+    note = '<p class="soft">* too few requests to claim it with 99% confidence</p>' if weak else ""
+    return f'<div class="card"><h3>Latency</h3>{_table(("ms", "response time", "service time"), rows)}{note}</div>'
+
+
+def _timeline(level: Document) -> str:
+    slices = level["timeline"]
+    values = [entry[name] for entry in slices for name in ("p50_ms", "p99_ms") if entry[name]]
+    if not values:
+        return ""
+    series = [
+        Series("p99", [(entry["start_s"], entry["p99_ms"]) for entry in slices], colour=1),
+        Series("p50", [(entry["start_s"], entry["p50_ms"]) for entry in slices], colour=0),
+    ]
+    x = linear_axis("seconds", level["window_s"])
+    return line_chart("Response time over time", series, x, log_axis("ms", min(values), max(values)))
+
+
+def _split(level: Document) -> str:
+    parts = [(part["name"], part["ms"]) for part in level["mean_response_split"]]
+    if not parts:
+        return ""
+    total = sum(ms for _, ms in parts)
+    rows = [
+        [
+            f'<span class="swatch c{index % 6}{" light" if index >= 6 else ""}"></span>{escape(name)}',
+            milliseconds(ms),
+            f"{ms / total:.1%}",
+        ]
+        for index, (name, ms) in enumerate(parts)
+    ]
+    rows.append(["mean response time", milliseconds(total), ""])
+    table = _table(("", "ms", ""), rows)
+    return f'<div class="card"><h3>Where the time goes</h3>{stacked_bar(parts)}{table}</div>'
+
+
+def _batches(level: Document) -> str:
+    if not level["server"] or not level["server"]["batches"]:
+        return ""
+    bars = [(str(entry["size"]), float(entry["executions"])) for entry in level["server"]["batches"]]
+    return bar_chart("Batches that the server made", bars, "items in a batch", "executions")
+
+
+def _errors(level: Document) -> str:
+    if not level["error_kinds"]:
+        return ""
+    rows = [
+        [f'<span class="invalid">{escape(kind["kind"])}</span>', f"{kind['count']:,}"] for kind in level["error_kinds"]
+    ]
+    messages = "".join(f'<p class="soft">{escape(kind["message"])}</p>' for kind in level["error_kinds"])
+    windows = "".join(
+        f"<li>{window['start_s']:.2f} s to {window['end_s']:.2f} s: {window['errors']:,}</li>"
+        for window in level["error_windows"][:20]
+    )
+    return f'<div class="card"><h3>Errors</h3>{_table(("kind", "requests"), rows)}{messages}<ul>{windows}</ul></div>'
+
+
+def _value(level: Document, name: str) -> float | None:
+    values = (entry["ms"]["value"] for entry in level["response_time"]["percentiles"] if entry["name"] == name)
+    return next(values, None)
+
+
+def _percentile(entry: Document | None) -> str:
+    if entry is None:
+        return "-"
+    return milliseconds(entry["ms"]["value"]) + ("" if entry["supported"] else "*")
+
+
+def _badge(level: Document) -> str:
+    return '<span class="valid">VALID</span>' if level["valid"] else '<span class="invalid">INVALID</span>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML already."""
+    top = "".join(f"<th>{escape(text)}</th>" for text in head)
+    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'

@@ -1,0 +1,101 @@
+"""What is shown on stderr while a run goes on: a view that renews itself on a terminal, else plain lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Final, TextIO
+
+import numpy as np
+
+from client.load.bodies import Bodies
+from client.load.records import WAITED, Records
+from client.load.report import count, milliseconds
+from client.load.result import Level
+from client.load.run import Observer, Plan
+from client.load.schedule import Load, Window
+from client.metadata import ModelMetadata
+from client.report import printable
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+_LINE_S: Final = 1.0
+_VIEW_S: Final = 0.25
+_BAR: Final = 30
+
+
+class Progress(Observer):
+    """Numbers of the last second, on ``stream``: in place where that is a terminal, else a line a second."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+        self._view: Live | None = None
+        self._interval = _VIEW_S if stream.isatty() else _LINE_S
+
+    def run_started(self, model: ModelMetadata, url: str, plan: Plan, bodies: Bodies) -> None:
+        size = sum(map(len, bodies.requests)) // len(bodies.requests)
+        self._write(
+            f"model {model.name}, version {model.version}, at {url}: {len(bodies.requests)} different requests of "
+            f"{size:,} bytes in turn ({bodies.source}), batch {bodies.batch}"
+        )
+        if plan.warmup is not None:
+            self._write(f"warm-up before each level: {plan.warmup}")
+
+    def level_started(self, load: Load, window: Window) -> None:
+        self._load, self._window = load, window
+        self._start = self._last = time.monotonic()
+        self._total = self._errors = 0
+        self._recent: list[Records] = []
+        if self._stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._view = Live(console=Console(file=self._stream), auto_refresh=False, transient=True)
+            self._view.start()
+
+    def records(self, records: Records) -> None:
+        self._recent.append(records)
+        now = time.monotonic()
+        if now - self._last >= self._interval:
+            text = self._line(now)
+            self._last, self._recent = now, []
+            if self._view is not None:
+                self._view.update(f"{self._bar(now)}\n{text}", refresh=True)
+            else:
+                self._write(text)
+
+    def level_ended(self, level: Level) -> None:
+        if self._view is not None:
+            self._view.stop()
+            self._view = None
+        statistics = level.statistics
+        self._write(
+            f"{level.load}: {count(statistics.throughput.value)} requests/s in {statistics.window_s:.1f} s, "
+            f"{statistics.errors:,} errors, {'VALID' if level.verdict.valid else 'INVALID'}"
+        )
+
+    def _line(self, now: float) -> str:
+        response = np.frombuffer(b"".join(entry.response for entry in self._recent), np.int64)
+        status = np.frombuffer(b"".join(entry.status for entry in self._recent), np.uint8) & ~np.uint8(WAITED)
+        good = response[status == 0]
+        self._total += len(response)
+        self._errors += len(response) - len(good)
+        rate = count(len(good) / (now - self._last))
+        p50, p99 = (milliseconds(float(v) / 1e6) for v in np.quantile(good, (0.5, 0.99))) if len(good) else ("-", "-")
+        elapsed = f"{now - self._start:6.1f} s"
+        return f"{elapsed}  {rate:>9} requests/s  p50 {p50} ms  p99 {p99} ms  {self._errors:,} errors"
+
+    def _bar(self, now: float) -> str:
+        parts = []
+        if self._window.seconds:
+            parts.append((now - self._start) / self._window.seconds)
+        if self._window.requests:
+            parts.append(self._total / self._window.requests)
+        done = min(1.0, max(parts, default=0.0))
+        full = round(done * _BAR)
+        return f"{self._load}  {'━' * full}{'─' * (_BAR - full)} {done:4.0%}"
+
+    def _write(self, text: str) -> None:
+        self._stream.write(printable(text) + "\n")
+        self._stream.flush()

@@ -1,0 +1,161 @@
+"""One request that was sent, as worker processes hand it on.
+
+A worker imports this module and :mod:`client.load.engine` and little else: it starts in a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+
+class Outcome(IntEnum):
+    """What became of a request; all but ``OK`` are errors."""
+
+    OK = 0
+    NO_CONNECTION = 1
+    CONNECTION_BROKE = 2
+    TIMEOUT = 3
+    NOT_HTTP = 4
+    REFUSED = 5
+    SERVER_ERROR = 6
+
+    @property
+    def text(self) -> str:
+        return _TEXTS[self]
+
+
+_TEXTS: Final = {
+    Outcome.OK: "answered",
+    Outcome.NO_CONNECTION: "no connection",
+    Outcome.CONNECTION_BROKE: "connection broke",
+    Outcome.TIMEOUT: "timeout",
+    Outcome.NOT_HTTP: "answer not understood",
+    Outcome.REFUSED: "refused (HTTP 4xx)",
+    Outcome.SERVER_ERROR: "server error (HTTP 5xx)",
+}
+
+WAITED: Final = 0x80
+"""Flag in a record's status: every connection was busy, so the request was sent later than intended."""
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """Every connection sends its next request when the last one is answered."""
+
+    connections: int
+    requests: int | None = None  # None: until the end of the phase
+
+
+@dataclass(frozen=True)
+class DueTimes:
+    """Nanoseconds after the start at which requests are due: evenly spaced, a Poisson process, or a list.
+
+    A Poisson process of ``rate`` per second has independent gaps, exponential with mean 1 / rate.
+    """
+
+    rate: float = 0.0
+    poisson: bool = False
+    seed: int = 0
+    trace_ns: tuple[int, ...] = ()
+
+    def __iter__(self) -> Iterator[int]:
+        if self.trace_ns:
+            yield from self.trace_ns
+        elif self.poisson:
+            draw, scale, due = random.Random(self.seed).expovariate, self.rate / 1e9, 0.0  # noqa: S311
+            while True:
+                due += draw(scale)
+                yield int(due)
+        else:
+            number = 0
+            while True:
+                yield int(number * 1e9 / self.rate)
+                number += 1
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """Requests are sent when they are due, answered or not, over at most ``connections`` connections.
+
+    Of the due times, this worker takes every ``stride``-th from ``first`` on.
+    """
+
+    due: DueTimes
+    connections: int
+    max_connections: int
+    requests: int | None = None  # of all workers; None: until the end of the phase
+    first: int = 0
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one worker does between two drained moments; ``duration_ns`` 0: until the requests are all sent."""
+
+    loop: ClosedLoop | OpenLoop
+    duration_ns: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs once: where to send, what, and how long to wait for an answer."""
+
+    family: int
+    address: tuple[object, ...]
+    requests: tuple[bytes, ...] = field(repr=False)
+    timeout_ns: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Send nothing more; what is in flight is waited for."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The connections of the next phase are open."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Requests that were finished since the last message: columns of int64 (status: uint8), as bytes."""
+
+    done: bytes
+    response: bytes
+    service: bytes
+    status: bytes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One whole answer, for the parent to check."""
+
+    header_length: int
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first message of an outcome."""
+
+    outcome: Outcome
+    message: str
+
+
+@dataclass(frozen=True)
+class PhaseEnd:
+    """A worker's account of a phase: totals over its requests, the CPU time and wall time it took.
+
+    ``unsent``: requests that were due before the end and found no free connection until then.
+    """
+
+    send_ns: int
+    receive_ns: int
+    cpu_ns: int
+    wall_ns: int
+    connections: int
+    unsent: int

@@ -1,0 +1,183 @@
+"""A run for people, as tables and sentences, and for scripts, as perf_analyzer's CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Final
+
+from client.load.result import Level, RunResult
+from client.load.statistics import Estimate, Latency
+from client.report import Table, printable
+
+_CSV_SERVER: Final = (
+    ("Server Queue", "server queue"),
+    ("Server Compute Input", "server compute input"),
+    ("Server Compute Infer", "server compute infer"),
+    ("Server Compute Output", "server compute output"),
+)
+_CSV_QUANTILES: Final = (0.50, 0.90, 0.95, 0.99)
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits at least, and no more than microseconds."""
+    return f"{value:,.3f}" if value < 10 else f"{value:,.2f}" if value < 100 else f"{value:,.1f}"
+
+
+def count(number: float) -> str:
+    """A rate: whole where it is large."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:,.1f}"
+
+
+def result_tables(result: RunResult) -> Iterator[Table]:
+    """Everything that a terminal shows at the end of a run."""
+    if len(result.levels) > 1:
+        yield _overview(result)
+    else:
+        for level in result.levels:
+            yield from _details(level, result)
+
+
+def closing_lines(result: RunResult) -> Iterator[str]:
+    """The floor and the verdicts."""
+    if result.floor is not None:
+        floor = result.floor
+        yield (
+            f"floor: against a server that does nothing this generator has p50 {milliseconds(floor.p50_ms)} ms, "
+            f"p99 {milliseconds(floor.p99_ms)} ms, and makes {floor.throughput:,.0f} requests/s "
+            f"at concurrency {floor.concurrency}"
+        )
+    for level in result.levels:
+        name = f"{level.load}: " if len(result.levels) > 1 else ""
+        for note in level.notes:
+            yield f"note: {name}{note}"
+        for text in level.broken_thresholds:
+            yield f"threshold: {name}{printable(text)}"
+        if level.verdict.valid:
+            yield f"{name}VALID"
+        for reason in level.verdict.reasons:
+            yield f"{name}INVALID: {printable(reason)}"
+
+
+def _overview(result: RunResult) -> Table:
+    batch = result.settings.batch
+    items = ("inferences/s",) if batch > 1 else ()
+    header = ("load", "requests/s", *items, "p50 ms", "p90 ms", "p99 ms", "max ms", "errors", "batch", "")
+    rows = []
+    for level in result.levels:
+        statistics = level.statistics
+        latency = statistics.response
+        row = [str(level.load), count(statistics.throughput.value)]
+        row += [count(statistics.throughput.value * batch) for _ in items]
+        row += _quantile_cells(latency, (0.5, 0.9, 0.99)) if latency else ["-"] * 3
+        row += [milliseconds(latency.max_ms) if latency else "-", f"{statistics.errors:,}"]
+        row += [f"{level.server.mean_batch:.2f}" if level.server else "-"]
+        rows.append((*row, "VALID" if level.verdict.valid else "INVALID"))
+    notes = [f"{level.load}: {level.batching}" for level in result.levels if level.batching]
+    align = "<" + ">" * (len(header) - 2) + "<"
+    return Table("response time by load", header, tuple(rows), align, (*notes, *_support(result)))
+
+
+def _details(level: Level, result: RunResult) -> Iterator[Table]:
+    statistics = level.statistics
+    if statistics.response is not None and statistics.service is not None:
+        yield _latency_table(level, statistics.response, statistics.service, result)
+    if level.split:
+        total = sum(part.ms for part in level.split)
+        rows = [(part.name, milliseconds(part.ms), f"{part.ms / total:.1%}") for part in level.split]
+        rows.append(("mean response time", milliseconds(total), ""))
+        yield Table("where the time goes", ("", "ms", ""), tuple(rows), "<>>")
+    if level.server is not None and level.server.executions:
+        executions = level.server.executions
+        batches = [
+            (str(b.size), f"{b.executions:,}", f"{b.executions / executions:.1%}", milliseconds(b.infer_ms))
+            for b in level.server.batches
+        ]
+        header = ("batch size", "executions", "", "infer ms")
+        yield Table("batches that the server made", header, tuple(batches), ">>>>", (level.batching or "",))
+    if statistics.errors:
+        kinds = [(kind.kind, f"{kind.count:,}", printable(kind.message)[:80]) for kind in statistics.kinds]
+        notes = tuple(
+            f"from {window.start_s:.2f} s to {window.end_s:.2f} s: {window.errors:,} errors"
+            for window in statistics.error_windows[:10]
+        )
+        yield Table("errors", ("kind", "requests", "first message"), tuple(kinds), "<><", notes)
+
+
+def _latency_table(level: Level, response: Latency, service: Latency, result: RunResult) -> Table:
+    rows = [("min", milliseconds(response.min_ms), "", milliseconds(service.min_ms))]
+    rows.append(("mean", *_with_interval(response.mean_ms), milliseconds(service.mean_ms.value)))
+    rows.append(("std", milliseconds(response.stddev_ms), "", milliseconds(service.stddev_ms)))
+    for first, second in zip(response.percentiles, service.percentiles, strict=True):
+        name = first.name + ("" if first.supported else "*")
+        rows.append((name, *_with_interval(first.ms), milliseconds(second.ms.value)))
+    rows.append(("max", milliseconds(response.max_ms), "", milliseconds(service.max_ms)))
+    statistics = level.statistics
+    throughput, batch = statistics.throughput, result.settings.batch
+    items = f", {count(throughput.value * batch)} inferences/s" if batch > 1 else ""
+    rate = f"{count(throughput.value)} requests/s{_rate_interval(throughput)}{items}"
+    notes = (
+        f"{rate}; {statistics.requests:,} requests, {statistics.errors:,} failed",
+        "response time counts from when a request was due, service time from when it was sent",
+        *_support(result),
+    )
+    return Table(str(level.load), ("ms", "response time", "95% confidence", "service time"), tuple(rows), "<>>>", notes)
+
+
+def _rate_interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f" (95%: {count(estimate.low)} to {count(estimate.high)})"
+
+
+def _with_interval(estimate: Estimate) -> tuple[str, str]:
+    if estimate.low is None or estimate.high is None:
+        return milliseconds(estimate.value), "-"
+    return milliseconds(estimate.value), f"{milliseconds(estimate.low)} .. {milliseconds(estimate.high)}"
+
+
+def _quantile_cells(latency: Latency, quantiles: tuple[float, ...]) -> list[str]:
+    chosen = [latency.percentile(quantile) for quantile in quantiles]
+    return [milliseconds(entry.ms.value) + (" " if entry.supported else "*") for entry in chosen]
+
+
+def _support(result: RunResult) -> tuple[str, ...]:
+    weak = {
+        entry.name: entry.requests_needed
+        for level in result.levels
+        if level.statistics.response is not None
+        for entry in level.statistics.response.percentiles
+        if not entry.supported
+    }
+    if not weak:
+        return ()
+    needs = ", ".join(f"{name} takes {needed:,}" for name, needed in weak.items())
+    return (f"* too few requests to claim with 99% confidence: {needs}",)
+
+
+def perf_analyzer_csv(result: RunResult) -> str:
+    """The rows that perf_analyzer's ``-f`` writes, in its columns and order: microseconds, service time.
+
+    Levels of which nothing was answered have no row, as there.
+    """
+    open_loop = any(level.load.open_loop for level in result.levels)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["Request Rate" if open_loop else "Concurrency", "Inferences/Second", "Client Send"]
+    names = [name for name, _ in _CSV_SERVER]
+    percentiles = [f"p{q * 100:g} latency" for q in _CSV_QUANTILES]
+    writer.writerow([*head, "Network+Server Send/Recv", *names, "Client Recv", *percentiles])
+    for level in result.levels:
+        statistics = level.statistics
+        if statistics.service is None:
+            continue
+        parts = {part.name: part.ms for part in level.split}
+        network = parts.get("network and server front end", 0.0) + parts.get("server, rest", 0.0)
+        times = [parts.get("client send", 0.0), network, *(parts.get(part, 0.0) for _, part in _CSV_SERVER)]
+        times.append(parts.get("client receive", 0.0))
+        times += [statistics.service.percentile(q).ms.value for q in _CSV_QUANTILES]
+        load = level.load.concurrency if level.load.rate is None else f"{level.load.rate:g}"
+        rate = f"{statistics.throughput.value * result.settings.batch:.6g}"
+        writer.writerow([load, rate, *(round(ms * 1e3) for ms in times)])
+    return text.getvalue()

@@ -1,0 +1,318 @@
+"""One whole run: from a model's name to its result."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Final
+
+from client.client import Client
+from client.errors import ClientError, UsageError
+from client.load import bodies as bodies_module
+from client.load.bodies import Bodies, LoadData
+from client.load.environment import describe_environment, describe_model
+from client.load.floor import Floor, measure_floor
+from client.load.records import Records, Sample, Setup
+from client.load.result import Level, Part, RunResult, Settings
+from client.load.schedule import MAX_CONNECTIONS, Load, Window
+from client.load.server_statistics import Batching, ServerWindow, difference, explain_batching
+from client.load.statistics import QUANTILES, Statistics, summarise
+from client.load.verdict import Generator, Threshold, judge
+from client.load.workers import PhaseResult, Workers, resolve
+from client.metadata import ModelMetadata
+from client.protocol import HEADER_LENGTH, Response, inference_outputs
+
+DEFAULT_DURATION_S: Final = 10.0
+DEFAULT_WINDOW: Final = Window(DEFAULT_DURATION_S)
+DEFAULT_WARMUP: Final = Window(1.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does; ``window`` and ``warmup`` hold for every level."""
+
+    loads: tuple[Load, ...]
+    window: Window = DEFAULT_WINDOW
+    warmup: Window | None = DEFAULT_WARMUP
+    data: LoadData = field(default_factory=LoadData)
+    batch: int | None = None
+    seed: int = 0
+    timeout_s: float = 30.0
+    workers: int | None = None
+    max_connections: int = MAX_CONNECTIONS
+    percentile: float = 0.99
+    thresholds: tuple[Threshold, ...] = ()
+    floor: bool = True
+
+
+class Observer:
+    """Is told of a run while it goes on; does nothing by itself."""
+
+    def run_started(self, model: ModelMetadata, url: str, plan: Plan, bodies: Bodies) -> None: ...
+
+    def level_started(self, load: Load, window: Window) -> None: ...
+
+    def records(self, records: Records) -> None: ...
+
+    def level_ended(self, level: Level) -> None: ...
+
+
+def run_load(
+    model: str | None = None,
+    *,
+    version: str = "",
+    url: str | None = None,
+    concurrency: int | Sequence[int] = (),
+    rate: float | Sequence[float] = (),
+    poisson: bool = False,
+    duration_s: float | None = None,
+    requests: int | None = None,
+    warmup_s: float = 1.0,
+    data: LoadData | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    timeout_s: float = 30.0,
+    workers: int | None = None,
+    fail_if: Sequence[str] = (),
+    floor: bool = True,
+) -> RunResult:
+    """Put a model under load and measure it.
+
+    ::
+
+        result = client.run_load("resnet50", concurrency=[1, 8], duration_s=10)
+        print(result.levels[0].statistics.response.percentile(0.99).ms)
+
+    Each ``concurrency`` is a closed loop with that many requests in flight; each ``rate`` an open loop of
+    requests a second.  Without either, concurrency 1.  A level ends after ``duration_s`` (10 s if ``requests``
+    isn't given either) or ``requests``.  Random inputs are sent unless ``data`` says otherwise.
+
+    Raises :class:`client.ClientError` when the run can't start.  What goes wrong later is part of the result.
+    """
+    concurrencies = [concurrency] if isinstance(concurrency, int) else list(concurrency)
+    rates = [rate] if isinstance(rate, int | float) else list(rate)
+    if not concurrencies and not rates:
+        concurrencies = [1]
+    loads = [Load(concurrency=level) for level in concurrencies] + [Load(rate=r, poisson=poisson) for r in rates]
+    if duration_s is None and requests is None:
+        duration_s = DEFAULT_DURATION_S
+    plan = Plan(
+        loads=tuple(loads),
+        window=Window(duration_s or 0.0, requests),
+        warmup=Window(warmup_s) if warmup_s else None,
+        data=data or LoadData(),
+        batch=batch,
+        seed=seed,
+        timeout_s=timeout_s,
+        workers=workers,
+        thresholds=tuple(map(Threshold.parse, fail_if)),
+        floor=floor,
+    )
+    with Client(url) as client:
+        return carry_out(client, model, version, plan)
+
+
+def carry_out(
+    client: Client, name: str | None, version: str, plan: Plan, observer: Observer | None = None
+) -> RunResult:
+    """Carry out a plan; an interrupted run is a result too, of the levels until then."""
+    observer = observer or Observer()
+    _check(client, plan)
+    model = client.metadata(name or client.default_model(), version)
+    config = client.configuration(model.name, model.version)
+    bodies = bodies_module.build(model, client.address, plan.data, plan.batch, plan.seed)
+    family, address = resolve(client.address)
+    observer.run_started(model, client.url, plan, bodies)
+    setup = Setup(family, address, bodies.requests, round(plan.timeout_s * 1e9))
+    count = plan.workers or default_workers(plan.loads)
+    levels: list[Level] = []
+    samples: list[Sample] = []
+    with Workers(setup, count) as workers:
+        for load in plan.loads:
+            level, seen = _run_level(client, model, config, plan, bodies, workers, load, observer)
+            levels.append(level)
+            samples += seen
+            observer.level_ended(level)
+            if level.generator.interrupted:
+                break
+    interrupted = any(level.generator.interrupted for level in levels)
+    floor = _floor(plan, bodies, samples, count) if plan.floor and samples and not interrupted else None
+    return RunResult(
+        settings=_settings(client, plan, bodies, count),
+        model=describe_model(model, config),
+        environment=describe_environment(client),
+        floor=floor,
+        levels=tuple(levels),
+        thresholds=plan.thresholds,
+    )
+
+
+def default_workers(loads: Sequence[Load]) -> int:
+    """A process carries some 20,000 requests/s; more of them than a quarter of the cores would press the server."""
+    most = max(load.concurrency or MAX_CONNECTIONS for load in loads)
+    return max(1, min(4, (os.cpu_count() or 1) // 4, most))
+
+
+def _check(client: Client, plan: Plan) -> None:
+    if client.address.scheme != "http":
+        raise UsageError("load is made over plain HTTP only", "--url http://HOST:PORT")
+    if plan.percentile not in QUANTILES:
+        raise UsageError(f"--percentile takes one of {', '.join(f'{q * 100:g}' for q in QUANTILES)}")
+    for load in plan.loads:
+        if load.open_loop and not load.trace_ns and not plan.window.seconds and plan.window.requests is None:
+            raise UsageError("an open loop needs an end", "--duration or --requests")
+
+
+def _run_level(
+    client: Client,
+    model: ModelMetadata,
+    config: Mapping[str, Any],
+    plan: Plan,
+    bodies: Bodies,
+    workers: Workers,
+    load: Load,
+    observer: Observer,
+) -> tuple[Level, list[Sample]]:
+    """Warm up, wait until nothing is in flight, measure, wait again; the server's counters are read in between."""
+    window = Window(0.0, plan.window.requests) if load.trace_ns else plan.window
+    phase = PhaseResult()
+    if plan.warmup is not None and not load.trace_ns:
+        phase = workers.run(load.phases(len(workers), plan.warmup, plan.seed + 1, plan.max_connections))
+    before = _statistics(client, model)
+    observer.level_started(load, window)
+    started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    if phase.interrupted:  # in the warm-up: nothing was measured
+        phase = PhaseResult(interrupted=True)
+    else:
+        phases = load.phases(len(workers), window, plan.seed, plan.max_connections)
+        phase = workers.run(phases, observer.records)
+    after = _statistics(client, model)
+    cut_short = phase.interrupted or window.requests is not None or not window.seconds
+    statistics = summarise(
+        phase.store,
+        phase.start_ns,
+        0 if cut_short else round(window.seconds * 1e9),
+        phase.messages,
+        open_loop=load.open_loop,
+    )
+    server = difference(before, after) if before and after else None
+    answered = statistics.requests - statistics.errors
+    generator = _generator(phase, len(workers))
+    batching = Batching.of(config)
+    notes = _notes(server, answered)
+    level = Level(
+        load=load,
+        started=started,
+        statistics=statistics,
+        server=server,
+        split=_split(statistics, phase, server) if server and server.requests == answered else (),
+        batching=explain_batching(server, batching, bodies.batch, statistics.window_s) if server else None,
+        generator=generator,
+        verdict=judge(statistics, generator, plan.percentile),
+        broken_thresholds=tuple(filter(None, (entry.broken_by(statistics) for entry in plan.thresholds))),
+        notes=tuple(notes),
+    )
+    return level, phase.samples
+
+
+def _generator(phase: PhaseResult, workers: int) -> Generator:
+    wrong, first = _wrong_answers(phase.samples)
+    requests = max(1, len(phase.store))
+    return Generator(
+        workers=workers,
+        connections=sum(end.connections for end in phase.ends),
+        cpu=max((end.cpu_ns / end.wall_ns for end in phase.ends), default=0.0),
+        cpu_us_per_request=sum(end.cpu_ns for end in phase.ends) / requests / 1e3,
+        unsent=sum(end.unsent for end in phase.ends),
+        interrupted=phase.interrupted,
+        lost_workers=phase.lost_workers,
+        wrong_answers=wrong,
+        wrong_answer=first,
+    )
+
+
+def _wrong_answers(samples: Sequence[Sample]) -> tuple[int, str]:
+    """Read the sampled answers as a client would: how many can't be read, and what the first one's trouble is."""
+    problems = []
+    names: set[str] | None = None
+    for sample in samples:
+        headers = {HEADER_LENGTH.lower(): str(sample.header_length)} if sample.header_length >= 0 else {}
+        try:
+            found = set(inference_outputs(Response(200, headers, sample.body)))
+        except ClientError as error:
+            problems.append(error.message)
+            continue
+        names = names or found
+        if found != names:
+            problems.append(f"outputs {sorted(found)} after {sorted(names)}")
+    return len(problems), problems[0] if problems else ""
+
+
+def _split(statistics: Statistics, phase: PhaseResult, server: ServerWindow) -> tuple[Part, ...]:
+    """Where the mean response time went; the parts sum to it."""
+    if statistics.response is None or statistics.service is None:
+        return ()
+    answered = statistics.response.count
+    response, service = statistics.response.mean_ms.value, statistics.service.mean_ms.value
+    send = sum(end.send_ns for end in phase.ends) / max(1, statistics.requests) / 1e6
+    receive = sum(end.receive_ns for end in phase.ends) / answered / 1e6
+    core = server.queue_ms + server.compute_input_ms + server.compute_infer_ms + server.compute_output_ms
+    return (
+        Part("waiting to be sent", response - service),
+        Part("client send", send),
+        Part("network and server front end", service - send - server.total_ms - receive),
+        Part("server queue", server.queue_ms),
+        Part("server compute input", server.compute_input_ms),
+        Part("server compute infer", server.compute_infer_ms),
+        Part("server compute output", server.compute_output_ms),
+        Part("server, rest", server.total_ms - core),
+        Part("client receive", receive),
+    )
+
+
+def _notes(server: ServerWindow | None, answered: int) -> list[str]:
+    if server is None:
+        return ["the server gave no statistics of the whole window: it was not there, or started anew"]
+    if server.requests != answered:
+        counts = f"the server counts {server.requests:,} requests in the window and this run {answered:,}"
+        return [f"{counts}: somebody else uses the model, or answers were lost"]
+    return []
+
+
+def _statistics(client: Client, model: ModelMetadata) -> dict[str, Any] | None:
+    try:
+        return client.raw_statistics(model.name, model.version)
+    except ClientError:
+        return None  # the server may be down for a while; that is a finding, not a reason to stop
+
+
+def _floor(plan: Plan, bodies: Bodies, samples: Sequence[Sample], workers: int) -> Floor | None:
+    most = max(load.concurrency or 16 for load in plan.loads)
+    sample = samples[0]
+    fields = [b"HTTP/1.1 200 OK", b"Content-Type: application/octet-stream"]
+    if sample.header_length >= 0:
+        fields.append(f"{HEADER_LENGTH}: {sample.header_length}".encode())
+    head = b"\r\n".join([*fields, b"Content-Length: %d" % len(sample.body), b"", b""])
+    return measure_floor(bodies.requests, head + sample.body, most, workers)
+
+
+def _settings(client: Client, plan: Plan, bodies: Bodies, workers: int) -> Settings:
+    return Settings(
+        url=client.url,
+        batch=bodies.batch,
+        data=bodies.source,
+        variants=len(bodies.requests),
+        request_bytes=sum(map(len, bodies.requests)) // len(bodies.requests),
+        requests_sha256=hashlib.sha256(b"".join(bodies.requests)).hexdigest(),
+        duration_s=plan.window.seconds,
+        requests=plan.window.requests,
+        warmup=str(plan.warmup or "none"),
+        timeout_s=plan.timeout_s,
+        workers=workers,
+        max_connections=plan.max_connections,
+        seed=plan.seed,
+        percentile=plan.percentile,
+    )

@@ -1,0 +1,173 @@
+"""How hard a server is pressed, and for how long: read from the command line, given to workers as phases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from client.errors import InputError, UsageError
+from client.load.records import ClosedLoop, DueTimes, OpenLoop, Phase
+
+MAX_RATE: Final = 1e6
+MAX_CONNECTIONS: Final = 512
+
+_UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True)
+class Load:
+    """One level of load.
+
+    Closed loop: ``concurrency`` requests are in flight at any time.  Open loop: requests are sent at ``rate``
+    per second, evenly or as a Poisson process, or at the times of a trace, whether or not the server keeps up.
+    """
+
+    concurrency: int | None = None
+    rate: float | None = None
+    poisson: bool = False
+    trace_ns: tuple[int, ...] = ()
+
+    @property
+    def open_loop(self) -> bool:
+        return self.concurrency is None
+
+    def __str__(self) -> str:
+        if self.concurrency is not None:
+            return f"concurrency {self.concurrency}"
+        if self.rate is not None:
+            return f"{self.rate:g} requests/s{' (Poisson)' if self.poisson else ''}"
+        return f"trace of {len(self.trace_ns)} requests"
+
+    def phases(self, workers: int, window: Window, seed: int, max_connections: int = MAX_CONNECTIONS) -> list[Phase]:
+        """Divide the load among workers: each its share of connections, or every so-manieth request."""
+        duration = round(window.seconds * 1e9)
+        if self.concurrency is not None:
+            shares = zip(split(self.concurrency, workers), split_optional(window.requests, workers), strict=True)
+            return [Phase(ClosedLoop(connections, requests), duration) for connections, requests in shares]
+        due = DueTimes(self.rate or 0.0, self.poisson, seed, self.trace_ns)
+        # Enough for answers that take 50 ms; more are opened when they are needed.
+        first = min(max_connections, max(8, math.ceil((self.rate or 160.0) * 0.05)))
+        connections = zip(split(first, workers), split(max_connections, workers), strict=True)
+        return [
+            Phase(OpenLoop(due, opened, most, window.requests, index, workers), duration)
+            for index, (opened, most) in enumerate(connections)
+        ]
+
+
+@dataclass(frozen=True)
+class Window:
+    """How long to press: seconds (0: without end) and number of requests, whichever comes first."""
+
+    seconds: float = 0.0
+    requests: int | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{self.seconds:g} s"] if self.seconds else []
+        parts += [] if self.requests is None else [f"{self.requests:,} requests"]
+        return " or ".join(parts) or "to the end"
+
+
+def split(number: int, parts: int) -> list[int]:
+    """``number`` in ``parts`` whole shares that differ by at most one."""
+    return [number // parts + (index < number % parts) for index in range(parts)]
+
+
+def split_optional(number: int | None, parts: int) -> Sequence[int | None]:
+    return [None] * parts if number is None else split(number, parts)
+
+
+def parse_concurrencies(text: str) -> list[int]:
+    """``4``, ``1,2,4``, ``1:8`` (each), ``1:64:8`` (steps of 8) or ``1:64:x2`` (doubling)."""
+    levels = _levels(text, "--concurrency", int)
+    if max(levels) > 10_000:
+        raise UsageError("--concurrency goes up to 10,000")
+    return levels
+
+
+def parse_rates(text: str) -> list[float]:
+    """Requests a second: ``500``, ``100,200``, ``100:2000:100`` or ``100:3200:x2``."""
+    levels = _levels(text, "--rate", float)
+    if max(levels) > MAX_RATE:
+        raise UsageError(f"--rate goes up to {MAX_RATE:,.0f} requests a second")
+    return levels
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds of ``10``, ``10s``, ``500ms`` or ``2m``."""
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = text[len(number) :] or "s"
+    try:
+        seconds = float(number) * _UNITS[unit]
+    except (ValueError, KeyError):
+        seconds = math.nan
+    if not 0 <= seconds <= 7 * 24 * 3600:
+        raise UsageError(f"{option} {text!r} is no duration", f"{option} 10s, 500ms or 2m")
+    return seconds
+
+
+def parse_warmup(text: str) -> Window | None:
+    """``2s`` is a time, ``100`` a number of requests, ``0`` no warm-up at all."""
+    if text.isdecimal():
+        return Window(requests=int(text)) if int(text) else None
+    seconds = parse_duration(text, "--warmup")
+    return Window(seconds) if seconds else None
+
+
+def read_trace(path: Path) -> Load:
+    """Arrival times in seconds from the start, one a line; what follows a ``#`` is a comment."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    times: list[int] = []
+    for number, line in enumerate(lines, 1):
+        value = line.partition("#")[0].strip()
+        if not value:
+            continue
+        try:
+            at = float(value)
+        except ValueError:
+            at = math.nan
+        if not 0 <= at <= 7 * 24 * 3600:
+            raise InputError(f"{path}, line {number}: {value!r} is no time in seconds")
+        if times and at * 1e9 < times[-1] - 1:
+            raise InputError(f"{path}, line {number}: {value} is before the line above it")
+        times.append(round(at * 1e9))
+    if not times:
+        raise InputError(f"{path} has no arrival times")
+    return Load(trace_ns=tuple(times))
+
+
+def _levels(text: str, option: str, kind: Callable[[str], _Number]) -> list[_Number]:
+    hint = f"{option} 8, 1,2,4, 1:64:x2 or 10:100:10"
+    try:
+        levels = [level for part in text.split(",") for level in _range(part, kind)]
+    except ValueError:
+        levels = []
+    if not levels or min(levels) <= 0 or not all(map(math.isfinite, levels)):
+        raise UsageError(f"{option} {text!r} is no list of levels", hint)
+    return levels
+
+
+def _range(text: str, kind: Callable[[str], _Number]) -> list[_Number]:
+    start, *rest = text.split(":")
+    if not rest:
+        return [kind(start)]
+    if len(rest) > 2:
+        raise ValueError(text)
+    level, end, step = kind(start), kind(rest[0]), rest[1] if len(rest) == 2 else "1"
+    doubling = step.startswith("x")
+    by = float(step[1:]) if doubling else kind(step)
+    if level <= 0 or end < level or by <= (1 if doubling else 0):
+        raise ValueError(text)
+    levels: list[_Number] = []
+    while level <= end and len(levels) < 1000:
+        levels.append(level)
+        level = kind(str(round(level * by))) if doubling else kind(str(level + by))
+        if levels[-1] >= level:
+            raise ValueError(text)
+    return levels

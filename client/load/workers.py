@@ -1,0 +1,249 @@
+"""The worker processes as the parent sees them: started, given phases, listened to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+import client
+from client.errors import ClientError, ConnectionFailed
+from client.load.records import Failure, Outcome, Phase, PhaseEnd, Ready, Records, Sample, Setup, Stop
+from client.transport import Url
+
+_START_DELAY_NS: Final = 20_000_000
+_STOP_S: Final = 5.0
+_POLL_S: Final = 0.1
+_MAX_SAMPLES: Final = 1000
+
+Integers = npt.NDArray[np.int64]
+_OnRecords = Callable[[Records], None]
+
+
+@dataclass
+class Store:
+    """Every finished request of a phase, in the order in which workers told of them: 25 bytes each.
+
+    ``done`` is on the clock of ``perf_counter_ns``; ``response`` counts from the moment the request was due,
+    ``service`` from the moment it was sent; ``status`` is an :class:`Outcome` and perhaps ``WAITED``.
+    """
+
+    _columns: tuple[bytearray, bytearray, bytearray, bytearray] = field(
+        default_factory=lambda: (bytearray(), bytearray(), bytearray(), bytearray())
+    )
+
+    def add(self, records: Records) -> None:
+        # A bytearray grows by an eighth and in place, where joining arrays would hold everything twice.
+        new = (records.done, records.response, records.service, records.status)
+        for column, data in zip(self._columns, new, strict=True):
+            column.extend(data)
+
+    def __len__(self) -> int:
+        return len(self._columns[3])
+
+    @property
+    def done(self) -> Integers:
+        return np.frombuffer(self._columns[0], np.int64)
+
+    @property
+    def response(self) -> Integers:
+        return np.frombuffer(self._columns[1], np.int64)
+
+    @property
+    def service(self) -> Integers:
+        return np.frombuffer(self._columns[2], np.int64)
+
+    @property
+    def status(self) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(self._columns[3], np.uint8)
+
+
+@dataclass
+class PhaseResult:
+    """What the workers told of a phase; ``start_ns`` is on the clock of ``perf_counter_ns``."""
+
+    start_ns: int = 0
+    store: Store = field(default_factory=Store)
+    samples: list[Sample] = field(default_factory=list)
+    messages: dict[Outcome, str] = field(default_factory=dict)
+    ends: list[PhaseEnd] = field(default_factory=list)
+    interrupted: bool = False
+    lost_workers: int = 0
+
+
+class Workers:
+    """A number of worker processes that live as long as the ``with`` block."""
+
+    def __init__(self, setup: Setup, count: int) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._controls: list[Connection] = []
+        try:
+            for _ in range(count):
+                self._start(setup)
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; a worker ends when its control connection does."""
+        for control in self._controls:
+            control.close()
+        for process in self._processes:
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._controls, self._processes = [], []
+
+    def run(
+        self,
+        phases: Sequence[Phase],
+        on_records: _OnRecords | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> PhaseResult:
+        """Let every worker carry out its phase, and return when the last one has.
+
+        ``before`` is called when all connections are open and nothing has been sent.  KeyboardInterrupt ends
+        the sending; what was measured until then is returned with ``interrupted`` set.
+        """
+        result = PhaseResult()
+        for control, phase in zip(self._controls, phases, strict=True):
+            self._tell(control, phase)
+        for control in self._controls:
+            _await_ready(control)
+        if before is not None:
+            before()
+        result.start_ns = time.perf_counter_ns() + _START_DELAY_NS
+        for control in self._controls:
+            self._tell(control, result.start_ns)
+        left = list(self._controls)
+        with _interrupts() as interrupted:
+            while left:
+                if interrupted and not result.interrupted:
+                    result.interrupted = True
+                    for control in left:
+                        self._tell(control, Stop())
+                heard = wait(left, _POLL_S)
+                for control in [control for control in left if control in heard]:
+                    self._hear(control, left, result, on_records)
+        return result
+
+    def _start(self, setup: Setup) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "client.load.engine", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=child_environment(),
+                    stdin=subprocess.DEVNULL,
+                )
+            )
+        self._controls.append(Connection(ours.detach()))
+        self._tell(self._controls[-1], setup)
+
+    def _hear(
+        self, control: Connection, left: list[Connection], result: PhaseResult, on_records: _OnRecords | None
+    ) -> None:
+        try:
+            message = control.recv()
+        except (EOFError, OSError):
+            result.lost_workers += 1
+            left.remove(control)
+            return
+        if isinstance(message, Records):
+            result.store.add(message)
+            if on_records is not None:
+                on_records(message)
+        elif isinstance(message, Sample):
+            if len(result.samples) < _MAX_SAMPLES:
+                result.samples.append(message)
+        elif isinstance(message, Failure):
+            result.messages.setdefault(message.outcome, message.message)
+        elif isinstance(message, PhaseEnd):
+            result.ends.append(message)
+            left.remove(control)
+
+    def _tell(self, control: Connection, message: object) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            control.send(message)  # a worker that is gone is found when it is listened to
+
+
+def _await_ready(control: Connection) -> None:
+    try:
+        while not isinstance(control.recv(), Ready):
+            pass
+    except (EOFError, OSError):
+        raise ClientError("a worker process ended before its first request") from None
+
+
+def resolve(url: Url) -> tuple[int, tuple[object, ...]]:
+    """Address family and address of a server, the first of its name's that accepts a connection."""
+    problem: Exception | None = None
+    try:
+        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ConnectionFailed(f"{url.host} is not a known host", "say where the server is with --url") from error
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.settimeout(5)
+            try:
+                probe.connect(address)
+            except OSError as error:
+                problem = error
+                continue
+            return family, address
+    raise ConnectionFailed(f"no server answers at {url}: {problem}", "say where it is with --url") from problem
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[bool]]:
+    """A list that is empty until Ctrl-C; a second one raises KeyboardInterrupt."""
+    seen: list[bool] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if seen:
+            signal.default_int_handler(number, frame)
+        seen.append(True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen  # only the main thread is told of signals
+        return
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child that must find this very package, wherever this process found it."""
+    here = str(Path(client.__file__).parents[1])
+    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
