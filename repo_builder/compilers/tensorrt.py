@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repo_builder.compilers.base import Artifact, Progress, Target
 from repo_builder.errors import CompileError, ModelError, UsageError
@@ -32,6 +32,9 @@ from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.trt.parse import parse
 from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles, refuse_large_minimum
 from repo_builder.verify import Runner, Tolerance
+
+if TYPE_CHECKING:
+    from repo_builder.runtime import Arrays
 
 FILENAME = "model.plan"
 KEPT_LOGS = 20
@@ -244,7 +247,13 @@ class TensorRTCompiler:
             session = open_session(graph, fused=False)  # its fusions of FP16 graphs can crash ONNX Runtime 1.31
         except ModelError:
             return None, f"{start}, and ONNX Runtime can't run its {half.value} graph either"
-        return session.run, f"{start}; what was compared is its {half.value} graph under ONNX Runtime"
+
+        def run(arrays: Arrays) -> Arrays:
+            return session.run(
+                {spec.name: arrays[spec.name].astype(spec.dtype.numpy_dtype(), copy=False) for spec in session.inputs}
+            )
+
+        return run, f"{start}; what was compared is its {half.value} graph under ONNX Runtime"
 
     def _hints(self, log: BuildLog) -> tuple[str, ...]:
         hints = []

@@ -55,8 +55,11 @@ def percentile(values: Sequence[float], share: float) -> float:
 
     Source: TensorRT, samples/common/sampleReporting.cpp, findPercentile.
     """
+    import numpy as np
+
     ordered = sorted(values)
-    return ordered[max(len(ordered) - 1 - int((1 - share / 100) * len(ordered)), 0)]
+    beyond = (np.float32(1) - np.float32(share) / np.float32(100)) * np.float32(len(ordered))  # single precision too
+    return ordered[max(len(ordered) - 1 - int(beyond), 0)]
 
 
 def median(values: Sequence[float]) -> float:

@@ -1,0 +1,274 @@
+"""Real engines of TensorRT-RTX, which builds without a GPU: what comes out, and everything that can be refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from repo_builder.add import BuildOptions, add_model
+from repo_builder.compilers import choose_compiler
+from repo_builder.compilers.base import Target
+from repo_builder.config.build import ServingOptions
+from repo_builder.config.proto import read_config
+from repo_builder.errors import CompileError, MissingExtraError, ModelError, RepoBuilderError, UsageError
+from repo_builder.model import DataType
+from repo_builder.plans import compile_plan, inspect_plan
+from repo_builder.trt.library import is_installed
+from repo_builder.trt.options import Profile, TensorRTOptions
+from tests.models import FP32, INT64, model, node, save, weights
+
+rtx = pytest.mark.skipif(
+    not is_installed(Target.TENSORRT_RTX), reason="TensorRT-RTX is not installed: pip install 'repo-builder[rtx]'"
+)
+
+
+@pytest.fixture(autouse=True)
+def own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def convolution(*, height: int | str = 8, width: int | str = 8) -> onnx.ModelProto:
+    return model(
+        [node("Conv", ["x", "w"], ["c"], name="conv"), node("Relu", ["c"], ["r"]), node("GlobalMaxPool", ["r"], ["y"])],
+        {"x": (FP32, ["batch", 3, height, width])},
+        {"y": (FP32, ["batch", 4, 1, 1])},
+        {"w": weights(4, 3, 3, 3)},
+    )
+
+
+def build(**options: Any) -> BuildOptions:
+    return BuildOptions(target=Target.TENSORRT_RTX, tensorrt=TensorRTOptions(**options))
+
+
+def publish(tmp_path: Path, proto: onnx.ModelProto, serving: ServingOptions | None = None, **options: Any) -> Any:
+    source = save(proto, tmp_path / "net.onnx")
+    return add_model(source, repository=tmp_path / "models", build=build(**options), serving=serving)
+
+
+def nothing_published(tmp_path: Path) -> bool:
+    return not (tmp_path / "models" / "net").exists()
+
+
+@rtx
+@pytest.mark.parametrize(("options", "precision"), [({}, "FP32"), ({"fp16": True}, "FP16"), ({"bf16": True}, "BF16")])
+def test_the_engine_computes_in_what_was_asked_for(tmp_path: Path, options: dict[str, Any], precision: str) -> None:
+    published = publish(tmp_path, convolution(), **options)
+    assert published.manifest["engine"]["layers_by_precision"][precision] >= 1
+    assert [tensor["datatype"] for tensor in published.manifest["inputs"]] == ["FP32"]
+    assert published.manifest["max_batch_size"] == 8
+
+
+@rtx
+def test_the_config_names_our_backend_and_a_gpu(tmp_path: Path) -> None:
+    published = publish(tmp_path, convolution(), ServingOptions(max_batch_size=4))
+    config = read_config(published.folder / "config.pbtxt")
+    assert (config.platform, config.backend, config.default_model_filename) == ("", "tensorrt_rtx", "model.plan")
+    assert config.max_batch_size == 4
+    assert [group.kind for group in config.instance_group] == [1]  # KIND_GPU
+    assert sorted(file.name for file in (published.folder / "1").iterdir()) == [
+        "config.pbtxt",
+        "manifest.json",
+        "model.plan",
+    ]
+
+
+@rtx
+def test_what_has_not_run_is_called_unverified(tmp_path: Path) -> None:
+    manifest = publish(tmp_path, convolution(), fp16=True).manifest
+    if manifest["engine"]["verified_by_running"]:
+        pytest.skip("this machine's GPU runs the engine")
+    assert "its numbers are unverified" in manifest["unverified"]
+    assert "FP16 graph under ONNX Runtime" in manifest["unverified"]
+    [output] = manifest["verification"]["outputs"]
+    assert 0 < output["max_absolute_error"] < 0.05
+    assert output["cosine_error"] < 1e-4
+
+
+@rtx
+def test_half_ports_come_out_half(tmp_path: Path) -> None:
+    manifest = publish(tmp_path, convolution(), fp16=True, half_inputs=True, half_outputs=True).manifest
+    assert [tensor["datatype"] for tensor in (*manifest["inputs"], *manifest["outputs"])] == ["FP16", "FP16"]
+
+
+@rtx
+def test_two_profiles_of_free_sizes(tmp_path: Path) -> None:
+    def profile(*sides: int) -> Profile:
+        return Profile(*[{"x": (batch, 3, side, side)} for batch, side in zip((1, 2, 4), sides, strict=True)])
+
+    proto = convolution(height="height", width="width")
+    published = publish(tmp_path, proto, fp16=True, profiles=(profile(8, 16, 32), profile(32, 48, 64)))
+    config = read_config(published.folder / "config.pbtxt")
+    assert list(config.instance_group[0].profile) == ["0", "1"]
+    assert config.max_batch_size == 4
+    assert list(config.input[0].dims) == [3, -1, -1]
+
+
+@rtx
+def test_integers_booleans_and_their_types(tmp_path: Path) -> None:
+    proto = model(
+        [
+            node("Gather", ["table", "ids"], ["e"], axis=0),
+            node("Unsqueeze", ["mask", "last"], ["m"]),
+            node("Where", ["m", "e", "zero"], ["w"]),
+            node("ReduceSum", ["w", "middle"], ["y"], keepdims=0),
+            node("ArgMax", ["y"], ["best"], axis=1, keepdims=0),
+        ],
+        {"ids": (INT64, ["batch", 5]), "mask": (DataType.BOOL, ["batch", 5])},
+        {"y": (FP32, ["batch", 8]), "best": (INT64, ["batch"])},
+        {
+            "table": weights(10, 8),
+            "last": np.array([-1]),
+            "middle": np.array([1]),
+            "zero": np.array(0, np.float32),
+        },
+    )
+    published = publish(tmp_path, proto)
+    config = read_config(published.folder / "config.pbtxt")
+    types = {tensor.name: tensor.data_type for tensor in (*config.input, *config.output)}
+    assert types == {"ids": 9, "mask": 1, "y": 11, "best": 9}  # INT64, BOOL, FP32, INT64
+    assert next(list(tensor.reshape.shape) for tensor in config.output if tensor.name == "best") == []
+
+
+@rtx
+def test_external_data_does_not_stay_beside_the_plan(tmp_path: Path) -> None:
+    source = tmp_path / "net.onnx"
+    onnx.save_model(convolution(), source, save_as_external_data=True, location="net.bin", size_threshold=0)
+    published = add_model(source, repository=tmp_path / "models", build=build(fp16=True))
+    assert not list(published.folder.rglob("*.bin"))
+
+
+@rtx
+def test_the_same_again_is_recognised_though_build_times_were_noted(tmp_path: Path) -> None:
+    publish(tmp_path, convolution(), fp16=True)
+    assert publish(tmp_path, convolution(), fp16=True).unchanged
+    assert not publish(tmp_path, convolution(), bf16=True).unchanged
+
+
+@rtx
+def test_a_free_axis_without_a_range(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"'x' \[-1, 3, -1, -1\]") as caught:
+        publish(tmp_path, convolution(height="height", width="width"))
+    assert "--max-shapes x:8x3x512x512" in (caught.value.hint or "")
+    assert nothing_published(tmp_path)
+
+
+@rtx
+def test_unsupported_operators_are_all_named(tmp_path: Path) -> None:
+    proto = model(
+        [
+            node("Unique", ["x"], ["u"], name="/first/Unique"),
+            node("Det", ["sq"], ["d"], name="/second/Det"),
+            node("Add", ["u", "d"], ["y"]),
+        ],
+        {"x": (FP32, [4]), "sq": (FP32, [2, 2])},
+        {"y": (FP32, [None])},
+    )
+    with pytest.raises(CompileError, match="can't take the model") as caught:
+        compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
+    assert "node /first/Unique (Unique)" in caught.value.message
+    assert "node /second/Det (Det)" in caught.value.message
+    assert not (tmp_path / "net.plan").exists()
+
+
+@rtx
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compute_capabilities": ("9.0",)}, "does not build for it"),
+        ({"memory_pools": {"swap": 1}}, "--mem-pool-size swap"),
+        ({"hardware_compatibility": "everything"}, "--hardware-compatibility"),
+        ({"tactic_sources": "-CUBLAS"}, "--tactic-sources -CUBLAS"),
+        ({"timing_cache": Path("x.cache")}, "--timing-cache"),
+        ({"plugins": (Path("missing.so"),)}, "--plugin missing.so"),
+    ],
+)
+def test_options_that_this_library_does_not_have(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    source = save(convolution(), tmp_path / "net.onnx")
+    with pytest.raises(UsageError) as caught:
+        compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=TensorRTOptions(**options))
+    assert caught.value.message.startswith(message) or message in caught.value.message
+    assert not (tmp_path / "net.plan").exists()
+
+
+@rtx
+def test_half_precision_that_nothing_can_use(tmp_path: Path) -> None:
+    proto = model([node("Add", ["a", "b"], ["y"])], {"a": (INT64, ["n"]), "b": (INT64, ["n"])}, {"y": (INT64, ["n"])})
+    with pytest.raises(CompileError, match="nothing of the model can compute in FP16"):
+        publish(tmp_path, proto, fp16=True)
+    assert nothing_published(tmp_path)
+
+
+@rtx
+def test_a_cpu_instance_of_an_engine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RepoBuilderError, match="GPUs only"):
+        publish(tmp_path, convolution(), ServingOptions(instance_kind="cpu"))
+    assert nothing_published(tmp_path)
+
+
+@rtx
+def test_compile_for_some_gpus_and_inspect(tmp_path: Path) -> None:
+    source = save(convolution(), tmp_path / "net.onnx")
+    options = TensorRTOptions(fp16=True, compute_capabilities=("8.6", "8.9"))
+    compiled = compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=options)
+    facts = inspect_plan(compiled.path)
+    assert facts["target"] == "tensorrt-rtx"
+    assert compiled.engine["library"] == f"TensorRT-RTX {facts['version']}"
+    assert facts["bytes"] == compiled.bytes
+
+
+@rtx
+def test_a_published_plan_is_described_from_its_manifest_where_it_does_not_run(tmp_path: Path) -> None:
+    published = publish(tmp_path, convolution(), fp16=True)
+    facts = inspect_plan(published.folder / "1" / "model.plan")
+    assert facts["source"] in {"manifest", "engine"}
+    assert (
+        facts["layers_by_precision"]
+        == json.loads((published.folder / "1" / "manifest.json").read_text())["engine"]["layers_by_precision"]
+    )
+
+
+def test_a_file_that_is_no_plan(tmp_path: Path) -> None:
+    (tmp_path / "short.plan").write_bytes(b"vtrt")
+    (tmp_path / "other.plan").write_bytes(b"x" * 100)
+    for name in ("short.plan", "other.plan"):
+        with pytest.raises(ModelError, match="not a TensorRT plan"):
+            inspect_plan(tmp_path / name)
+
+
+@pytest.mark.skipif(is_installed(Target.TENSORRT), reason="TensorRT is installed here")
+def test_without_tensorrt_auto_takes_onnxruntime_and_says_why() -> None:
+    compiler, why = choose_compiler(Target.AUTO)
+    assert compiler.target is Target.ONNXRUNTIME
+    assert why == "TensorRT is not installed here"
+    with pytest.raises(MissingExtraError, match="tensorrt is not installed"):
+        choose_compiler(Target.TENSORRT)
+
+
+@pytest.mark.skipif(is_installed(Target.TENSORRT), reason="TensorRT is installed here")
+@pytest.mark.parametrize("target", [Target.AUTO, Target.ONNXRUNTIME])
+def test_options_of_tensorrt_are_not_ignored(target: Target) -> None:
+    with pytest.raises(UsageError, match="these options are TensorRT's"):
+        choose_compiler(target, TensorRTOptions(fp16=True))
+
+
+@rtx
+def test_a_graph_that_is_half_already_needs_no_flag(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(weights(4, 4).astype(np.float16), "w")
+    proto = model(
+        [
+            node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+            node("MatMul", ["h", "w"], ["m"]),
+            node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
+        ],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+        {"w": numpy_helper.to_array(weight)},
+    )
+    assert publish(tmp_path, proto).manifest["engine"]["layers_by_precision"].get("FP16")

@@ -1,0 +1,52 @@
+"""Precision by layer, as the inspectors of TensorRT 8.6 and later describe layers; trtexec's statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from repo_builder.trt.benchmark import median, percentile
+from repo_builder.trt.engine import FUSED, EngineInfo, count_precisions
+
+
+def layer(name: str, kind: str, *types: str, key: str = "Datatype", tactic: str = "") -> dict[str, Any]:
+    return {"Name": name, "LayerType": kind, "Inputs": [{key: text} for text in types], "TacticName": tactic}
+
+
+def test_the_narrowest_type_that_a_layer_reads_counts() -> None:
+    layers = [
+        layer("conv1", "CaskConvolution", "Row major linear FP16 format", key="Format/Datatype"),
+        layer(
+            "conv2",
+            "CaskConvolution",
+            "Thirty-two wide channel vectorized row major Int8 format",
+            key="Format/Datatype",
+        ),
+        layer("norm", "kgen", "Float", "Half"),
+        layer("sum", "kgen", "BFloat16", "BFloat16"),
+        layer("ids", "kgen", "Int64"),
+        layer("fc", "gemm", "Float", tactic="sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n"),
+        layer("last", "kgen", "Float"),
+        layer("Reformatting CopyNode for Input Tensor 0", "Reformat", "Float"),
+    ]
+    assert count_precisions(layers) == {"INT8": 1, "FP16": 2, "BF16": 1, "FP32": 1, "TF32": 1}
+
+
+def test_a_fused_region_does_not_tell() -> None:
+    counts = count_precisions([layer("{ForeignNode[a...b]}", "Myelin", "Float")])
+    assert counts == {FUSED: 1}
+    assert EngineInfo((), (), (), counts, None).ran_in("FP16") is None
+
+
+@pytest.mark.parametrize(("layers", "told"), [({"FP16": 3}, True), ({"FP32": 3}, False), ({}, None)])
+def test_whether_a_precision_came_out(layers: dict[str, int], told: bool | None) -> None:
+    assert EngineInfo((), (), (), layers, None).ran_in("FP16") is told
+
+
+def test_percentiles_as_trtexec_takes_them() -> None:
+    values = [float(value) for value in range(1, 101)]
+    assert [percentile(values, share) for share in (0, 50, 90, 99, 100)] == [1, 50, 90, 100, 100]  # 99: in single precision
+    assert percentile([5.0, 1.0, 3.0], 99) == 5
+    assert median([4.0, 1.0, 3.0]) == 3
+    assert median([4.0, 1.0, 3.0, 2.0]) == 2.5

@@ -1,0 +1,105 @@
+"""Shapes in trtexec's syntax, profiles, and what contradicts itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from repo_builder.errors import CompileError, UsageError
+from repo_builder.trt.options import Profile, TensorRTOptions, parse_profiles, parse_shapes
+from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles, refuse_large_minimum
+
+IMAGE = NetworkInput("image", (-1, 3, -1, -1))
+IDS = NetworkInput("ids", (-1, -1))
+BATCHED = NetworkInput("x", (-1, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes"),
+    [
+        ("input:1x3x224x224", {"input": (1, 3, 224, 224)}),
+        ("input:1x3,mask:1x128", {"input": (1, 3), "mask": (1, 128)}),
+        ("serving_default_x:0:8x4", {"serving_default_x:0": (8, 4)}),
+        ("steps:scalar,x:2", {"steps": (), "x": (2,)}),
+    ],
+)
+def test_shapes(text: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    assert parse_shapes("--opt-shapes", text) == shapes
+
+
+@pytest.mark.parametrize("text", ["input", "input:", "input:1x", ":1x2", "a:1,a:2", "a:-1x3"])
+def test_shapes_that_can_not_be_read(text: str) -> None:
+    with pytest.raises(UsageError, match="--opt-shapes"):
+        parse_shapes("--opt-shapes", text)
+
+
+def test_missing_corners_are_taken_from_the_others() -> None:
+    assert parse_profiles([], ["x:8x4"], []) == (Profile({"x": (8, 4)}, {"x": (8, 4)}, {"x": (8, 4)}),)
+    assert parse_profiles(["x:1x4"], [], ["x:8x4"]) == (Profile({"x": (1, 4)}, {"x": (8, 4)}, {"x": (8, 4)}),)
+
+
+def test_each_flag_is_given_once_a_profile() -> None:
+    assert len(parse_profiles(["x:1x4", "x:8x4"], ["x:2x4", "x:16x4"], ["x:4x4", "x:32x4"])) == 2
+    with pytest.raises(UsageError, match="--max-shapes is given 1 times, others 2"):
+        parse_profiles(["x:1x4", "x:8x4"], ["x:2x4", "x:16x4"], ["x:4x4"])
+
+
+def test_the_batch_axis_has_a_range_by_itself() -> None:
+    [profile] = plan_profiles([BATCHED], (), batchable=True, max_batch_size=16)
+    assert profile == Profile({"x": (1, 4)}, {"x": (16, 4)}, {"x": (16, 4)})
+    assert largest_batch([BATCHED], [profile]) == 16
+
+
+def test_a_model_of_fixed_shape_needs_no_range() -> None:
+    assert plan_profiles([NetworkInput("x", (1, 4))], (), batchable=False, max_batch_size=0) == (Profile(),)
+
+
+def test_an_input_left_out_of_a_profile_gets_the_default() -> None:
+    given = parse_profiles(["image:1x3x64x64"], ["image:2x3x64x64"], ["image:4x3x64x64"])
+    [profile] = plan_profiles([IMAGE, BATCHED], given, batchable=True, max_batch_size=4)
+    assert profile.max == {"image": (4, 3, 64, 64), "x": (4, 4)}
+
+
+def test_every_free_axis_without_a_range_is_in_one_error_with_the_flags_to_add() -> None:
+    with pytest.raises(CompileError, match=r"'image' \[-1, 3, -1, -1\], 'ids' \[-1, -1\]") as caught:
+        plan_profiles([IMAGE, IDS], (), batchable=True, max_batch_size=8)
+    hint = caught.value.hint or ""
+    flags = dict(zip(*[iter(hint.partition(": ")[2].split())] * 2, strict=True))
+    profiles = parse_profiles([flags["--min-shapes"]], [flags["--opt-shapes"]], [flags["--max-shapes"]])
+    [planned] = plan_profiles([IMAGE, IDS], profiles, batchable=True, max_batch_size=8)
+    assert planned.max["image"][0] == planned.max["ids"][0] == 8
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (["y:1x4", "y:1x4", "y:1x4"], "no input 'y'"),
+        (["x:1x5", "x:1x5", "x:1x5"], "does not fit"),
+        (["x:4", "x:4", "x:4"], "does not fit"),
+        (["x:4x4", "x:2x4", "x:8x4"], "do not ascend"),
+    ],
+)
+def test_profiles_that_contradict_the_model(shapes: list[str], message: str) -> None:
+    given = parse_profiles(*[[text] for text in shapes])
+    with pytest.raises(UsageError, match=message):
+        plan_profiles([BATCHED], given, batchable=True, max_batch_size=8)
+
+
+def test_a_served_engine_must_take_single_rows() -> None:
+    with pytest.raises(UsageError, match="a request of one row would fail"):
+        refuse_large_minimum([BATCHED], parse_profiles(["x:4x4"], ["x:4x4"], ["x:8x4"]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"half_inputs": True},
+        {"fp16": True, "bf16": True, "strict": True},
+        {"compute_capabilities": ("86",)},
+        {"memory_pools": {"workspace": -1}},
+    ],
+)
+def test_options_that_contradict_themselves(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        TensorRTOptions(**options)
