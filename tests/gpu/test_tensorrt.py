@@ -106,7 +106,7 @@ def test_fp16_is_built_verified_published_and_served(tmp_path: Path) -> None:
     assert engine["verified_by_running"]
     assert published.manifest["unverified"] is None
     [output] = published.manifest["verification"]["outputs"]
-    assert 0 < output["max_absolute_error"]
+    assert output["max_absolute_error"] > 0
     assert output["cosine_error"] < 1e-4
     session = open_session(tmp_path / "net.onnx")
     with repo_builder.serve(tmp_path / "models") as server, Client(server.url) as client:

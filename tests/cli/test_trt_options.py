@@ -1,0 +1,102 @@
+"""TensorRT's options: trtexec's spelling means the same as ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from repo_builder.cli.trt_options import takes_tensorrt_options
+from repo_builder.errors import UsageError
+from repo_builder.trt.options import Profile, TensorRTOptions
+
+
+def options_of(*arguments: str) -> TensorRTOptions:
+    """What a command with these arguments gets."""
+    got: list[TensorRTOptions] = []
+
+    def command(model: str, *, tensorrt: TensorRTOptions) -> None:
+        assert model == "net.onnx"
+        got.append(tensorrt)
+
+    app = typer.Typer()
+    app.command()(takes_tensorrt_options(command))
+    result = CliRunner().invoke(app, ["net.onnx", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return got[0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "trtexecs"),
+    [
+        (["--fp16"], ["--best"]),
+        (["--fp16", "--half-io"], ["--fp16", "--inputIOFormats=fp16:chw", "--outputIOFormats=fp16:chw"]),
+        (["--fp16", "--strict"], ["--fp16", "--stronglyTyped"]),
+        (["--no-tf32"], ["--noTF32"]),
+        (["--min-shapes", "x:1x3"], ["--minShapes=x:1x3"]),
+        (["--workspace", "4096"], ["--memPoolSize=workspace:4096"]),
+        (["--timing-cache", "t.cache"], ["--timingCacheFile=t.cache"]),
+        (["--builder-optimization-level", "5"], ["--builderOptimizationLevel=5"]),
+        (["--version-compatible"], ["--versionCompatible"]),
+        (["--hardware-compatibility", "ampere+"], ["--hardwareCompatibilityLevel=ampere+"]),
+        (["--plugin", "a.so"], ["--dynamicPlugins=a.so"]),
+        (["--tactic-sources", "-CUBLAS,-CUDNN"], ["--tacticSources=-CUBLAS,-CUDNN"]),
+        (["--strip-weights"], ["--stripWeights"]),
+        ([], ["--explicitBatch"]),
+        ([], ["--sparsity=disable"]),
+    ],
+)
+def test_trtexec_spellings(ours: list[str], trtexecs: list[str]) -> None:
+    assert options_of(*ours) == options_of(*trtexecs)
+
+
+def test_a_line_of_trtexec_flags() -> None:
+    got = options_of(
+        *[
+            "--minShapes=x:1x3x64x64",
+            "--optShapes=x:8x3x64x64",
+            "--maxShapes=x:32x3x64x64",
+            "--fp16",
+            "--sparsity=enable",
+        ],
+        *["--memPoolSize=workspace:1024,tacticSharedMem:64", "--builderOptimizationLevel=4", "--verbose"],
+    )
+    assert got == TensorRTOptions(
+        fp16=True,
+        profiles=(Profile({"x": (1, 3, 64, 64)}, {"x": (8, 3, 64, 64)}, {"x": (32, 3, 64, 64)}),),
+        memory_pools={"workspace": 1024, "tactic_shared_memory": 64},
+        builder_optimization_level=4,
+        sparsity=True,
+        verbose=True,
+    )
+
+
+def test_several_profiles_and_gpus() -> None:
+    got = options_of("--opt-shapes", "x:1x3", "--opt-shapes", "x:8x3", "--compute-capability", "8.6,8.9")
+    assert [profile.max for profile in got.profiles] == [{"x": (1, 3)}, {"x": (8, 3)}]
+    assert got.compute_capabilities == ("8.6", "8.9")
+
+
+def test_the_timing_cache_does_not_make_another_build() -> None:
+    assert options_of("--timing-cache", "a").timing_cache == Path("a")
+    unmarked = TensorRTOptions.__dataclass_fields__["fp16"].metadata
+    assert TensorRTOptions.__dataclass_fields__["timing_cache"].metadata == {"fingerprint": False} != unmarked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--int8"], "QuantizeLinear"),
+        (["--half-io"], "need --fp16 or --bf16"),
+        (["--memPoolSize=4096"], "POOL:MIB|can't be read"),
+        (["--inputIOFormats=fp16:hwc8"], "only fp16:chw"),
+        (["--sparsity=force"], "enable or disable"),
+        (["--min-shapes", "x"], "can't be read"),
+        (["--compute-capability", "86"], "not a compute capability"),
+    ],
+)
+def test_misuse(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        options_of(*arguments)
