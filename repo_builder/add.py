@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import shutil
 import time
@@ -35,7 +36,7 @@ from repo_builder.gate import check_artifact, known_shapes
 from repo_builder.onnx_model import OnnxModel, read_model
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
 from repo_builder.passes.shapes import free_zero_axes, state_output_shapes
-from repo_builder.repository import CONFIG, MANIFEST, MANIFEST_SCHEMA, Repository, check_name, file_sha256
+from repo_builder.repository import CONFIG, MANIFEST, MANIFEST_SCHEMA, Model, Repository, check_name, file_sha256
 from repo_builder.runtime import RunError, Session, open_session
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
 from repo_builder.trt.options import TensorRTOptions
@@ -126,7 +127,7 @@ def add_model(
         manifest = current.manifest(current.latest) if current.latest else None
         if manifest and manifest.get("fingerprint") == fingerprint and manifest["source"]["sha256"] == origin.sha256:
             return Published(name, manifest["version"], current.folder, True, manifest)
-        if current.edited_by_hand:
+        if current.edited_by_hand and not _keeps_edits(serving, current):
             since = f"edited by hand since version {current.latest}" if current.latest else "written by hand"
             raise RepositoryError(
                 f"{current.folder / CONFIG} was {since}",
@@ -160,7 +161,13 @@ def add_model(
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
         number = store.publish(name, staged, finish)
-    return Published(name, number, store.root / name, False, manifest, build_.hints())
+    as_read = json.loads(json.dumps(manifest))
+    return Published(name, number, store.root / name, False, as_read, build_.hints())
+
+
+def _keeps_edits(serving: ServingOptions, current: Model) -> bool:
+    """Whether the very config.pbtxt that is there is to be merged into the new one."""
+    return serving.config is not None and serving.config.read_bytes() == (current.folder / CONFIG).read_bytes()
 
 
 def default_name(source: Path) -> str:
@@ -445,7 +452,8 @@ def _plain(value: Any) -> Any:
     """Options as JSON data; a file is its name and its hash."""
     if isinstance(value, Path):
         try:
-            return {"file": value.name, "sha256": file_sha256(value)}
+            # File names may hold any bytes, JSON may not.
+            return {"file": os.fsencode(value.name).decode("utf-8", "replace"), "sha256": file_sha256(value)}
         except OSError as error:
             why = f"{value} can't be read: {error.strerror}"
             raise UsageError(why, "check the path and its permissions") from None

@@ -53,6 +53,8 @@ def read_model(path: Path) -> OnnxModel:
 
 
 def _parse(path: Path) -> onnx.ModelProto:
+    if any("\ud800" <= char <= "\udfff" for char in str(path)):
+        raise ModelError(f"the path {str(path)!r} is not UTF-8 text", "rename the file: ONNX Runtime can't open it")
     if path.is_dir():
         raise ModelError(f"{path} is a folder, not an ONNX file", f"did you mean one of its files: {path}/*.onnx ?")
     try:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from repo_builder.runtime import Arrays
 
-FREE_SIZES = ((224, 16), (64, 64), (32, 128), (512, 512), (1, 1))
+FREE_SIZES = ((224, 16), (64, 64), (32, 128), (512, 512), (8, 8), (1, 1))
 """Sizes to try for free axes that the user gave no shape for: (of inputs with four axes or more, of others).
 
 The first is a picture's usual side and a short sentence; the model decides which one it takes."""
 
-MOST_ELEMENTS = 2**27
-"""Of one input; more is a size that nobody meant, and would take gigabytes to fill with random numbers."""
+MOST_ELEMENTS, MOST_GUESSED = 2**27, 2**24
+"""Of one input whose size is known, and of one whose free axes got a size from above (224 five times is too much)."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ class Sampler:
         shape = list(given or (self._size(axis, free) for axis in spec.shape or ()))
         if batch_axis and shape:
             shape[0] = 1
-        if math.prod(shape) > MOST_ELEMENTS:
+        guessed = given is None and any(not isinstance(axis, int) for axis in (spec.shape or ())[1:])
+        if math.prod(shape) > (MOST_GUESSED if guessed else MOST_ELEMENTS):
             raise RunError(f"input {spec.name!r} of shape {shape} has {math.prod(shape)} elements")
         return self._random(spec, tuple(shape), row)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,12 @@ class TestFilesThatAreNoModels:
         path.touch()
 
         assert "is empty" in refusal(path).message
+
+    def test_name_that_is_not_text(self, tmp_path: Path) -> None:
+        path = tmp_path / os.fsdecode(b"\xff.onnx")
+        path.write_bytes(linear().SerializeToString())
+
+        assert "'\\udcff.onnx' is not UTF-8" in refusal(path).message.replace(str(tmp_path) + "/", "")
 
     @pytest.mark.usefixtures("file_modes_hold")
     def test_unreadable(self, tmp_path: Path) -> None:

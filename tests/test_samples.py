@@ -74,9 +74,13 @@ class TestRandom:
         assert sample(TensorSpec("x", FP32, (5, 2)), batch_axis=False).shape == (5, 2)
         assert sample(TensorSpec("x", FP32, ()), batch_axis=False).shape == ()
 
-    def test_too_large_to_be_meant(self) -> None:
-        with pytest.raises(RunError, match="1000000000000000 elements"):
-            sample(TensorSpec("x", FP32, (1, 10**15)))
+    @pytest.mark.parametrize("shape", [(1, 10**15), ("N", "a", "b", "c", "d")])
+    def test_too_large_to_be_meant(self, shape: tuple[int | str, ...]) -> None:
+        with pytest.raises(RunError, match=r"input 'x' of shape .* has \d{10,} elements"):
+            sample(TensorSpec("x", FP32, shape))
+
+    def test_large_because_the_model_says_so(self) -> None:
+        assert sample(TensorSpec("x", DataType.UINT8, (1, 2**24 + 1))).size > 2**24
 
 
 class TestRanges:
