@@ -7,6 +7,8 @@ is no GPU.  What TensorRT and CUDA really do is tested on one (``pytest -m gpu``
 from __future__ import annotations
 
 import ctypes
+import json
+import time
 from enum import Enum
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +46,24 @@ class FakeCuda:
 
     def do_cudaStreamCreateWithFlags(self, _flags: int) -> int:  # noqa: N802
         return 7
+
+    def do_cudaStreamCreate(self) -> int:  # noqa: N802
+        return 7
+
+    def do_cudaEventCreate(self) -> Any:  # noqa: N802
+        return SimpleNamespace(time=0.0)
+
+    def do_cudaEventRecord(self, event: Any, _stream: int) -> None:  # noqa: N802
+        event.time = time.perf_counter()
+
+    def do_cudaEventElapsedTime(self, start: Any, end: Any) -> float:  # noqa: N802
+        return (end.time - start.time) * 1e3
+
+    def do_cudaMemset(self, address: int, value: int, size: int) -> None:  # noqa: N802
+        ctypes.memset(address, value, size)
+
+    def do_cudaMemcpy(self, target: int, source: int, size: int, _kind: int) -> None:  # noqa: N802
+        ctypes.memmove(target, source, size)
 
     def do_cudaGetDeviceProperties(self, _device: int) -> Any:  # noqa: N802
         return SimpleNamespace(name=b"Fake GPU\0", major=9, minor=0)
@@ -144,6 +164,10 @@ class FakeEngine:
         self.num_io_tensors = 2
         self.num_optimization_profiles = len(widths)
 
+    def create_engine_inspector(self) -> Any:
+        layers = [{"Name": "twice", "LayerType": "kgen", "Inputs": [{"Name": "x", "Datatype": "Float"}]}]
+        return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": layers, "Bindings": ["x", "y"]}))
+
     def create_execution_context(self) -> Context:
         return Context(self)
 
@@ -189,5 +213,6 @@ def fake_tensorrt(cuda: FakeCuda, widths: list[tuple[int, int]], max_batch: int)
         IOutputAllocator=IOutputAllocator,
         TensorIOMode=TensorIOMode,
         TensorLocation=TensorLocation,
+        LayerInformationFormat=SimpleNamespace(JSON=1),
         Runtime=Runtime,
     )
