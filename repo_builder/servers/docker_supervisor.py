@@ -37,7 +37,7 @@ class Follower(threading.Thread):
 
     def run(self) -> None:
         try:
-            for chunk in self.container.attach(stream=True, logs=True):
+            for chunk in self.container.logs(stream=True, follow=True):  # attaching misses one that has ended
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
             self.status = int(self.container.wait()["StatusCode"])

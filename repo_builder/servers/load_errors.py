@@ -33,7 +33,86 @@ def _rule(pattern: str, cause: str, mend: str) -> Rule:
 
 _CORRECT = "correct config.pbtxt, or publish the model again with repo-builder add"
 
+_AGAIN = "publish it again on this machine with repo-builder add"
+_CONTAINER = "repo-builder doctor names the container that loads it; or " + _AGAIN
+
+# TensorRT's own words, and those of Triton's backend for it.
+_TENSORRT_RULES = (
+    _rule(
+        r"expecting library version (?P<here>[\d.]*\d) got (?P<built>[\d.]*\d)",
+        "its plan is of TensorRT {built}, this server has {here}",
+        _CONTAINER,
+    ),
+    _rule(
+        r"Version tag does not match|expecting library version",
+        "its plan is of another TensorRT version than this server's",
+        _CONTAINER,
+    ),
+    _rule(
+        r"expecting compute (?P<here>[\d.]*\d) got (?:compute )?(?P<built>[\d.]*\d)",
+        "its plan was built for GPUs of compute capability {built}, this one has {here}",
+        _AGAIN,
+    ),
+    _rule(
+        r"engine cannot run on this GPU, which has compute capability (?P<here>[\d.]*\d)",
+        "its engine is not for this GPU, of compute capability {here}",
+        _AGAIN,
+    ),
+    _rule(
+        r"[Mm]agic ?[Tt]ag",
+        "model.plan is no TensorRT plan, or of a much older or newer TensorRT",
+        _CONTAINER,
+    ),
+    _rule(
+        r"could not find plugin:? (?P<plugin>[^\s,]+)|Cannot find plugin: (?P<other>[^\s,]+)",
+        "its plan uses the plugin {plugin}{other}, which this server does not have",
+        "start the server with LD_PRELOAD=/path/to/plugin.so, or build it without the plugin",
+    ),
+    _rule(
+        r"IPluginCreator not found in Plugin Registry",
+        "its plan uses a plugin that this server does not have",
+        "start the server with LD_PRELOAD=/path/to/plugin.so, or build it without the plugin",
+    ),
+    _rule(
+        r"specified max-batch (?P<config>\d+) but TensorRT engine only supports max-batch (?P<actual>\d+)",
+        "config.pbtxt has max_batch_size: {config}, the plan takes {actual} at most",
+        "set max_batch_size: {actual} in config.pbtxt, or publish it with repo-builder add --max-batch-size {config}",
+    ),
+    _rule(
+        r"hints for dynamic batching but the underlying engine doesn't support batching",
+        "config.pbtxt makes the first dimension the batch, and the plan has none there",
+        "set max_batch_size: 0 and all dims in config.pbtxt, or publish it again with repo-builder add",
+    ),
+    _rule(
+        r"shape of dimension (?P<axis>\d+) to be between (?P<low>\d+) and (?P<high>\d+) but received (?P<got>\d+)",
+        "the plan takes {low} to {high} in dimension {axis}, and got {got}",
+        "publish it again with repo-builder add and a larger --max-batch-size or --max-shapes",
+    ),
+    _rule(
+        r"unexpected datatype (?P<actual>TYPE_\w+) for inference (?P<role>input|output) '(?P<tensor>.*?)', "
+        r"expecting (?P<config>TYPE_\w+)",
+        "config.pbtxt has {config} for {role} {tensor!r}, the plan has {actual}",
+        "set data_type: {actual} in config.pbtxt; TYPE_INT64 needs Triton 24.05 or newer, TYPE_BF16 24.06",
+    ),
+    _rule(
+        r"Cuda Runtime \(out of memory\)|OutOfMemory|CUDA out of memory|cudaErrorMemoryAllocation",
+        "the GPU's memory is not enough for it",
+        "lower count in instance_group, each instance takes its own; or --model NAME to serve fewer models",
+    ),
+    _rule(
+        r"CUDA driver version is insufficient",
+        "the driver is too old for this server's CUDA",
+        "repo-builder doctor names the newest container for the driver",
+    ),
+    _rule(
+        r"unable to find 'libtriton_(?P<backend>tensorrt_plan|onnxruntime_onnx)\.so'",
+        "{backend} is a platform, not a backend",
+        'write platform: "{backend}" in config.pbtxt in place of backend',
+    ),
+)
+
 RULES = (
+    *_TENSORRT_RULES,
     _rule(
         r"failed to read text proto.*: (?P<line>\d+):(?P<column>\d+): (?P<what>[^\n]*)",
         "config.pbtxt line {line}, column {column}: {what}",
@@ -179,6 +258,29 @@ def tidy(reason: str) -> str:
     text = re.sub(r"\[request id: .*?\] |\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"/onnxruntime_src/\S+ .*?\) (?=[A-Z])", "", text)
     return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+
+
+# Of a plan that TensorRT refused, the index says only that; TensorRT's words stand before it in the log, without the
+# model's name.  Models load side by side, so what came since the model before failed is the best guess.
+_TENSORRT_LINE = re.compile(r"^E.* logging\.cc:\d+\] \"?(?P<what>.*?)\"?$")
+_PLAN_FAILED = re.compile(
+    r"failed to load '(?P<model>.*?)' version \d+: .*(?:unable to load plan|unable to create TensorRT)"
+)
+
+
+def plan_errors_in_log(log: str) -> dict[str, str]:
+    """Return what TensorRT said of the plans it refused, by model."""
+    errors: dict[str, str] = {}
+    said: list[str] = []
+    complete = False
+    for line in log.splitlines():
+        if match := _TENSORRT_LINE.search(line):
+            said, complete = ([] if complete else said), False
+            said.append(match["what"])
+        elif match := _PLAN_FAILED.search(line):
+            errors[match["model"]] = "; ".join(said)
+            complete = True
+    return errors
 
 
 # Models that Triton could not even read are in no index, or there without a reason; its log alone says why.

@@ -11,14 +11,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from repo_builder.errors import ServerError, UsageError
 from repo_builder.servers.base import ModelState, ModelStatus, ServerOptions
-from repo_builder.servers.load_errors import explain, reasons_in_log
+from repo_builder.servers.load_errors import explain, plan_errors_in_log, reasons_in_log
 from repo_builder.servers.ports import Ports
 from repo_builder.servers.records import ServerRecord, start_time, state_folder, write_record
 
@@ -223,22 +223,24 @@ def model_states(url: str, log_file: Path) -> tuple[ModelStatus, ...]:
         index = request_json("POST", url, "/v2/repository/index")
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(f"the server at {url} does not answer: {error}", f"see its log in {log_file}") from None
-    unread = {}
+    log = ""
     with contextlib.suppress(OSError):
-        unread = reasons_in_log(log_file.read_text(encoding="utf-8", errors="replace"))
+        log = log_file.read_text(encoding="utf-8", errors="replace")
+    unread, plans = reasons_in_log(log), plan_errors_in_log(log)
     named = {entry["name"] for entry in index}
     entries = [*index, *({"name": name} for name in unread if name not in named)]
-    states = [_status(entry, unread) for entry in entries]
+    states = [_status(entry, unread, plans) for entry in entries]
     return tuple(sorted(states, key=lambda status: (status.name, status.version or 0)))
 
 
-def _status(entry: dict[str, str], unread: dict[str, str]) -> ModelStatus:
+def _status(entry: dict[str, str], unread: Mapping[str, str], plans: Mapping[str, str]) -> ModelStatus:
     name, version = entry["name"], entry.get("version")
     state = ModelState(entry.get("state", "UNAVAILABLE"))
     number = int(version) if version else None
     if state is not ModelState.UNAVAILABLE:
         return ModelStatus(name, number, state)
-    explanation = explain(name, entry.get("reason") or unread.get(name, "it is not loaded"))
+    reason = entry.get("reason") or unread.get(name, "it is not loaded")
+    explanation = explain(name, f"{reason}: {plans[name]}" if plans.get(name) else reason)
     return ModelStatus(name, number, state, explanation.cause, explanation.hint)
 
 

@@ -1,12 +1,14 @@
-"""Make the project's image on a Debian 12 machine where no registry is reachable: ``python make_image.py``.
+"""Make the project's image on a Debian machine where no registry is reachable: ``python make_image.py``.
 
-Needs root, a Docker engine and ``debootstrap``.  The base image, which takes minutes, is Debian with Python and a folder of
-wheels that pip in it takes everything from; it is kept in the engine and made again when the dependencies change.
+Needs root, a Docker engine and ``debootstrap``.  The base image, which takes minutes, is Debian 12 with Python and a
+folder of wheels that pip in it takes everything from; it is kept in the engine and made again when the dependencies
+change.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -24,14 +26,18 @@ PIP_CONFIG = "[global]\nno-index = true\nfind-links = /wheels\n"
 
 
 class ImageError(Exception):
-    """The image can't be made here; the message says why."""
+    """The image could not be made; the message says why."""
+
+
+class CannotMakeError(ImageError):
+    """This machine has not what is needed to make it."""
 
 
 def make_image(engine: Any) -> str:
     """Build the Dockerfile upon the base image; return the image's name.
 
     Raises:
-        ImageError: this machine can't make it.
+        ImageError: it can't be made.
     """
     import docker.errors
 
@@ -54,8 +60,8 @@ def make_base(engine: Any) -> str:
     try:
         engine.images.get(tag)
     except docker.errors.ImageNotFound:
-        if shutil.which("debootstrap") is None:
-            raise ImageError("debootstrap is not installed: tests/docker/engine.sh start installs it") from None
+        if os.getuid() or shutil.which("debootstrap") is None:
+            raise CannotMakeError("making the test image needs root and debootstrap") from None
         with tempfile.TemporaryDirectory() as folder:
             import_debian(Path(folder), requirements, tag)
     return tag
@@ -93,6 +99,6 @@ if __name__ == "__main__":
     import docker
 
     try:
-        print(make_image(docker.from_env()))
+        sys.stdout.write(make_image(docker.from_env()) + "\n")
     except ImageError as error:
         sys.exit(f"error: {error}")

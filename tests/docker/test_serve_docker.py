@@ -1,0 +1,273 @@
+"""``serve --engine docker``: the same life as the local server's, in a container, and every failure in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo_builder.servers.base import ServerOptions
+from repo_builder.servers.docker import LABEL, DockerOptions, start
+from tests.docker.conftest import ROOT, Run
+from tests.docker.make_image import make_base
+from tests.servers.repositories import write_identity
+
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("no_containers")]
+
+REPO_BUILDER = (sys.executable, "-m", "repo_builder")
+FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+
+
+def serve(image: str, repository: Path) -> tuple[str, ...]:
+    return (*REPO_BUILDER, "serve", "--engine", "docker", "--image", image, "-r", str(repository), *FREE_PORTS)
+
+
+def containers(engine: Any) -> list[Any]:
+    return list(engine.containers.list(all=True, filters={"label": LABEL}))
+
+
+def wait_for_none(engine: Any) -> None:
+    deadline = time.monotonic() + 10
+    while containers(engine) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert containers(engine) == []
+
+
+def only_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The one error line; there is no traceback, nothing on stdout, and a hint."""
+    assert done.returncode in {1, 2}
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "\nhint: " in done.stderr
+    return error
+
+
+def test_detached_server_is_found_asked_read_and_stopped(engine: Any, image: str, repository: Path, run: Run) -> None:
+    started = run(*serve(image, repository), "--detach", "--json")
+    assert started.returncode == 0, started.stderr
+    record = json.loads(started.stdout)
+    assert [(model["name"], model["state"]) for model in record["models"]] == [("efficientnet-lite0", "READY")]
+    assert len(containers(engine)) == 1
+    infer = run(sys.executable, "-m", "client.infer", "--url", record["url"], "examples/cat.jpg")
+    assert "tiger cat" in infer.stdout, infer.stderr
+    assert record["url"] in run(*REPO_BUILDER, "status").stdout
+    log = run(*REPO_BUILDER, "logs").stdout
+    assert "Started HTTPService" in log
+    assert run(*REPO_BUILDER, "logs", "--lines", "1").stdout == log.splitlines(keepends=True)[-1]
+    stopped = run(*REPO_BUILDER, "stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert containers(engine) == []
+
+
+def test_python_api(image: str, repository: Path) -> None:
+    with start(repository, ServerOptions(0, 0, 0), DockerOptions(image)) as server:
+        assert [status.ready for status in server.models] == [True]
+        assert server.version == "2.51.0"
+
+
+@pytest.fixture
+def foreground(image: str, repository: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A server in the foreground, ready."""
+    process = subprocess.Popen(
+        serve(image, repository),
+        cwd=ROOT,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "READY" in line:
+            break
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_container(engine: Any, foreground: subprocess.Popen[str], number: signal.Signals) -> None:
+    assert len(containers(engine)) == 1
+    began = time.monotonic()
+    foreground.send_signal(number)
+    assert foreground.wait(10) == 0
+    assert time.monotonic() - began < 7
+    assert containers(engine) == []
+
+
+def test_a_killed_parent_leaves_no_container(engine: Any, foreground: subprocess.Popen[str]) -> None:
+    foreground.kill()
+    wait_for_none(engine)
+
+
+def test_a_killed_container_is_one_line(engine: Any, foreground: subprocess.Popen[str]) -> None:
+    containers(engine)[0].kill()
+    _, errors = foreground.communicate(timeout=10)
+    assert foreground.returncode == 1
+    assert "error: tritonserver was killed by signal 9" in errors
+    assert containers(engine) == []
+
+
+def test_broken_models_are_explained(engine: Any, image: str, tmp_path: Path, run: Run) -> None:
+    root = tmp_path / "models"
+    write_identity(root, "good")
+    write_identity(root, "broken")
+    (root / "broken/1/model.onnx").write_bytes(b"not a model")
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    done = run(*serve(image, root), "--detach")
+    assert done.returncode == 0, done.stderr
+    assert "error: broken: the model file is no whole ONNX model" in done.stderr
+    assert run(*REPO_BUILDER, "stop").returncode == 0
+
+
+def test_auto_takes_docker_when_the_image_is_there(image: str, repository: Path, run: Run) -> None:
+    command = (*REPO_BUILDER, "serve", "-r", str(repository), *FREE_PORTS, "--detach")
+    done = run(*command, TRITON_IMAGE=image)
+    assert f"engine docker (Docker is here and has {image})" in done.stderr
+    assert f" of {image}" in done.stdout
+    assert run(*REPO_BUILDER, "stop").returncode == 0
+
+
+def test_auto_takes_the_local_server_otherwise(engine: Any, repository: Path, run: Run) -> None:
+    command = (*REPO_BUILDER, "serve", "-r", str(repository), *FREE_PORTS, "--detach")
+    for variables, why in (
+        ({"TRITON_IMAGE": "no.such/image:1"}, "no.such/image:1 is not pulled"),
+        ({"DOCKER_HOST": "unix:///no/such.sock"}, "no Docker engine answers"),
+    ):
+        done = run(*command, **variables)
+        assert f"engine local ({why}" in done.stderr
+        assert run(*REPO_BUILDER, "stop").returncode == 0
+
+
+def test_no_engine(repository: Path, run: Run) -> None:
+    done = run(*serve("any", repository), DOCKER_HOST="unix:///no/such.sock")
+    assert only_error(done) == "error: no Docker engine answers at unix:///no/such.sock"
+
+
+def test_socket_of_others(repository: Path, run: Run, tmp_path: Path) -> None:
+    if shutil.which("setpriv") is None or os.getuid():
+        pytest.skip("needs root, to be someone else")
+    path = Path("/var/run/docker.sock")
+    if not path.exists() or path.stat().st_mode & 0o006:
+        pytest.skip("every user may use the engine here")
+    state = tmp_path / "other"
+    state.mkdir()
+    state.chmod(0o777)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    other = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups")
+    done = run(*other, *serve("any", repository), XDG_STATE_HOME=str(state))
+    assert only_error(done) == "error: this user may not use the Docker engine"
+    assert "usermod -aG docker" in done.stderr
+
+
+@pytest.mark.usefixtures("engine")
+def test_image_that_can_t_be_had(repository: Path, run: Run) -> None:
+    error = only_error(run(*serve("127.0.0.1:1/tritonserver:x", repository)))
+    assert error.startswith("error: 127.0.0.1:1/tritonserver:x is not here and can't be pulled: ")
+
+
+def test_gpus_without_nvidia_s_toolkit(image: str, engine: Any, repository: Path, run: Run) -> None:
+    if "nvidia" in engine.info()["Runtimes"] or shutil.which("nvidia-container-runtime-hook"):
+        pytest.skip("NVIDIA's container toolkit is installed")
+    done = run(*serve(image, repository), "--gpus", "all")
+    assert only_error(done).startswith("error: the Docker engine can't give containers a GPU: ")
+    assert "nvidia-ctk" in done.stderr
+
+
+def test_image_without_tritonserver(image: str, engine: Any, repository: Path, run: Run) -> None:
+    base = make_base(engine)
+    assert only_error(run(*serve(base, repository))) == f"error: {base} has no tritonserver"
+
+
+def test_port_in_use(image: str, repository: Path, run: Run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run(*serve(image, repository), "--http-port", str(port))
+    assert only_error(done).startswith(f"error: port {port} is in use by ")
+
+
+def test_container_that_ends_at_once(image: str, engine: Any, repository: Path, run: Run, tmp_path: Path) -> None:
+    script = tmp_path / "tritonserver"
+    script.write_text("#!/bin/sh\necho 'E1121 10:00:00 1 main.cc:1] \"no good\"'\nexit 7\n")
+    script.chmod(0o755)
+    (tmp_path / "Dockerfile").write_text(f"FROM {image}\nCOPY tritonserver /usr/local/bin/\n")
+    engine.images.build(path=str(tmp_path), tag="repo-builder-test-broken", rm=True)
+    try:
+        error = only_error(run(*serve("repo-builder-test-broken", repository)))
+    finally:
+        engine.images.remove("repo-builder-test-broken", force=True)
+    assert error == "error: tritonserver ended at its start with exit status 7: no good"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--gpus", "lots"), "--gpus 'lots' is nothing Docker knows"),
+        (("--shm-size", "lots"), "--shm-size 'lots' is not a size"),
+        (("--engine", "local"), "--image, --gpus and --shm-size are for containers"),
+    ],
+)
+def test_misuse(image: str, repository: Path, run: Run, options: tuple[str, ...], message: str) -> None:
+    done = run(*serve(image, repository), *options)
+    assert only_error(done) == f"error: {message}"
+    assert done.returncode == 2
+
+
+def test_plan_that_the_image_can_t_load(engine: Any, tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "models/det/1"
+    folder.mkdir(parents=True)
+    (folder / "model.plan").write_bytes(b"ftrt" + bytes(20) + bytes((10, 13, 2, 6)) + bytes(8))
+    (folder.parent / "config.pbtxt").write_text('platform: "tensorrt_plan"\n')
+    done = run(*serve("nvcr.io/nvidia/tritonserver:25.11-py3", tmp_path / "models"))
+    assert only_error(done) == (
+        "error: nvcr.io/nvidia/tritonserver:25.11-py3 has TensorRT 10.14.1.48 and can't load det/1: TensorRT 10.13.2.6"
+    )
+    assert "--image nvcr.io/nvidia/tritonserver:25.08-py3" in done.stderr
+
+
+def test_pull_shows_layers_and_bytes(image: str, engine: Any, repository: Path, run: Run, tmp_path: Path) -> None:
+    if shutil.which("docker-registry") is None:
+        pytest.skip("docker-registry is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    storage = tmp_path / "registry"
+    configuration = tmp_path / "registry.yml"
+    configuration.write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
+    )
+    # One small layer of its own is what there is to pull; the rest the engine has.
+    (tmp_path / "Dockerfile").write_text(f"FROM {image}\nUSER root\nRUN head -c 3000000 /dev/urandom > /opt/ballast\n")
+    name = f"127.0.0.1:{port}/tritonserver:x"
+    registry = subprocess.Popen(["docker-registry", "serve", configuration], stderr=subprocess.DEVNULL)
+    try:
+        engine.images.build(path=str(tmp_path), tag=name, rm=True)
+        for _ in range(50):
+            if "error" not in (answer := engine.images.push(f"127.0.0.1:{port}/tritonserver", tag="x")):
+                break
+            time.sleep(0.1)
+        assert "error" not in answer
+        engine.images.remove(name, force=True)
+        done = run(*serve(name, repository), "--detach")
+        assert done.returncode == 0, done.stderr
+        assert f"pulling {name}: " in done.stderr
+        assert run(*REPO_BUILDER, "stop").returncode == 0
+    finally:
+        registry.kill()
+        registry.wait()
+        engine.images.remove(name, force=True)

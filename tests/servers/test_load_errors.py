@@ -1,0 +1,118 @@
+# ruff: noqa: E501, ISC004  (messages as they came)
+"""Real messages of TensorRT and of Triton's backend for it, as users reported them, and what we make of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from repo_builder.servers.load_errors import explain, plan_errors_in_log
+
+# The numbers are issues of triton-inference-server/server, else of the repository named.
+MESSAGES = {
+    "version tag, #3710, #7613": (
+        "1: [stdArchiveReader.cpp::StdArchiveReaderInitCommon::46] Error Code 1: Serialization (Serialization assertion "
+        "stdVersionRead == serializationVersion failed.Version tag does not match. Note: Current Version: 236, "
+        "Serialized Engine Version: 237)",
+        "its plan is of another TensorRT version than this server's",
+    ),
+    "library version, #5812": (
+        "6: The engine plan file is not compatible with this version of TensorRT, expecting library version 8.6.1.6 got "
+        "8.6.0.12, please rebuild.",
+        "its plan is of TensorRT 8.6.0.12, this server has 8.6.1.6",
+    ),
+    "library version that 10.x can't name": (
+        "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan file is not compatible with "
+        "this version of TensorRT, expecting library version 10.7.0.23 got ..)",
+        "its plan is of another TensorRT version than this server's",
+    ),
+    "compute capability, NVIDIA/TensorRT#3130": (
+        "6: The engine plan file is generated on an incompatible device, expecting compute 7.5 got compute 8.6, please "
+        "rebuild.",
+        "its plan was built for GPUs of compute capability 8.6, this one has 7.5",
+    ),
+    "an RTX engine on an H100": (
+        "The engine cannot run on this GPU, which has compute capability 9.0",
+        "its engine is not for this GPU, of compute capability 9.0",
+    ),
+    "max-batch, #5013, #7056": (
+        "Internal: autofill failed for model 'det': configuration specified max-batch 8 but TensorRT engine only "
+        "supports max-batch 1",
+        "config.pbtxt has max_batch_size: 8, the plan takes 1 at most",
+    ),
+    "batch written twice, #3880": (
+        "Invalid argument: model 'det', tensor 'images': the model expects 4 dimensions (shape [-1,3,640,640]) but the "
+        "model configuration specifies 5 dimensions (an initial batch dimension because max_batch_size > 0 followed by "
+        "the explicit tensor shape, making complete shape [-1,-1,3,640,640])",
+        "config.pbtxt has shape [-1,-1,3,640,640] for 'images', the model has [-1,3,640,640]",
+    ),
+    "request beyond the profile, #4384": (
+        "request specifies invalid shape for input 'images' for det_0. Error details: model expected the shape of "
+        "dimension 0 to be between 1 and 1 but received 32",
+        "the plan takes 1 to 1 in dimension 0, and got 32",
+    ),
+    "INT64, #7307": (
+        "Invalid argument: unexpected datatype TYPE_INT64 for inference input 'ids', expecting TYPE_INT32 for det",
+        "config.pbtxt has TYPE_INT32 for input 'ids', the plan has TYPE_INT64",
+    ),
+    "plugin of 7.x, wang-xinyu/tensorrtx#423": (
+        "INVALID_ARGUMENT: getPluginCreator could not find plugin Decode_TRT version 1",
+        "its plan uses the plugin Decode_TRT, which this server does not have",
+    ),
+    "plugin of 10.x, NVIDIA/TensorRT-LLM#1584": (
+        "getPluginCreator could not find plugin: Gemmtensorrt_llm version: 1",
+        "its plan uses the plugin Gemmtensorrt_llm, which this server does not have",
+    ),
+    "channels taken for the batch, #7450": (
+        "Internal: autofill failed for model 'det': model tensor shape configuration hints for dynamic batching but the "
+        "underlying engine doesn't support batching.",
+        "config.pbtxt makes the first dimension the batch, and the plan has none there",
+    ),
+    "memory, #6928": (
+        "1: [defaultAllocator.cpp::allocate::19] Error Code 1: Cuda Runtime (out of memory)",
+        "the GPU's memory is not enough for it",
+    ),
+    "no plan at all, #3173": (
+        "1: [runtime.cpp::parsePlan::314] Error Code 1: Serialization (Serialization assertion plan->header.magicTag == "
+        "rt::kPLAN_MAGIC_TAG failed.)",
+        "model.plan is no TensorRT plan, or of a much older or newer TensorRT",
+    ),
+    "a platform as the backend, #5206": (
+        "Invalid argument: unable to find 'libtriton_tensorrt_plan.so' for model 'det', searched: /models/det/1, "
+        "/models/det, /opt/tritonserver/backends/tensorrt_plan",
+        "tensorrt_plan is a platform, not a backend",
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "cause"), MESSAGES.values(), ids=MESSAGES)
+def test_messages_of_tensorrt(message: str, cause: str) -> None:
+    explanation = explain("det", message)
+    assert explanation.cause == cause
+    assert explanation.hint
+    assert "{" not in explanation.hint
+
+
+VERSION_TAG, LIBRARY = (MESSAGES[name][0] for name in ("version tag, #3710, #7613", "library version, #5812"))
+FAILED = "unable to load plan file to auto complete config: /models/{0}/1/model.plan"
+LOG = f"""\
+I1108 15:57:56.052554 1 model_lifecycle.cc:472] "loading: one:1"
+E1108 15:57:56.242514 1 logging.cc:40] "{VERSION_TAG}"
+E1108 15:57:56.242515 1 logging.cc:40] "4: [runtime.cpp::deserializeCudaEngine::66] Error Code 4: Internal Error"
+E1108 15:57:56.242516 1 model_lifecycle.cc:638] "failed to load 'one' version 1: Internal: {FAILED.format("one")}"
+E1108 15:57:57.242514 1 logging.cc:40] "{LIBRARY}"
+E1108 15:57:57.242516 1 model_lifecycle.cc:638] "failed to load 'two' version 1: Internal: {FAILED.format("two")}"
+E1108 15:57:57.242517 1 model_lifecycle.cc:638] "failed to load 'three' version 1: Internal: {FAILED.format("three")}"
+E1108 15:57:58.242517 1 model_lifecycle.cc:638] "failed to load 'four' version 1: Not found: unable to find 'x'"
+"""
+
+
+def test_tensorrt_s_words_are_found_for_each_plan() -> None:
+    found = plan_errors_in_log(LOG)
+    assert set(found) == {"one", "two", "three"}
+    causes = {model: explain(model, f"Internal: {FAILED.format(model)}: {said}").cause for model, said in found.items()}
+    assert causes == {
+        "one": "its plan is of another TensorRT version than this server's",
+        "two": "its plan is of TensorRT 8.6.0.12, this server has 8.6.1.6",
+        "three": "its plan is of TensorRT 8.6.0.12, this server has 8.6.1.6",
+    }
+    assert plan_errors_in_log("") == {}
