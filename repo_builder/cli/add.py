@@ -81,6 +81,9 @@ def add(
     std: Annotated[str, typer.Option(metavar="R,G,B", help="Then divided by.")] = "",
     layout: Annotated[LayoutName | None, typer.Option(help="Order of the axes.")] = None,
     color: Annotated[ColorName | None, typer.Option(help="Order of the channels.")] = None,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="TensorRT: launch batches of 1, preferred and largest size whole.")
+    ] = False,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.pbtxt", help="Any ModelConfig fields, merged over ours.")
     ] = None,
@@ -137,6 +140,7 @@ def add(
         instance_kind=instance_kind.value,
         labels=labels,
         image=_image(image, resize, crop, mean, std, layout, color),
+        cuda_graphs=cuda_graphs,
         config=config,
     )
     if not verify:

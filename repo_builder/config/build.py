@@ -23,7 +23,8 @@ class ServingOptions:
 
     ``max_batch_size`` None means 8 where the model can be batched; 0 means no batching.  ``max_queue_delay_us`` is
     how long, in microseconds, Triton may hold a request back to fill a batch.  ``labels`` is a text file with one
-    class a line; ``config`` a pbtxt file with any ModelConfig fields, which win over all others.
+    class a line; ``cuda_graphs`` lets an engine be launched whole at the batch sizes 1, preferred and largest;
+    ``config`` is a pbtxt file with any ModelConfig fields, which win over all others.
     """
 
     max_batch_size: int | None = None
@@ -33,6 +34,7 @@ class ServingOptions:
     instance_kind: str = "auto"
     labels: Path | None = None
     image: ImagePreprocessing | None = None
+    cuda_graphs: bool = False
     config: Path | None = None
 
     def __post_init__(self) -> None:
@@ -113,6 +115,10 @@ def build_config(
         config.dynamic_batching.preferred_batch_size.extend(options.preferred_batch_sizes)
         config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
     _add_instances(config, options, artifact)
+    if options.cuda_graphs:
+        if not artifact.gpu_only:
+            raise ConfigError("--cuda-graphs: only an engine is launched that way", "use --target tensorrt, or drop it")
+        config.optimization.cuda.graphs = True
     config.version_policy.latest.num_versions = 1
     if warmup:
         _add_warmup(config, warmup, artifact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from dataclasses import dataclass
@@ -116,6 +117,10 @@ class DeviceBuffer:
         if self.address:
             call("cudaFree", self.address)
             self.address = self.size = 0
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # at exit CUDA may be gone already, and the memory with it
+            self.free()
 
 
 def copy_to_device(address: int, array: npt.NDArray[Any], stream: int) -> None:

@@ -70,7 +70,7 @@ def inspect_engine(library: Library, engine: Any) -> EngineInfo:
         tuple(tensors[name] for name in inputs),
         tuple(tensors[name] for name in names if name not in inputs),
         profiles,
-        count_precisions(_layers_of(library, engine)),
+        count_precisions(_layers_of(library, engine, profiles, shape_tensors)),
         getattr(engine, "device_memory_size_v2", None) or getattr(engine, "device_memory_size", None),
         shape_tensors,
     )
@@ -93,8 +93,17 @@ def _read_profile(engine: Any, inputs: list[str], shape_tensors: frozenset[str],
     return Profile(*corners)
 
 
-def _layers_of(library: Library, engine: Any) -> list[Mapping[str, Any]]:
-    text = engine.create_engine_inspector().get_engine_information(library.module.LayerInformationFormat.JSON)
+def _layers_of(
+    library: Library, engine: Any, profiles: tuple[Profile, ...], shape_tensors: frozenset[str]
+) -> list[Mapping[str, Any]]:
+    """Layers as the inspector describes them, with shapes set: without, 8.x says "N/A due to dynamic shapes"."""
+    inspector = engine.create_engine_inspector()
+    context = engine.create_execution_context() if profiles and not shape_tensors else None
+    if context is not None:
+        for name, shape in profiles[0].opt.items():
+            context.set_input_shape(name, shape)
+        inspector.execution_context = context
+    text = inspector.get_engine_information(library.module.LayerInformationFormat.JSON)
     try:
         layers = json.loads(text).get("Layers", [])
     except ValueError:

@@ -16,7 +16,7 @@ from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Target
 from repo_builder.config.build import ServingOptions
 from repo_builder.config.proto import read_config
-from repo_builder.errors import CompileError, MissingExtraError, ModelError, RepoBuilderError, UsageError
+from repo_builder.errors import CompileError, ConfigError, MissingExtraError, ModelError, RepoBuilderError, UsageError
 from repo_builder.model import DataType
 from repo_builder.plans import compile_plan, inspect_plan
 from repo_builder.trt.library import is_installed
@@ -210,6 +210,14 @@ def test_a_cpu_instance_of_an_engine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RepoBuilderError, match="GPUs only"):
         publish(tmp_path, convolution(), ServingOptions(instance_kind="cpu"))
     assert nothing_published(tmp_path)
+
+
+@rtx
+def test_cuda_graphs_are_written_for_engines_only(tmp_path: Path) -> None:
+    published = publish(tmp_path, convolution(), ServingOptions(cuda_graphs=True))
+    assert read_config(published.folder / "config.pbtxt").optimization.cuda.graphs
+    with pytest.raises(ConfigError, match="--cuda-graphs"):
+        add_model(tmp_path / "net.onnx", repository=tmp_path / "cpu", serving=ServingOptions(cuda_graphs=True))
 
 
 @rtx
