@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.compatibility import Version, parse_version
+from repo_builder.errors import RepositoryError
 
 TIMEOUT_S = 2.0
 DEFAULT_IMAGE = "nvcr.io/nvidia/tritonserver:25.11-py3"  # compose.yaml's
+
+MARK = "# TRITON_IMAGE is kept by repo-builder"
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,29 @@ def configured_image(folder: Path) -> str | None:
     values = [value.strip().strip("\"'") for name, _, value in (line.partition("=") for line in lines)
               if name.strip() == "TRITON_IMAGE"]  # fmt: skip
     return (values and values[-1]) or None
+
+
+def write_image(folder: Path, image: str, *, asked: bool) -> Path | None:
+    """Set TRITON_IMAGE in ``folder``'s .env, for Docker Compose; None where the file isn't ours and nobody asked.
+
+    Other lines stay as they are.
+
+    Raises:
+        RepositoryError: the file can't be read or written.
+    """
+    path = folder / ".env"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if not asked and MARK not in lines:
+            return None
+        kept = [line for line in lines if line != MARK and line.partition("=")[0].strip() != "TRITON_IMAGE"]
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".env.", delete=False, encoding="utf-8") as file:
+            file.write("\n".join([*kept, MARK, f"TRITON_IMAGE={image}", ""]))
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"can't write {path}: {error}", f"write it by hand: TRITON_IMAGE={image}") from None
+    return path
 
 
 def _import_version(module: str) -> Answer:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from repo_builder.doctor import Finding, Level, examine
+from repo_builder.host import write_image
 from repo_builder.repository import MANIFEST_SCHEMA
 
 CONFIG = 'name: "{name}"\nplatform: "{platform}"\nmax_batch_size: 8\n'
@@ -236,3 +237,42 @@ def test_command(machine: Machine, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "wrong    model resnet" in done.stdout
     assert done.stderr == ""
+
+
+def doctor(machine: Machine, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "repo_builder", "doctor", "--repository", str(machine.repository), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=machine.repository.parent)
+
+
+def test_write_env_changes_its_own_line_only(machine: Machine) -> None:
+    machine.plan("det", (10, 14, 1, 48))
+    dotenv = machine.repository.parent / ".env"
+    dotenv.write_text("TRITON_IMAGE=old\nGRAFANA_PORT=3001\n")
+    assert "26.01-py3" in doctor(machine, "--write-env").stderr
+    kept = (
+        "GRAFANA_PORT=3001\n# TRITON_IMAGE is kept by repo-builder\nTRITON_IMAGE=nvcr.io/nvidia/tritonserver:{}-py3\n"
+    )
+    assert dotenv.read_text() == kept.format("26.01")
+    image = "nvcr.io/nvidia/tritonserver:25.11-py3"
+    assert write_image(dotenv.parent, image, asked=False) == dotenv
+    assert dotenv.read_text() == kept.format("25.11")
+    assert not list(dotenv.parent.glob(".env.*"))
+
+
+def test_an_env_of_others_is_left_alone_unless_asked(tmp_path: Path) -> None:
+    assert write_image(tmp_path, "a:1", asked=False) is None
+    assert not (tmp_path / ".env").exists()
+    (tmp_path / ".env").write_text("TRITON_IMAGE=mine\n")
+    assert write_image(tmp_path, "a:1", asked=False) is None
+    assert (tmp_path / ".env").read_text() == "TRITON_IMAGE=mine\n"
+
+
+def test_write_env_needs_plans_of_one_version(machine: Machine) -> None:
+    machine.model("resnet")
+    assert doctor(machine, "--write-env").returncode == 2
+    machine.plan("new", (10, 14, 1, 48))
+    machine.plan("old", (8, 6, 1, 2))
+    done = doctor(machine, "--write-env")
+    assert done.returncode == 1
+    assert "no one container loads all of these plans" in done.stderr
+    assert not (machine.repository.parent / ".env").exists()

@@ -20,7 +20,7 @@ from repo_builder.cli.output import (
     print_json,
 )
 from repo_builder.cli.trt_options import describe_engine, takes_tensorrt_options
-from repo_builder.errors import UsageError
+from repo_builder.errors import RepoBuilderError, UsageError
 
 if TYPE_CHECKING:
     from repo_builder.add import Published
@@ -176,8 +176,28 @@ def _summary(published: Published, repository: str) -> None:
         note(f"  verified  {_verified(manifest['verification'], manifest['unverified'])}")
         for hint in published.hints:
             note(f"  note      {hint}")
+        if manifest["platform"] == "tensorrt_plan":
+            _name_container(repository)
     flag = "" if repository == DEFAULT_REPOSITORY else f" --repository {shlex.quote(repository)}"
     note(f"next: repo-builder serve{flag}")
+
+
+def _name_container(repository: str) -> None:
+    """Say which of NVIDIA's containers loads the repository's plans, and keep a .env of ours up to date."""
+    from repo_builder.compatibility import container_for, find_plans
+    from repo_builder.host import write_image
+    from repo_builder.repository import Repository
+
+    try:
+        container = container_for(find_plans(Repository(repository)))
+    except RepoBuilderError as error:
+        note(f"  container none: {error.message}; {error.hint}")
+        return
+    if container:
+        image = container.release.image
+        written = write_image(Path(), image, asked=False)
+        where = f", now in {written}" if written else "; repo-builder doctor --write-env puts it into .env"
+        note(f"  container {image}{f' ({container.doubt})' if container.doubt else ''}{where}")
 
 
 def _verified(verification: dict[str, object] | None, unverified: str | None) -> str:
