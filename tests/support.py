@@ -62,7 +62,7 @@ class Result:
         assert len(hints) == 1, self.err
         assert lines[lines.index(errors[0]) :] == [errors[0], "", hints[0]]
         assert "Traceback" not in self.err
-        assert "unexpected" not in self.err
+        assert not errors[0].startswith("error: unexpected")
         return errors[0].removeprefix("error: ")
 
     @property
