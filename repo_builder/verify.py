@@ -292,7 +292,7 @@ def _cosine_error(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float
     norms = float(np.linalg.norm(one) * np.linalg.norm(other))
     if not norms:
         return 0.0 if not (one.any() or other.any()) else 1.0
-    return max(0.0, 1.0 - float(one @ other) / norms)
+    return round(max(0.0, 1.0 - float(one @ other) / norms), 12)  # what is below is rounding
 
 
 def _top1_agreement(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float | None:

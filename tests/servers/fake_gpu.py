@@ -57,7 +57,7 @@ class FakeCuda:
         event.time = time.perf_counter()
 
     def do_cudaEventElapsedTime(self, start: Any, end: Any) -> float:  # noqa: N802
-        return (end.time - start.time) * 1e3
+        return float(end.time - start.time) * 1e3
 
     def do_cudaMemset(self, address: int, value: int, size: int) -> None:  # noqa: N802
         ctypes.memset(address, value, size)
