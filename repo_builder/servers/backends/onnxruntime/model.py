@@ -17,8 +17,9 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -63,13 +64,16 @@ class Port:
         return self.shape == ()
 
 
-@dataclass(frozen=True)
-class Pending:
+class Pending(NamedTuple):
     """A request taken out of Triton's objects: its place in the call, its arrays, the outputs it asks for."""
 
     index: int
     inputs: dict[str, np.ndarray]
-    outputs: frozenset[str]
+    outputs: set[str]
+
+    @property
+    def batch(self) -> int:
+        return next(iter(self.inputs.values())).shape[0]
 
 
 class TritonPythonModel:
@@ -126,7 +130,7 @@ class TritonPythonModel:
 
     def read(self, index: int, request: Any) -> Pending:
         inputs = {tensor.name(): self.to_array(tensor) for tensor in request.inputs()}
-        return Pending(index, inputs, frozenset(request.requested_output_names()))
+        return Pending(index, inputs, set(request.requested_output_names()))
 
     def to_array(self, tensor: Any) -> np.ndarray:
         port = self.inputs[tensor.name()]
@@ -154,10 +158,9 @@ class TritonPythonModel:
         names = [name for name in self.outputs if any(name in pending.outputs for pending in group)]
         results = dict(zip(names, self.run(names, feed), strict=True))
         if self.batching:
-            sizes = [next(iter(pending.inputs.values())).shape[0] for pending in group]
-            check_batch(results, sum(sizes))
-            ends = np.cumsum(sizes)
-            pieces = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+            ends = [0, *accumulate(pending.batch for pending in group)]
+            check_batch(results, ends[-1])
+            pieces = [slice(*bounds) for bounds in pairwise(ends)]
         else:
             pieces = [slice(None)]
         responses = []
@@ -198,8 +201,8 @@ def failure(error: Exception) -> Any:
     return pb_utils.InferenceResponse([], pb_utils.TritonError(str(error), code))
 
 
-def shapes_without_batch(inputs: dict[str, np.ndarray]) -> frozenset[tuple[str, tuple[int, ...]]]:
-    return frozenset((name, array.shape[1:]) for name, array in inputs.items())
+def shapes_without_batch(inputs: dict[str, np.ndarray]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple(sorted((name, array.shape[1:]) for name, array in inputs.items()))
 
 
 def check_batch(results: dict[str, np.ndarray], batch: int) -> None:
@@ -267,6 +270,15 @@ def bfloat16_tensor(name: str, bits: np.ndarray) -> Any:
 
 # Loading: what config.pbtxt asks of ONNX Runtime, and whether it agrees with the model.
 
+# ONNX Runtime's session entries that parameters may set, and their defaults here.  Threads that spin while they wait
+# are 10 % faster on idle CPUs, but take them from Triton's own threads and, with any other process at work, are two to
+# three times slower; a local server shares its machine.
+SESSION_ENTRIES: dict[str, str | None] = {
+    "session.use_device_allocator_for_initializers": None,
+    "session.intra_op.allow_spinning": "0",
+    "session.inter_op.allow_spinning": "0",
+}
+
 
 def model_file(args: dict[str, str], config: dict[str, Any]) -> str:
     """Return the path of the ONNX file: the configured name or model.onnx, itself or inside a folder."""
@@ -325,9 +337,9 @@ def session_options(config: dict[str, Any]) -> Any:
         options.enable_cpu_mem_arena = arena
     if (pattern := boolean_parameter(config, "enable_mem_pattern")) is not None:
         options.enable_mem_pattern = pattern
-    initializers = "session.use_device_allocator_for_initializers"
-    if (text := parameter(config, initializers)) is not None:
-        options.add_session_config_entry(initializers, text)
+    for key, default in SESSION_ENTRIES.items():
+        if (text := parameter(config, key) or default) is not None:
+            options.add_session_config_entry(key, text)
     return options
 
 
@@ -343,7 +355,17 @@ def default_threads(config: dict[str, Any]) -> int:
     """Return the intra-op threads of one instance: its share of the CPUs this process may use."""
     on_cpu = [group for group in config.get("instance_group", []) if group["kind"] != "KIND_GPU"]
     instances = sum(group.get("count", 1) for group in on_cpu)
-    return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
+    return max(1, usable_cpus() // max(1, instances))
+
+
+def usable_cpus() -> int:
+    """Return the CPUs of this process's affinity, or of its container's quota (cgroup v2) if that is less."""
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return min(cpus, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return cpus
 
 
 def execution_providers(args: dict[str, str], onnxruntime: Any) -> list[Any]:
