@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -56,21 +57,23 @@ def connect() -> Any:
         import docker.errors
     except ImportError:
         raise MissingExtraError("docker", "docker") from None
+    where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     try:
+        if where.startswith("unix://"):  # tried first, for the SDK leaks a socket that does not connect
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(where.removeprefix("unix://"))
         client = docker.from_env(timeout=60)
         client.ping()
     except (docker.errors.DockerException, OSError) as error:
-        raise _no_engine_error(error) from None
+        raise _no_engine_error(error, where) from None
     return client
 
 
-def _no_engine_error(error: Exception) -> ServerError:
-    text = str(error)
-    if "Permission denied" in text or "PermissionError" in text:
+def _no_engine_error(error: Exception, where: str) -> ServerError:
+    if isinstance(error, PermissionError) or "Permission denied" in str(error):
         return ServerError(
             "this user may not use the Docker engine", "sudo usermod -aG docker $USER, then log in again"
         )
-    where = os.environ.get("DOCKER_HOST", "/var/run/docker.sock")
     return ServerError(
         f"no Docker engine answers at {where}",
         "start one (sudo systemctl start docker, or Docker Desktop), or serve without: --engine local",
