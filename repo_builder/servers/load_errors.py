@@ -305,3 +305,10 @@ def reasons_in_log(log: str) -> dict[str, str]:
                 details = []
                 break
     return reasons
+
+
+def still_loading(log: str) -> list[str]:
+    """Return the models that Triton began to load and has not finished, in order."""
+    begun = re.findall(r"\"loading: (.*):\d+\"", log)
+    ended = set(re.findall(r"(?:successfully loaded|failed to load) '(.*?)'", log))
+    return [name for name in dict.fromkeys(begun) if name not in ended]

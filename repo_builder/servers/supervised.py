@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from repo_builder.errors import ServerError, UsageError
 from repo_builder.servers.base import ModelState, ModelStatus, ServerOptions
-from repo_builder.servers.load_errors import explain, plan_errors_in_log, reasons_in_log
+from repo_builder.servers.load_errors import explain, plan_errors_in_log, reasons_in_log, still_loading
 from repo_builder.servers.ports import Ports
 from repo_builder.servers.records import ServerRecord, start_time, state_folder, write_record
 
@@ -138,8 +138,11 @@ class SupervisedServer:
                 self.version = request_json("GET", self.url, "/v2")["version"]
                 break
             if time.monotonic() > deadline:
+                loading = still_loading(self.log_file.read_text(encoding="utf-8", errors="replace"))
                 raise ServerError(
-                    f"the server is not ready after {self._timeout_s:g} s", f"see its log in {self.log_file}"
+                    f"the server is not ready after {self._timeout_s:g} s"
+                    + (f", still loading {', '.join(loading)}" if loading else ""),
+                    f"--model NAME leaves models out; see the server's log in {self.log_file}",
                 )
         write_record(self.record())
 

@@ -95,6 +95,8 @@ def foreground(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Traces,
     )
     try:
         record = wait_for(lambda: next(iter(running_servers()), None), process)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"tritonserver {record.version}, ")
         yield process, Traces(record), record
     finally:
         process.kill()
@@ -122,7 +124,6 @@ def test_serve_until_sigterm(repository: Path) -> None:
         traces.assert_gone(within=0)
     assert process.returncode == 0
     assert record.url in output
-    assert record.version in output
     assert "good" in output
     assert "READY" in output
     assert record.log_file in errors
@@ -288,6 +289,18 @@ def test_no_model_at_all_is_an_error(repository: Path) -> None:
     assert running_servers() == []
     with pytest.raises(ServerError, match="no model could be loaded"):
         serve(repository)
+
+
+def test_a_model_that_never_finishes_loading_is_named(repository: Path) -> None:
+    stuck = repository / "stuck"
+    stuck.mkdir()
+    (stuck / "config.pbtxt").write_text('backend: "python"\nmax_batch_size: 0\ninput []\noutput []\n')
+    (stuck / "1").mkdir()
+    (stuck / "1/model.py").write_text("import time\ntime.sleep(60)\n")
+    with pytest.raises(ServerError, match="not ready after 3 s, still loading stuck") as raised:
+        serve(repository, timeout_s=3)
+    assert "--model NAME" in str(raised.value.hint)
+    assert running_servers() == []
 
 
 def test_ports_in_use_are_named(repository: Path) -> None:

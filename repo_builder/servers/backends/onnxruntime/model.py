@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
+Array = npt.NDArray[Any]
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 ONNX_TO_TRITON = {
     "tensor(bool)": "TYPE_BOOL",
@@ -67,13 +69,13 @@ class Port:
 class Pending(NamedTuple):
     """A request taken out of Triton's objects: its place in the call, its arrays, the outputs it asks for."""
 
-    index: int
-    inputs: dict[str, np.ndarray]
+    place: int
+    inputs: dict[str, Array]
     outputs: set[str]
 
     @property
     def batch(self) -> int:
-        return next(iter(self.inputs.values())).shape[0]
+        return len(next(iter(self.inputs.values())))
 
 
 class TritonPythonModel:
@@ -122,17 +124,17 @@ class TritonPythonModel:
             groups.setdefault(key, []).append(pending)
         for group in groups.values():
             for pending, response in zip(group, self.answer(group), strict=True):
-                responses[pending.index] = response
+                responses[pending.place] = response
         return responses
 
     def finalize(self) -> None:
         self.session = None
 
-    def read(self, index: int, request: Any) -> Pending:
+    def read(self, place: int, request: Any) -> Pending:
         inputs = {tensor.name(): self.to_array(tensor) for tensor in request.inputs()}
-        return Pending(index, inputs, set(request.requested_output_names()))
+        return Pending(place, inputs, set(request.requested_output_names()))
 
-    def to_array(self, tensor: Any) -> np.ndarray:
+    def to_array(self, tensor: Any) -> Array:
         port = self.inputs[tensor.name()]
         if port.datatype == "TYPE_BF16":
             array = bfloat16_bits(tensor)
@@ -170,7 +172,7 @@ class TritonPythonModel:
             responses.append(pb_utils.InferenceResponse(tensors))
         return responses
 
-    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, names: list[str], feed: dict[str, Array]) -> list[Array]:
         if missing := self.required - feed.keys():
             raise RequestError(f"input {min(missing)!r} is missing and the ONNX model has no default for it")
         if not self.through_ort_values:
@@ -187,7 +189,7 @@ class TritonPythonModel:
             for name, value in zip(names, results, strict=True)
         ]
 
-    def to_tensor(self, port: Port, array: np.ndarray, piece: slice) -> Any:
+    def to_tensor(self, port: Port, array: Array, piece: slice) -> Any:
         part = array.reshape(port.dims) if array.ndim == 0 else array[piece]
         if port.datatype == "TYPE_BF16":
             return bfloat16_tensor(port.name, part)
@@ -201,11 +203,11 @@ def failure(error: Exception) -> Any:
     return pb_utils.InferenceResponse([], pb_utils.TritonError(str(error), code))
 
 
-def shapes_without_batch(inputs: dict[str, np.ndarray]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def shapes_without_batch(inputs: dict[str, Array]) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple(sorted((name, array.shape[1:]) for name, array in inputs.items()))
 
 
-def check_batch(results: dict[str, np.ndarray], batch: int) -> None:
+def check_batch(results: dict[str, Array], batch: int) -> None:
     for name, array in results.items():
         if array.ndim == 0 or array.shape[0] != batch:
             raise RequestError(
@@ -217,7 +219,7 @@ def check_batch(results: dict[str, np.ndarray], batch: int) -> None:
 # Strings: Triton hands over bytes, ONNX Runtime's Python interface takes text.
 
 
-def decoded(array: np.ndarray, name: str) -> np.ndarray:
+def decoded(array: Array, name: str) -> Array:
     flat = array.reshape(-1)
     text = np.empty(flat.shape, dtype=object)
     try:
@@ -233,6 +235,7 @@ def decoded(array: np.ndarray, name: str) -> np.ndarray:
 
 DLPACK_DTYPE_CODE_OFFSET = 20
 DLPACK_BFLOAT = 4
+DLPACK_TAKEN = b"used_dltensor"
 _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype = ctypes.c_void_p
 _capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
@@ -240,31 +243,31 @@ _set_capsule_name = ctypes.pythonapi.PyCapsule_SetName
 _set_capsule_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
-def bits_at(address: int, shape: Sequence[int]) -> np.ndarray:
+def bits_at(address: int, shape: Sequence[int]) -> Array:
     """Return the ``shape`` bfloat16 values at ``address`` as a uint16 array that doesn't own its memory."""
     count = int(np.prod(shape, dtype=np.int64))
     if count == 0:
         return np.empty(shape, dtype=np.uint16)
-    return np.frombuffer((ctypes.c_uint16 * count).from_address(address), dtype=np.uint16).reshape(shape)
+    return np.frombuffer(memoryview((ctypes.c_uint16 * count).from_address(address)), np.uint16).reshape(shape)
 
 
-def bfloat16_bits(tensor: Any) -> np.ndarray:
+def bfloat16_bits(tensor: Any) -> Array:
     capsule = tensor.to_dlpack()
     data = ctypes.c_void_p.from_address(_capsule_pointer(capsule, b"dltensor")).value
     return bits_at(data or 0, tensor.shape())
 
 
-def copy_of_bits(value: Any) -> np.ndarray:
+def copy_of_bits(value: Any) -> Array:
     return bits_at(value.data_ptr(), value.shape()).copy()
 
 
-def bfloat16_tensor(name: str, bits: np.ndarray) -> Any:
+def bfloat16_tensor(name: str, bits: Array) -> Any:
     capsule = bits.__dlpack__()
     head = _capsule_pointer(capsule, b"dltensor")
     ctypes.c_uint8.from_address(head + DLPACK_DTYPE_CODE_OFFSET).value = DLPACK_BFLOAT
     tensor = pb_utils.Tensor.from_dlpack(name, capsule)
     # Triton frees what it took but renames the capsule in its own way; under DLPack's name NumPy leaves it alone.
-    _set_capsule_name(capsule, b"used_dltensor")
+    _set_capsule_name(capsule, DLPACK_TAKEN)
     return tensor
 
 
@@ -354,7 +357,7 @@ def run_options(config: dict[str, Any], onnxruntime: Any) -> Any:
 def default_threads(config: dict[str, Any]) -> int:
     """Return the intra-op threads of one instance: its share of the CPUs this process may use."""
     on_cpu = [group for group in config.get("instance_group", []) if group["kind"] != "KIND_GPU"]
-    instances = sum(group.get("count", 1) for group in on_cpu)
+    instances: int = sum(group.get("count", 1) for group in on_cpu)
     return max(1, usable_cpus() // max(1, instances))
 
 
