@@ -10,8 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from repo_builder.servers.records import ServerRecord, record_path, running_serv
 from tests.servers.repositories import infer, write_identity
 
 COMMAND = [sys.executable, "-m", "repo_builder"]
-FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+LOCAL = ["--engine", "local", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 SAMPLE = np.array([[1, 2, 3, 4]], np.float32)
 
 
@@ -87,91 +85,93 @@ def bindable(port: int) -> bool:
         return True
 
 
-@contextmanager
-def foreground(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Traces, ServerRecord]]:
-    """Run `repo-builder serve` and wait until it is ready."""
-    process = subprocess.Popen(
-        [*COMMAND, "serve", *arguments, *FREE_PORTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        record = wait_for(lambda: next(iter(running_servers()), None), process)
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith(f"tritonserver {record.version}, ")
-        yield process, Traces(record), record
-    finally:
-        process.kill()
-        process.communicate()
+class Foreground:
+    """A ready `repo-builder serve`, with all that it prints in files beside the repository."""
 
+    def __init__(self, repository: Path) -> None:
+        self._output, self._errors = repository.parent / "output", repository.parent / "errors"
+        with self._output.open("w") as output, self._errors.open("w") as errors:
+            command = [*COMMAND, "serve", "-r", str(repository), *LOCAL]
+            self.process = subprocess.Popen(command, stdout=output, stderr=errors)
+        deadline = time.monotonic() + 60
+        while "Ctrl-C stops it" not in self.errors:
+            assert self.process.poll() is None, self.errors
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (self.record,) = running_servers()
+        self.traces = Traces(self.record)
 
-def wait_for(found: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if result := found():
-            return result
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    raise TimeoutError
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text()
+
+    def __enter__(self) -> Foreground:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def test_serve_until_sigterm(repository: Path) -> None:
-    with foreground("-r", str(repository)) as (process, traces, record):
-        np.testing.assert_array_equal(infer(record.url, "good", {"x": SAMPLE})["y"], SAMPLE)
-        assert len(traces.left()) > 4
+    with Foreground(repository) as serving:
+        np.testing.assert_array_equal(infer(serving.record.url, "good", {"x": SAMPLE})["y"], SAMPLE)
+        assert len(serving.traces.left()) > 4
         began = time.monotonic()
-        process.terminate()
-        output, errors = process.communicate(timeout=5)
+        serving.process.terminate()
+        assert serving.process.wait(timeout=6) == 0
         assert time.monotonic() - began < 5
-        traces.assert_gone(within=0)
-    assert process.returncode == 0
-    assert record.url in output
-    assert "good" in output
-    assert "READY" in output
-    assert record.log_file in errors
-    assert "Traceback" not in errors
+        serving.traces.assert_gone(within=0)
+    assert serving.record.url in serving.output
+    assert "good" in serving.output
+    assert "READY" in serving.output
+    assert serving.record.log_file in serving.errors
+    assert "Traceback" not in serving.errors
 
 
 def test_ctrl_c_with_a_client_still_connected(repository: Path) -> None:
-    with foreground("-r", str(repository)) as (process, traces, record), socket.socket() as idle:
-        idle.connect(("127.0.0.1", record.http_port))
+    with Foreground(repository) as serving, socket.socket() as idle:
+        idle.connect(("127.0.0.1", serving.record.http_port))
         idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle.recv(100).startswith(b"HTTP/1.1 200")
         began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=6)
+        serving.process.send_signal(signal.SIGINT)
+        assert serving.process.wait(timeout=6) == 0
         assert time.monotonic() - began < 5
-        traces.assert_gone(within=0)
-    assert process.returncode == 0
+        serving.traces.assert_gone(within=0)
 
 
 def test_killed_parent_leaves_nothing(repository: Path) -> None:
-    with foreground("-r", str(repository)) as (process, traces, _):
-        process.kill()
-        process.wait()
-        traces.assert_gone(within=2)
+    with Foreground(repository) as serving:
+        serving.process.kill()
+        serving.process.wait()
+        serving.traces.assert_gone(within=2)
 
 
 def test_killed_supervisor_leaves_nothing(repository: Path) -> None:
-    with foreground("-r", str(repository)) as (process, traces, _):
-        os.kill(traces.supervisor, signal.SIGKILL)
-        _, errors = process.communicate(timeout=5)
-        traces.assert_gone(within=2)
-    assert process.returncode == 1
-    assert "error: tritonserver was killed by signal 9" in errors
+    with Foreground(repository) as serving:
+        os.kill(serving.traces.supervisor, signal.SIGKILL)
+        assert serving.process.wait(timeout=6) == 1
+        serving.traces.assert_gone(within=2)
+    assert "error: tritonserver was killed by signal 9" in serving.errors
 
 
 def test_killed_tritonserver_is_reported_and_cleaned_up(repository: Path) -> None:
-    with foreground("-r", str(repository)) as (process, traces, record):
-        (server,) = traces.processes("bin/tritonserver")
+    with Foreground(repository) as serving:
+        (server,) = serving.traces.processes("bin/tritonserver")
         os.kill(server, signal.SIGKILL)
-        _, errors = process.communicate(timeout=5)
-        traces.assert_gone(within=0)
-    assert process.returncode == 1
-    assert "error: tritonserver was killed by signal 9" in errors
-    assert f"hint: see its log in {record.log_file}" in errors
+        assert serving.process.wait(timeout=6) == 1
+        serving.traces.assert_gone(within=0)
+    assert "error: tritonserver was killed by signal 9" in serving.errors
+    assert f"hint: see its log in {serving.record.log_file}" in serving.errors
 
 
 def test_detach_status_stop(repository: Path) -> None:
-    started = run("serve", "-r", str(repository), "--detach", "--json", *FREE_PORTS)
+    started = run("serve", "-r", str(repository), "--detach", "--json", *LOCAL)
     assert started.returncode == 0, started.stderr
     server = json.loads(started.stdout)
     (record,) = running_servers()
@@ -266,23 +266,20 @@ def test_a_broken_model_does_not_hide_the_good_one(repository: Path) -> None:
     (write_identity(repository, "broken") / "1/model.onnx").write_bytes(b"not a model")
     (write_identity(repository, "unread") / "config.pbtxt").write_text('platfrm: "x"\n')
     (write_identity(repository, "no_version") / "1").rename(repository / "no_version/first")
-    with foreground("-r", str(repository)) as (process, _, record):
-        np.testing.assert_array_equal(infer(record.url, "good", {"x": SAMPLE})["y"], SAMPLE)
+    with Foreground(repository) as serving:
+        np.testing.assert_array_equal(infer(serving.record.url, "good", {"x": SAMPLE})["y"], SAMPLE)
         listed = json.loads(run("status", "--json").stdout)[0]["models"]
-        process.terminate()
-        _, errors = process.communicate(timeout=5)
-    assert process.returncode == 0
     assert {model["name"]: model["state"] for model in listed} == {
         "good": "READY", "broken": "UNAVAILABLE", "unread": "UNAVAILABLE", "no_version": "UNAVAILABLE",
     }  # fmt: skip
-    assert "error: broken: the model file is no whole ONNX model" in errors
-    assert "error: unread: config.pbtxt line 1, column 8:" in errors
-    assert "error: no_version: it has no version that its version_policy takes" in errors
+    assert "error: broken: the model file is no whole ONNX model" in serving.errors
+    assert "error: unread: config.pbtxt line 1, column 8:" in serving.errors
+    assert "error: no_version: it has no version that its version_policy takes" in serving.errors
 
 
 def test_no_model_at_all_is_an_error(repository: Path) -> None:
     (repository / "good/1/model.onnx").unlink()
-    failed = run("serve", "-r", str(repository), *FREE_PORTS)
+    failed = run("serve", "-r", str(repository), *LOCAL)
     assert failed.returncode == 1
     assert "error: no model could be loaded: good:" in failed.stderr
     assert "1/model.onnx is missing" in failed.stderr
