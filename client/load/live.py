@@ -26,10 +26,10 @@ _BAR: Final = 30
 
 
 class Progress(Observer):
-    """Numbers of the last second, on ``stream``: in place where that is a terminal, else a line a second."""
+    """Numbers of the last second on ``stream``, else stderr: in place on a terminal, else a line a second."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream = stream or sys.stderr
         self._view: Live | None = None
         self._interval = _VIEW_S if stream.isatty() else _LINE_S
 

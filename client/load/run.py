@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -26,6 +27,8 @@ from client.metadata import ModelMetadata
 from client.protocol import HEADER_LENGTH, Response, inference_outputs
 
 DEFAULT_DURATION_S: Final = 10.0
+_READINGS: Final = 10
+_BETWEEN_READINGS_S: Final = 0.02
 DEFAULT_WINDOW: Final = Window(DEFAULT_DURATION_S)
 DEFAULT_WARMUP: Final = Window(1.0)
 
@@ -259,11 +262,14 @@ def _split(statistics: Statistics, phase: PhaseResult, server: ServerWindow) -> 
     response, service = statistics.response.mean_ms.value, statistics.service.mean_ms.value
     send = sum(end.send_ns for end in phase.ends) / max(1, statistics.requests) / 1e6
     receive = sum(end.receive_ns for end in phase.ends) / answered / 1e6
+    network = service - send - server.total_ms - receive
+    if network < 0:  # the server's account is not of these requests alone
+        return ()
     core = server.queue_ms + server.compute_input_ms + server.compute_infer_ms + server.compute_output_ms
     return (
         Part("waiting to be sent", response - service),
         Part("client send", send),
-        Part("network and server front end", service - send - server.total_ms - receive),
+        Part("network and server front end", network),
         Part("server queue", server.queue_ms),
         Part("server compute input", server.compute_input_ms),
         Part("server compute infer", server.compute_infer_ms),
@@ -283,10 +289,17 @@ def _notes(server: ServerWindow | None, answered: int) -> list[str]:
 
 
 def _statistics(client: Client, model: ModelMetadata) -> dict[str, Any] | None:
+    """The server's counters, when two readings agree: Triton counts a request shortly after it has answered it."""
     try:
-        return client.raw_statistics(model.name, model.version)
+        counters = client.raw_statistics(model.name, model.version)
+        for _ in range(_READINGS):
+            time.sleep(_BETWEEN_READINGS_S)
+            earlier, counters = counters, client.raw_statistics(model.name, model.version)
+            if counters == earlier:
+                break
     except ClientError:
         return None  # the server may be down for a while; that is a finding, not a reason to stop
+    return counters
 
 
 def _floor(plan: Plan, bodies: Bodies, samples: Sequence[Sample], workers: int) -> Floor | None:

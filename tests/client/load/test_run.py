@@ -1,0 +1,185 @@
+"""``run_load`` against fakes that answer by a script: what is reported is what was done."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client import ClientError, ConnectionFailed, UsageError, run_load
+from client.load.histogram import decode
+from client.load.result import Level, RunResult
+from tests.client.load.fake_server import Script, fake_server
+
+
+def run(script: Script, **options: Any) -> RunResult:
+    with fake_server(script) as url:
+        return run_load(url=url, **{"warmup_s": 0, "floor": False, "requests": None, **options})
+
+
+def level(script: Script, **options: Any) -> Level:
+    (found,) = run(script, **options).levels
+    return found
+
+
+def kinds(found: Level) -> dict[str, int]:
+    return {kind.kind: kind.count for kind in found.statistics.kinds}
+
+
+class TestTruth:
+    @pytest.mark.parametrize("load", [{"concurrency": 2}, {"rate": 150}])
+    def test_percentiles_are_those_of_the_script(self, load: dict[str, Any]) -> None:
+        delays = tuple(0.004 + 0.0001 * step for step in range(100))
+        found = level(Script(delays_s=delays), requests=200, **load).statistics.service
+        assert found is not None
+        truth = np.sort(np.tile(delays, 2)) * 1e3
+        # Wide, for this is no benchmark and the machine is shared: the script's steps are told apart all the same.
+        assert truth[0] <= found.min_ms
+        assert found.percentile(0.5).ms.value == pytest.approx(truth[99], abs=1.0)
+        assert found.percentile(0.9).ms.value == pytest.approx(truth[179], abs=2.0)
+
+    def test_batches_are_the_servers_to_the_last(self) -> None:
+        found = level(Script(batches=(1, 2, 3)), concurrency=2, requests=300)
+        assert found.server is not None
+        assert [(b.size, b.executions) for b in found.server.batches] == [(1, 50), (2, 50), (3, 50)]
+        assert found.batching is not None
+        assert "works: 300 requests ran in 150 executions, 2.00 items each" in found.batching
+
+    def test_the_warm_up_is_in_no_number(self) -> None:
+        found = level(Script(delays_s=(0.002,)), concurrency=2, requests=100, warmup_s=0.2)
+        assert found.server is not None
+        assert found.statistics.requests == found.server.requests == 100
+
+    def test_parts_sum_to_the_mean(self) -> None:
+        found = level(Script(delays_s=(0.003,)), rate=200, requests=100)
+        assert found.statistics.response is not None
+        assert {part.name: part.ms for part in found.split}["server queue"] == pytest.approx(0.1)
+        assert sum(part.ms for part in found.split) == pytest.approx(found.statistics.response.mean_ms.value)
+        assert all(part.ms >= 0 for part in found.split)
+
+    def test_histogram_and_columns_tell_the_same(self) -> None:
+        result = run(Script(delays_s=(0.001, 0.005)), concurrency=1, requests=100)
+        latency = result.to_json()["levels"][0]["response_time"]
+        assert decode(latency["hdr_histogram_ns"]).sum() == latency["count"] == 100
+
+    def test_a_constant_rate_is_kept(self) -> None:
+        found = level(Script(delays_s=(0.01,)), rate=200, duration_s=1)
+        assert found.statistics.requests == 200
+        assert found.server is not None
+        assert found.server.requests == 200
+
+
+class TestStall:
+    def test_response_time_has_the_wait_that_service_time_forgets(self) -> None:
+        """One connection, 100 requests/s, a stall of 0.5 s: some 50 requests were due in it, one was sent."""
+        script = Script(delays_s=(0.001,), stall=(0.3, 0.8))
+        with fake_server(script) as url:
+            from client.client import Client
+            from client.load.run import Plan, carry_out
+            from client.load.schedule import Load, Window
+
+            plan = Plan((Load(rate=100),), Window(1.5), None, max_connections=1, floor=False)
+            with Client(url) as client:
+                (found,) = carry_out(client, None, "", plan).levels
+        response, service = found.statistics.response, found.statistics.service
+        assert response is not None
+        assert service is not None
+        assert response.max_ms > 450
+        assert response.percentile(0.9).ms.value > 200
+        assert service.percentile(0.9).ms.value < 50
+        assert service.percentile(0.95).ms.value < 50
+
+    def test_a_server_that_falls_behind_is_told(self) -> None:
+        found = level(Script(delays_s=(0.2,)), rate=5000, duration_s=0.5)
+        assert found.generator.unsent > 500
+        assert any("due and never sent" in reason for reason in found.verdict.reasons)
+        assert found.statistics.requests + found.generator.unsent == 2500
+
+
+class TestErrors:
+    def test_refusals_and_failures_are_counted_and_the_run_goes_on(self) -> None:
+        found = level(Script(refuse_every=10, fail_every=3), concurrency=2, requests=90)
+        assert kinds(found) == {"server error (HTTP 5xx)": 27, "refused (HTTP 4xx)": 9}
+        assert {kind.message for kind in found.statistics.kinds} == {
+            'HTTP 400: {"error":"refused by the script"}',
+            'HTTP 500: {"error":"failed by the script"}',
+        }
+        assert not found.verdict.valid
+
+    def test_silence_is_a_timeout(self) -> None:
+        found = level(Script(silent_every=25), concurrency=2, requests=100, timeout_s=0.15)
+        assert kinds(found) == {"timeout": 4}
+        assert found.statistics.response is not None
+        assert found.statistics.response.count == 96
+
+    def test_garbage(self) -> None:
+        found = level(Script(garbage_every=20), concurrency=1, requests=100)
+        assert kinds(found) == {"answer not understood": 5}
+
+    def test_an_answer_that_is_no_inference_is_noticed(self) -> None:
+        found = level(Script(wrong_every=1), concurrency=1, duration_s=0.35)
+        assert found.generator.wrong_answers >= 3
+        assert "answers looked into were wrong" in found.verdict.reasons[-1]
+
+    def test_a_server_that_comes_back_leaves_a_window_of_errors(self) -> None:
+        found = level(Script(delays_s=(0.002,), dead=(0.4, 0.8)), concurrency=2, duration_s=1.4)
+        (window,) = found.statistics.error_windows
+        assert window.start_s == pytest.approx(0.4, abs=0.1)
+        assert window.end_s == pytest.approx(0.8, abs=0.1)
+        assert kinds(found)["connection broke"] >= 1
+        assert kinds(found)["no connection"] >= 10
+        assert found.statistics.timeline[-5].requests > 0
+
+    def test_a_server_that_stays_away(self) -> None:
+        found = level(Script(delays_s=(0.002,), dies_at=0.3), concurrency=2, duration_s=0.6)
+        assert found.server is None
+        assert found.notes
+        assert kinds(found)["no connection"] > 5
+        assert found.statistics.requests > found.statistics.errors > 0
+
+    def test_an_open_loop_meets_a_dead_server_at_its_rate(self) -> None:
+        found = level(Script(delays_s=(0.002,), dead=(0.2, 0.6)), rate=200, duration_s=1)
+        assert found.statistics.requests == 200
+        assert 60 <= found.statistics.errors <= 100
+
+
+class TestConnections:
+    @pytest.mark.parametrize("script", [Script(chunked=True), Script(close_after=True), Script(pieces=5)])
+    def test_ways_of_answering(self, script: Script) -> None:
+        found = level(script, concurrency=3, requests=60)
+        assert found.statistics.errors == 0
+        assert found.statistics.requests == 60
+        assert found.generator.wrong_answers == 0
+
+    def test_several_workers_divide_the_load(self) -> None:
+        found = level(Script(delays_s=(0.002,)), concurrency=5, requests=101, workers=3)
+        assert found.statistics.requests == 101
+        assert (found.generator.workers, found.generator.connections) == (3, 5)
+
+    def test_large_requests_arrive_whole(self) -> None:
+        config = {"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [500_000]}]}
+        found = level(Script(config=config), concurrency=2, requests=30)
+        assert (found.statistics.requests, found.statistics.errors) == (30, 0)
+
+
+class TestMisuse:
+    def test_no_server(self) -> None:
+        with pytest.raises(ConnectionFailed):
+            run_load("x", url="127.0.0.1:9")
+
+    def test_a_batch_that_is_too_large(self) -> None:
+        with fake_server() as url, pytest.raises(UsageError, match="batches up to 8"):
+            run_load(url=url, batch=9)
+
+    def test_a_free_axis_needs_a_shape(self) -> None:
+        script = Script(config={"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1]}]})
+        with fake_server(script) as url, pytest.raises(ClientError) as caught:
+            run_load(url=url)
+        assert caught.value.hint is not None
+        assert re.search("--shape x=", caught.value.hint)
+
+    def test_https_is_not_offered(self) -> None:
+        with pytest.raises(UsageError, match="plain HTTP"):
+            run_load("x", url="https://localhost")

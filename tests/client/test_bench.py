@@ -1,0 +1,308 @@
+"""``python -m client.bench`` and ``python -m client.compare`` as commands, against fakes that answer by a script."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import client
+import client.bench
+import client.compare
+from tests.client.load.fake_server import MODEL, Script, fake_server
+
+SCHEMA = json.loads((Path(client.__file__).parent / "load" / "run.schema.json").read_text())
+QUICK = ("--warmup", "0", "--no-floor", "--quiet")
+PERF_ANALYZER = (
+    "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,"
+    "Server Compute Infer,Server Compute Output,Client Recv,p50 latency,p90 latency,p95 latency,p99 latency"
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(module: str, *arguments: object) -> Done:
+    """Run a command's own entry point in this process; its workers are processes of their own all the same."""
+    main = {"bench": client.bench.main, "compare": client.compare.main}[module]
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
+    line = [f"client.{module}", *map(str, arguments)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", line)
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert isinstance(ended.value.code, int)
+    return Done(ended.value.code, *(_text(stream) for stream in (out, err)))
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    stream.seek(0)
+    return stream.read()
+
+
+def bench(script: Script, *arguments: object) -> Done:
+    with fake_server(script) as url:
+        return command("bench", MODEL, "--url", url, *QUICK, *arguments)
+
+
+def saved(path: Path, *arguments: object, script: Script | None = None) -> dict[str, Any]:
+    """The document of a run of 500 requests, unless ``arguments`` say otherwise."""
+    done = bench(script or Script(delays_s=(0.002,)), *(arguments or ("--requests", 500)), "--output", path)
+    assert not done.stderr
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+class TestOutput:
+    def test_document_keeps_its_schema(self, tmp_path: Path) -> None:
+        jsonschema.Draft202012Validator.check_schema(SCHEMA)
+        validator = jsonschema.Draft202012Validator(SCHEMA)
+        validator.validate(saved(tmp_path / "a.json", "--concurrency", "1,3", "--requests", 60))
+        validator.validate(saved(tmp_path / "b.json", "--rate", 200, "--poisson", "--duration", "300ms"))
+        broken = saved(tmp_path / "c.json", "--requests", 30, script=Script(refuse_every=1))
+        assert broken["levels"][0]["response_time"] is None
+        validator.validate(broken)
+        with pytest.raises(jsonschema.ValidationError):
+            validator.validate({**broken, "more": 1})
+
+    def test_json_on_stdout_is_the_same_document(self) -> None:
+        done = bench(Script(), "--requests", 50, "--json")
+        jsonschema.validate(json.loads(done.stdout), SCHEMA)
+
+    def test_csv_has_perf_analyzers_columns(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.csv"
+        bench(Script(delays_s=(0.003,)), "--concurrency", "1,2", "--requests", 100, "-f", file)
+        header, *rows = file.read_text().splitlines()
+        assert header == PERF_ANALYZER
+        first, second = csv.DictReader([header, *rows])
+        assert (first["Concurrency"], second["Concurrency"]) == ("1", "2")
+        assert (first["Server Queue"], first["Server Compute Infer"]) == ("100", "200")
+        assert 2900 <= int(first["p50 latency"]) <= 6000
+        assert int(first["Network+Server Send/Recv"]) > 2000
+
+    def test_csv_of_rates_names_them(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.csv"
+        bench(Script(), "--rate", "100,200", "--duration", "200ms", "-f", file)
+        assert file.read_text().startswith("Request Rate,Inferences/Second,")
+        assert [row.split(",")[0] for row in file.read_text().splitlines()[1:]] == ["100", "200"]
+
+    def test_table_and_sentences(self) -> None:
+        done = bench(Script(delays_s=(0.002,), batches=(2,)), "--concurrency", 2, "--requests", 600)
+        assert re.search(r"p99 +\d", done.stdout)
+        assert "600 requests, 0 failed" in done.stdout
+        assert "Dynamic batching works: 600 requests ran in 300 executions" in done.stdout
+        assert "p99.9*" in done.stdout
+        assert "p99.9 takes 4,603" in done.stdout
+        assert "mean response time" in done.stdout
+
+    def test_progress_is_plain_lines_on_stderr(self) -> None:
+        with fake_server(Script(delays_s=(0.005,))) as url:
+            done = command("bench", MODEL, "-u", url, "--warmup", "0", "--no-floor", "--duration", "2.5s")
+        lines = [
+            line for line in done.stderr.splitlines() if re.match(r" +\d+\.\d s +\S+ requests/s  p50 \S+ ms", line)
+        ]
+        assert len(lines) >= 2
+        assert "\x1b" not in done.stderr + done.stdout
+
+    def test_floor(self) -> None:
+        with fake_server(Script(delays_s=(0.002,))) as url:
+            done = command("bench", MODEL, "-u", url, "--warmup", "0", "--requests", 30, "--json", "--quiet")
+        floor = json.loads(done.stdout)["floor"]
+        assert 0 < floor["p50_ms"] <= floor["p99_ms"] < 50
+        assert floor["throughput"] > 200
+
+
+class TestReport:
+    def test_page_is_whole_and_needs_nothing_else(self, tmp_path: Path) -> None:
+        file = tmp_path / "report.html"
+        bench(Script(delays_s=(0.002,), batches=(1, 2)), "--concurrency", "1,2", "--requests", 100, "--html", file)
+        page = file.read_text()
+        assert balanced(page)
+        for title in ("Latency against throughput", "Latency by percentile", "Response time over time", "Where the"):
+            assert title in page
+        assert not re.search(r"(src|href)=|https?://(?!127)|<script", page)
+        assert "NaN" not in page
+        assert "nan" not in re.findall(r'points="([^"]*)"', page)
+
+    def test_text_of_strangers_is_escaped(self, tmp_path: Path) -> None:
+        file = tmp_path / "report.html"
+        script = Script(refuse_every=2, config={"platform": "<script>alert(1)</script>"})
+        bench(script, "--requests", 40, "--html", file)
+        assert "<script" not in file.read_text()
+        assert "&lt;script&gt;" in file.read_text()
+
+    def test_a_run_without_answers_has_a_page(self, tmp_path: Path) -> None:
+        file = tmp_path / "report.html"
+        bench(Script(fail_every=1), "--requests", 20, "--html", file)
+        assert balanced(file.read_text())
+        assert "failed by the script" in file.read_text()
+
+
+class TestExitCodes:
+    def test_valid(self) -> None:
+        done = bench(Script(delays_s=(0.003,)), "--requests", 900, "--concurrency", 2)
+        reasons = [line for line in done.stdout.splitlines() if "INVALID" in line]
+        assert (done.returncode, reasons) == (0, []) or all("not stable" in line for line in reasons)
+
+    def test_invalid(self) -> None:
+        done = bench(Script(), "--requests", 10)
+        assert done.returncode == 1
+        assert "INVALID: 10 requests can't carry p99, which takes 459" in done.stdout
+
+    def test_thresholds(self) -> None:
+        script = Script(delays_s=(0.005,))
+        done = bench(script, "--requests", 100, "--fail-if", "p50>4ms", "--fail-if", "errors>0")
+        assert done.returncode == 99
+        assert re.search(r"threshold: p50>4ms: \d", done.stdout)
+        assert "errors>0" not in done.stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--rate", "5", "--concurrency", "2"), "can't go together"),
+            (("--poisson",), "--poisson is for --rate"),
+            (("--fail-if", "p99"), "is no condition"),
+            (("--concurrency", "0"), "is no list of levels"),
+            (("--percentile", "98"), "--percentile takes one of"),
+            (("--output", "/none/here.json"), "its folder does not exist"),
+            (("--input-range", "x=5:1"), "is not a range"),
+            (("--input-range", "y=0:1"), "has no input 'y'"),
+            (("--batch", "100"), "batches up to 8"),
+        ],
+    )
+    def test_misuse(self, arguments: tuple[str, ...], message: str) -> None:
+        done = bench(Script(), "--requests", 10, *arguments)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_no_server(self) -> None:
+        done = command("bench", MODEL, "--url", "127.0.0.1:9")
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: no server answers at http://127.0.0.1:9")
+        assert "hint:" in done.stderr
+
+
+class TestInterruption:
+    def test_what_was_measured_is_shown_and_saved(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.json"
+        line = [sys.executable, "-m", "client.bench", MODEL, *QUICK[:-1], "--duration", "60s", "--output", str(file)]
+        with fake_server(Script(delays_s=(0.002,))) as url:
+            process = subprocess.Popen(
+                [*line, "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+            assert process.stderr is not None
+            assert any("requests/s" in line for line in process.stderr)
+            os.killpg(process.pid, signal.SIGINT)  # as the terminal does: the workers get it, too
+            began = time.monotonic()
+            out, err = process.communicate(timeout=20)
+        assert time.monotonic() - began < 10
+        assert process.returncode == 1
+        assert "INVALID: interrupted before its end" in out
+        assert "Traceback" not in err
+        document = json.loads(file.read_text())
+        assert document["levels"][0]["requests"] > 50
+        assert document["levels"][0]["errors"] == 0
+        jsonschema.validate(document, SCHEMA)
+
+    def test_a_full_disk_loses_neither_the_table_nor_the_other_file(self, tmp_path: Path) -> None:
+        with fake_server() as url:
+            limit = f"ulimit -f 8; exec {sys.executable} -m client.bench {MODEL} --url {url} {' '.join(QUICK)}"
+            line = f"{limit} --requests 600 --csv {tmp_path}/run.csv --output {tmp_path}/run.json"
+            # 8 KiB a file: enough for the CSV, not for the document.  Python ignores SIGXFSZ: the write fails.
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert "run.json can't be written: File too large" in done.stderr
+        assert "600 requests" in done.stdout
+        assert (tmp_path / "run.csv").read_text().count("\n") == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run.csv"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run, and one against a server that takes twice as long."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, delay in (("fast", 0.002), ("slow", 0.004)):
+        saved(folder / f"{name}.json", "--requests", 500, script=Script(delays_s=(delay,)))
+    return folder / "fast.json", folder / "slow.json"
+
+
+class TestCompare:
+    def test_a_slower_run_is_found(self, runs: tuple[Path, Path]) -> None:
+        done = command("compare", *runs, "--fail-if-slower", "5%")
+        assert done.returncode == 99
+        assert re.search(r"p50, ms +2\.\d+ +4\.\d+ +\+\d+\.\d% .* worse", done.stdout)
+        assert "slower: concurrency 1: p50" in done.stderr
+
+    def test_the_other_way_round_is_better(self, runs: tuple[Path, Path]) -> None:
+        done = command("compare", *reversed(runs), "--fail-if-slower", "5%")
+        assert done.returncode == 0
+        assert "better" in done.stdout
+
+    def test_a_run_against_itself_is_noise(self, runs: tuple[Path, Path]) -> None:
+        done = command("compare", runs[0], runs[0], "--json")
+        (comparison,) = json.loads(done.stdout)["comparisons"]
+        changes = comparison["levels"][0]["changes"]
+        assert {change["metric"] for change in changes} == {"throughput", "mean", "p50", "p90", "p99"}
+        assert all(change["noise"] and change["relative"] == 0 for change in changes)
+
+    def test_page(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
+        command("compare", *runs, "--html", tmp_path / "page.html")
+        assert balanced((tmp_path / "page.html").read_text())
+
+    @pytest.mark.parametrize("text", ["{}", "no json", '{"format": "client.bench/9"}', "[]"])
+    def test_what_is_no_result(self, runs: tuple[Path, Path], tmp_path: Path, text: str) -> None:
+        (tmp_path / "other.json").write_text(text)
+        done = command("compare", runs[0], tmp_path / "other.json")
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
+
+
+class _Tags(HTMLParser):
+    VOID = frozenset({"meta", "line", "rect", "circle", "polyline"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sound = True
+
+    def handle_starttag(self, tag: str, _: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, _: object) -> None:
+        self.sound &= tag in self.VOID
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            self.sound &= bool(self.open) and self.open.pop() == tag
+
+
+def balanced(page: str) -> bool:
+    """Whether every element is closed, in the order in which they were opened."""
+    tags = _Tags()
+    tags.feed(page)
+    return tags.sound and not tags.open and page.startswith("<!doctype html>")

@@ -1,0 +1,175 @@
+"""Load on the real tritonserver: its own counters must tell the same story as the generator's records."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import repo_builder
+from client import Client, LoadData, UnknownModel, UsageError, run_load
+from client.load.result import Level
+from repo_builder.servers.base import Server
+from tests import models
+
+PICTURE = ("--image", "unit", "--resize", "16", "--crop", "16")
+LOOKUP = ("--input-range", "ids=0:0")  # all but one index are out of the table's range
+ALONE = ("--no-batching",)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    made = {
+        "linear": (models.linear(), ()),
+        "alone": (models.linear(batch=1), ALONE),
+        "picture": (models.picture(16, 16), PICTURE),
+        "lookup": (models.lookup(), LOOKUP),
+    }
+    for name, (proto, options) in made.items():
+        source = models.save(proto, folder / f"{name}.onnx")
+        line = [sys.executable, "-m", "repo_builder", "add", source, "--repository", folder / "models", *options]
+        subprocess.run(list(map(str, line)), check=True, capture_output=True)
+    return folder / "models"
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Server]:
+    with repo_builder.serve(repository) as running:
+        yield running
+
+
+def level(server: Server, model: str, **options: object) -> Level:
+    result = run_load(model, url=server.url, warmup_s=0, floor=False, **options)  # type: ignore[arg-type]
+    (found,) = result.levels
+    return found
+
+
+def test_the_server_counts_what_was_sent(server: Server) -> None:
+    found = level(server, "linear", concurrency=8, requests=600, batch=2)
+    assert found.server is not None
+    assert (found.statistics.errors, found.generator.wrong_answers) == (0, 0)
+    assert (found.server.requests, found.server.inferences) == (600, 1200)
+    assert sum(batch.size * batch.executions for batch in found.server.batches) == 1200
+    assert sum(batch.executions for batch in found.server.batches) == found.server.executions
+
+
+def test_batching_works_under_load_and_has_nothing_to_do_without(server: Server) -> None:
+    busy = level(server, "linear", concurrency=16, requests=800)
+    assert busy.server is not None
+    assert busy.server.mean_batch > 1.5
+    assert busy.batching is not None
+    assert busy.batching.startswith("Dynamic batching works: 800 requests")
+    idle = level(server, "linear", concurrency=1, requests=100)
+    assert idle.batching is not None
+    assert "the load is too low" in idle.batching
+    never = level(server, "alone", concurrency=4, requests=100)
+    assert never.batching is not None
+    assert "no batch axis" in never.batching
+
+
+def test_the_parts_of_a_request_sum_to_the_whole(server: Server) -> None:
+    found = level(server, "linear", concurrency=1, requests=200)
+    assert found.statistics.response is not None
+    parts = {part.name: part.ms for part in found.split}
+    assert sum(parts.values()) == pytest.approx(found.statistics.response.mean_ms.value)
+    assert all(ms >= 0 for ms in parts.values())
+    assert parts["server compute infer"] > 0
+
+
+def test_somebody_else_on_the_model_is_noticed(server: Server) -> None:
+    with Client(server.url) as other:
+        stop = threading.Event()
+
+        def disturb() -> None:
+            while not stop.is_set():
+                other.infer("linear", {"x": np.zeros((1, 4), np.float32)})
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        try:
+            found = level(server, "linear", concurrency=1, requests=200)
+        finally:
+            stop.set()
+            thread.join()
+    assert found.split == ()
+    assert "somebody else uses the model" in found.notes[0]
+
+
+def test_a_model_that_refuses_some_inputs(server: Server) -> None:
+    found = level(server, "lookup", concurrency=2, requests=60)
+    assert found.statistics.errors > 0
+    assert any("out of data bounds" in kind.message for kind in found.statistics.kinds)
+    data = LoadData(ranges={"ids": "0:0"})
+    assert level(server, "lookup", concurrency=2, requests=60, data=data).statistics.errors == 0
+
+
+def test_pictures_and_arrays(server: Server, tmp_path: Path) -> None:
+    for name in ("one.png", "two.png", "three.png"):
+        Image.new("RGB", (20, 20), "red").save(tmp_path / name)
+    data = LoadData(pictures=(tmp_path,))
+    found = level(server, "picture", concurrency=2, requests=40, batch=2, data=data)
+    assert found.server is not None
+    assert (found.statistics.errors, found.server.inferences) == (0, 80)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((8, 4), np.float32))
+    data = LoadData(inputs={"x": str(tmp_path / "x.npy")})
+    whole = level(server, "linear", requests=30, data=data)
+    parts = level(server, "linear", requests=30, batch=2, data=data)
+    assert whole.server is not None
+    assert parts.server is not None
+    assert (whole.server.inferences, parts.server.inferences) == (240, 60)
+
+
+def test_misuse(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="it has alone, linear, lookup, picture"):
+        level(server, "none", requests=1)
+    with pytest.raises(UsageError, match="doesn't say how pictures are prepared"):
+        level(server, "linear", requests=1, data=LoadData(pictures=(tmp_path,)))
+    with pytest.raises(UsageError, match="serves several models"):
+        run_load(url=server.url)
+
+
+def test_two_runs_at_once(server: Server) -> None:
+    line = [sys.executable, "-m", "client.bench", "linear", "--url", server.url, "--requests", "300", "--json"]
+    runs = [subprocess.Popen([*line, "--no-floor", "-q"], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    documents = [json.loads(run.communicate(timeout=60)[0]) for run in runs]
+    for document in documents:
+        assert (document["levels"][0]["requests"], document["levels"][0]["errors"]) == (300, 0)
+
+
+def test_a_server_that_dies_and_comes_back(repository: Path, tmp_path: Path) -> None:
+    """The run goes on, and the time without a server is in the result."""
+    file = tmp_path / "run.json"
+    first = repo_builder.serve(repository, models=["linear"])
+    line = [sys.executable, "-m", "client.bench", "linear", "--url", first.url, "--rate", "100", "--duration", "6s"]
+    with first:
+        run = subprocess.Popen(
+            [*line, "--warmup", "0", "--no-floor", "--output", str(file)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert run.stderr is not None
+        assert any("requests/s  p50" in line for line in run.stderr)
+    stopped = time.monotonic()
+    with repo_builder.serve(repository, models=["linear"], http_port=first.http_port):
+        away = time.monotonic() - stopped
+        out, err = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "Traceback" not in err
+    assert re.search(r"INVALID: \d+ of 600 requests failed", out)
+    (found,) = json.loads(file.read_text())["levels"]
+    assert found["requests"] == 600
+    assert found["error_windows"][0]["start_s"] > 0.5
+    gone = found["error_windows"][-1]["end_s"] - found["error_windows"][0]["start_s"]
+    assert 0.5 * away < gone < away + 3
+    assert found["timeline"][-1]["requests"] > 0
