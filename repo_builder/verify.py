@@ -309,13 +309,16 @@ def _is_float(array: npt.NDArray[Any]) -> bool:
 def _worse(one: OutputReport | None, other: OutputReport) -> OutputReport:
     if one is None:
         return other
-    shares = (one.top1_agreement, other.top1_agreement)
+    elements = one.elements + other.elements
+    agreement = None
+    if one.top1_agreement is not None and other.top1_agreement is not None:  # of all rows compared
+        agreement = (one.top1_agreement * one.elements + other.top1_agreement * other.elements) / elements
     return OutputReport(
         one.name,
         max(one.max_absolute_error, other.max_absolute_error),
         max(one.max_relative_error, other.max_relative_error),
         one.mismatched + other.mismatched,
-        one.elements + other.elements,
+        elements,
         max(one.cosine_error, other.cosine_error),
-        None if None in shares else min(shares),  # type: ignore[type-var]
+        agreement,
     )

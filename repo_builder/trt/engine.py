@@ -29,6 +29,14 @@ _PRECISIONS = {
     "BF16": ("bf16", "bfloat16"),
     "FP32": ("fp32", "float"),
 }
+_TACTICS = (
+    ("INT8", r"i8i8|int8"),
+    ("FP16", r"(?<!b)f16f16|fp16"),
+    ("BF16", r"bf16"),
+    ("TF32", r"tf32"),
+    ("FP32", r"f32|fp32"),
+)
+"""What kernel names say, such as ``sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_nhwc``."""
 _IDLE = {"reformat", "noop", "constant", "shape", "shape_call", "signal", "wait", "shuffle", "identity", "memset"}
 """Layers that compute nothing, so have no precision."""
 
@@ -70,7 +78,7 @@ def inspect_engine(library: Library, engine: Any) -> EngineInfo:
         tuple(tensors[name] for name in inputs),
         tuple(tensors[name] for name in names if name not in inputs),
         profiles,
-        count_precisions(_layers_of(library, engine, profiles, shape_tensors)),
+        count_precisions(_layers_of(library, engine)),
         getattr(engine, "device_memory_size_v2", None) or getattr(engine, "device_memory_size", None),
         shape_tensors,
     )
@@ -93,16 +101,9 @@ def _read_profile(engine: Any, inputs: list[str], shape_tensors: frozenset[str],
     return Profile(*corners)
 
 
-def _layers_of(
-    library: Library, engine: Any, profiles: tuple[Profile, ...], shape_tensors: frozenset[str]
-) -> list[Mapping[str, Any]]:
-    """Layers as the inspector describes them, with shapes set: without, 8.x says "N/A due to dynamic shapes"."""
+def _layers_of(library: Library, engine: Any) -> list[Mapping[str, Any]]:
+    """Layers as the inspector describes them."""
     inspector = engine.create_engine_inspector()
-    context = engine.create_execution_context() if profiles and not shape_tensors else None
-    if context is not None:
-        for name, shape in profiles[0].opt.items():
-            context.set_input_shape(name, shape)
-        inspector.execution_context = context
     text = inspector.get_engine_information(library.module.LayerInformationFormat.JSON)
     try:
         layers = json.loads(text).get("Layers", [])
@@ -112,7 +113,11 @@ def _layers_of(
 
 
 def count_precisions(layers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Count computing layers by the narrowest floating-point type that they read, data or weights."""
+    """Count computing layers by the narrowest type that they read, data or weights, else by the kernel's name.
+
+    TensorRT 8.6 does not tell the types of tensors with dynamic shapes ("N/A due to dynamic shapes"), shapes set in a
+    context or not; it does tell those of weights.
+    """
     counts: Counter[str] = Counter()
     for layer in layers:
         if "ForeignNode" in str(layer.get("Name")):
@@ -120,9 +125,11 @@ def count_precisions(layers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
             continue
         if str(layer.get("LayerType", "")).lower() in _IDLE:
             continue
-        reads = [*layer.get("Inputs", []), *layer.get("Constants", [])]
-        precision = _narrowest(_describe_type(tensor) for tensor in reads)
-        if precision == "FP32" and "tf32" in str(layer.get("TacticName", "")).lower():
+        weights = [layer[key] for key in ("Weights", "Bias") if isinstance(layer.get(key), dict)]
+        reads = [*layer.get("Inputs", []), *layer.get("Constants", []), *weights]
+        tactic = str(layer.get("TacticName", "")).lower()
+        precision = _narrowest(_describe_type(tensor) for tensor in reads) or _precision_of_tactic(tactic)
+        if precision == "FP32" and "tf32" in tactic:
             precision = "TF32"
         if precision:
             counts[precision] += 1
@@ -131,8 +138,13 @@ def count_precisions(layers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _describe_type(tensor: Mapping[str, Any]) -> str:
-    """The stated type: its own field since TensorRT 10, before at the end of the format's name."""
-    return str(tensor.get("Datatype") or tensor.get("Format/Datatype") or tensor.get("Format") or "").lower()
+    """The stated type: its own field since TensorRT 10, before at the end of the format's name; of weights, "Type"."""
+    fields = ("Datatype", "Format/Datatype", "Format", "Type")
+    return next((str(tensor[field]) for field in fields if tensor.get(field)), "").lower()
+
+
+def _precision_of_tactic(tactic: str) -> str | None:
+    return next((precision for precision, pattern in _TACTICS if re.search(pattern, tactic)), None)
 
 
 def _narrowest(types: Iterable[str]) -> str | None:

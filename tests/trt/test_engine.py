@@ -33,6 +33,30 @@ def test_the_narrowest_type_that_a_layer_reads_counts() -> None:
     assert count_precisions(layers) == {"INT8": 1, "FP16": 2, "BF16": 1, "FP32": 1, "TF32": 1}
 
 
+@pytest.mark.parametrize(
+    ("weights", "tactic", "precision"),
+    [
+        ("Half", "sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_nhwc_tilesize128x64x64", "FP16"),
+        ("Float", "sm80_xmma_fprop_implicit_gemm_indexed_f32f32_f32f32_f32_nchwkcrs_nchw_tilesize32x32x8", "FP32"),
+        ("Float", "sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwckrsc_nhwc_tilesize128x128x16", "TF32"),
+        (None, "sm50_xmma_pooling_tiled_FP32NCHW_kMAX_tP7_tQ7_tR3_tS3_tU2_tV2_tUnroll5_tThreads225", "FP32"),
+        (None, "sm80_xmma_fprop_bf16bf16_bf16f32", "BF16"),
+    ],
+)
+def test_dynamic_shapes_in_8_6_leave_weights_and_kernels_to_tell(
+    weights: str | None, tactic: str, precision: str
+) -> None:
+    described = {
+        "Name": "conv",
+        "LayerType": "CaskConvolution",
+        "Inputs": [{"Name": "x", "Dimensions": [-1, 1, 28, 28], "Format/Datatype": "N/A due to dynamic shapes"}],
+        "TacticName": tactic,
+    }
+    if weights:
+        described["Weights"] = {"Type": weights, "Count": 3136}
+    assert count_precisions([described]) == {precision: 1}
+
+
 def test_a_fused_region_does_not_tell() -> None:
     counts = count_precisions([layer("{ForeignNode[a...b]}", "Myelin", "Float")])
     assert counts == {FUSED: 1}
