@@ -146,7 +146,7 @@ def _ort_value(spec: TensorSpec, array: npt.NDArray[Any]) -> Any:
     import onnxruntime
 
     if spec.dtype is DataType.BF16:
-        bits = np.ascontiguousarray(array).view(np.uint16)
+        bits = np.asarray(array, order="C").view(np.uint16)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, DataType.BF16.onnx)
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 

@@ -710,3 +710,27 @@ def test_a_full_disk_while_the_model_is_copied(net: Path, tmp_path: Path, monkey
 
     with untouched(tmp_path), pytest.raises(RepositoryError, match=r"the disk of .* is full; nothing was changed"):
         add(net, tmp_path / "models", force=True)
+
+
+@pytest.mark.parametrize("moment", ["_copy_external_data", "_verify", "_write_model_files"])
+def test_killed_in_the_middle(moment: str, net: Path, repository: Path) -> None:
+    """Nobody gets to clean up; the repository is as it was, and the next ``add`` clears the rest away."""
+    add(net, repository)
+    before = snapshot(repository)
+    code = (
+        "import os, signal\n"
+        "from repo_builder import BuildOptions, Target, add, add_model\n"
+        f"add._Build.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "build = BuildOptions(target=Target.ONNXRUNTIME)\n"
+        f"add_model({str(net)!r}, repository={str(repository)!r}, force=True, build=build)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(repo_builder.__file__).parents[1])}
+
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+
+    assert killed.returncode == -9
+    assert snapshot(repository) == before
+    left = [path.name for path in repository.parent.iterdir() if path.name.startswith(".model_repository.staging-")]
+    assert len(left) == 1
+    assert add(net, repository, force=True).version == 2
+    assert sorted(path.name for path in repository.parent.iterdir()) == ["model_repository", "source"]

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder import BuildOptions, Target, add_model
 from tests import models
-from tests.conftest import Cli
-from tests.models import FP32, identity, linear, model, node, save, with_external_data
+from tests.conftest import Cli, SmallDisk
+from tests.models import FP32, identity, linear, model, node, save, weights, with_external_data
 from tests.support import untouched, without_root_rights
 
 Arguments = list[object]
@@ -239,3 +239,51 @@ def test_names_in_the_model_do_not_break_the_line(add: Callable[..., tuple[str, 
     message = add("bad.onnx")[0]
 
     assert r"Evil\n\x1b[31mhint: rm" in message
+
+
+class TestPlaces:
+    """The model is good; where it is to go is not."""
+
+    def test_a_full_disk(self, cli: Cli, small_disk: SmallDisk, tmp_path: Path) -> None:
+        disk = small_disk(512)
+        proto = model([node("MatMul", ["x", "W"], ["y"])], {"x": (FP32, ["N", 400])}, {"y": (FP32, ["N", 400])})
+        proto.graph.initializer.append(numpy_helper.from_array(weights(400, 400), "W"))
+        save(proto, tmp_path / "large.onnx")
+        save(linear(), tmp_path / "small.onnx")
+        assert cli("add", "small.onnx", "--target", "onnxruntime", "-r", disk / "models").code == 0
+
+        with untouched(disk):
+            result = cli("add", "large.onnx", "--name", "small", "--target", "onnxruntime", "-r", disk / "models")
+
+        assert result.error == f"the disk of {disk / 'models'} is full; nothing was changed"
+        assert "free some space" in result.hint
+
+    def test_a_folder_that_nobody_may_write_to(self, cli: Cli, workplace: Path, tmp_path: Path) -> None:
+        shutil.copytree(workplace, tmp_path, dirs_exist_ok=True)
+        repository = tmp_path / "model_repository"
+        repository.chmod(0o555)
+
+        with untouched(tmp_path), without_root_rights():
+            result = cli("add", "good.onnx", "--target", "onnxruntime")
+
+        assert "can't write to model_repository: Permission denied" in result.error
+
+    def test_a_mount_point(self, cli: Cli, small_disk: SmallDisk, tmp_path: Path) -> None:
+        disk = small_disk(512)
+        save(linear(), tmp_path / "net.onnx")
+
+        with untouched(tmp_path):
+            result = cli("add", "net.onnx", "--target", "onnxruntime", "-r", disk)
+
+        assert "is a mount point" in result.error
+        assert f"--repository {disk / 'models'}" in result.hint
+
+    def test_a_models_place_taken_by_a_file(self, cli: Cli, workplace: Path, tmp_path: Path) -> None:
+        shutil.copytree(workplace, tmp_path, dirs_exist_ok=True)
+        (tmp_path / "model_repository/good").write_text("mine")
+
+        with untouched(tmp_path):
+            result = cli("add", "good.onnx", "--target", "onnxruntime")
+
+        assert "model_repository/good is in the way" in result.error
+        assert "--name" in result.hint

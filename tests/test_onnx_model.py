@@ -300,6 +300,18 @@ class TestExternalData:
 
         assert read(proto, tmp_path).external_files == (Path("w.bin"),)
 
+    def test_of_sparse_weights(self, tmp_path: Path) -> None:
+        proto = linear()
+        values = numpy_helper.from_array(np.ones(1, np.float32), "S")
+        (tmp_path / "values.bin").write_bytes(values.raw_data)
+        values.ClearField("raw_data")
+        values.data_location = TensorProto.EXTERNAL
+        values.external_data.add(key="location", value="values.bin")
+        indices = numpy_helper.from_array(np.zeros(1, np.int64))
+        proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
+
+        assert read(proto, tmp_path).external_files == (Path("values.bin"),)
+
     def test_missing(self, tmp_path: Path) -> None:
         path = with_external_data(tmp_path, "gone.bin")
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from repo_builder import repository as module
 from repo_builder.errors import RepositoryError, UsageError
 from repo_builder.repository import Repository, check_name, parse_reference
+from tests.conftest import SmallDisk
 from tests.publishing import publish
 from tests.support import snapshot, untouched
 
@@ -335,13 +336,14 @@ class TestRemove:
         publish(repository)
         publish(repository, config="two", **{"labels.txt": "second"})
         (repository / "net/README").write_text("mine")
+        (repository / "net/config.pbtxt").write_text("edited")
 
         Repository(repository).remove("net", 1)
 
         assert sorted(entry.name for entry in (repository / "net").iterdir()) == [
             *("2", "README", "config.pbtxt", "labels.txt")
         ]
-        assert (repository / "net/config.pbtxt").read_text() == "two"
+        assert (repository / "net/config.pbtxt").read_text() == "edited"
 
     def test_the_last_version_takes_the_model_with_it(self, repository: Path) -> None:
         publish(repository)
@@ -475,35 +477,14 @@ class TestEditedByHand:
 
 
 class TestDisks:
-    @pytest.fixture
-    def small_disk(self, tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-        """A real filesystem of that many kB; only root can mount one."""
-        mounted: list[Path] = []
-
-        def mount(size_kb: int) -> Path:
-            folder = tmp_path / "disk"
-            folder.mkdir()
-            options = ["-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(folder)]
-            if (
-                shutil.which("mount") is None
-                or subprocess.run(["mount", *options], capture_output=True, check=False).returncode
-            ):
-                pytest.skip("can't mount a filesystem here")
-            mounted.append(folder)
-            return folder
-
-        yield mount
-        for folder in mounted:
-            subprocess.run(["umount", str(folder)], check=True)
-
-    def test_full(self, small_disk: Callable[[int], Path]) -> None:
+    def test_full(self, small_disk: SmallDisk) -> None:
         disk = small_disk(256)
         publish(disk / "models")
 
         with untouched(disk), pytest.raises(RepositoryError, match=r"the disk of .* is full; nothing was changed"):
             publish(disk / "models", config="x" * 400_000)
 
-    def test_full_when_the_first_model_is_added(self, small_disk: Callable[[int], Path]) -> None:
+    def test_full_when_the_first_model_is_added(self, small_disk: SmallDisk) -> None:
         disk = small_disk(256)
 
         with untouched(disk), pytest.raises(RepositoryError, match="is full"):
@@ -525,7 +506,7 @@ class TestDisks:
         with untouched(repository.parent), pytest.raises(RepositoryError, match="is full; nothing was changed"):
             publish(repository, config="two")
 
-    def test_a_repository_that_is_a_mount_point(self, small_disk: Callable[[int], Path]) -> None:
+    def test_a_repository_that_is_a_mount_point(self, small_disk: SmallDisk) -> None:
         disk = small_disk(256)
 
         with untouched(disk.parent), pytest.raises(RepositoryError, match="is a mount point") as caught:
