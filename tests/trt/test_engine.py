@@ -46,7 +46,7 @@ def test_the_narrowest_type_that_a_layer_reads_counts() -> None:
 def test_dynamic_shapes_in_8_6_leave_weights_and_kernels_to_tell(
     weights: str | None, tactic: str, precision: str
 ) -> None:
-    described = {
+    described: dict[str, Any] = {
         "Name": "conv",
         "LayerType": "CaskConvolution",
         "Inputs": [{"Name": "x", "Dimensions": [-1, 1, 28, 28], "Format/Datatype": "N/A due to dynamic shapes"}],
