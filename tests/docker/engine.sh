@@ -21,8 +21,8 @@ install_packages() {
 # Debian 12 has Compose 1 only; version 2 is one static program, taken out of Debian 13's package.
 install_compose() {
   work=$(mktemp -d) && mkdir -p "$work/lists/partial" && chmod -R a+rx "$work" || return 1
-  echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main' \
-    > "$work/sources.list"
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" > "$work/sources.list"
   set -- -qq -o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=/dev/null \
     -o Dir::State::lists="$work/lists"
   apt-get "$@" update \
