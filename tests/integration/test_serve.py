@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from repo_builder.errors import ServerError, UsageError
+from repo_builder.servers import local
 from repo_builder.servers.local import LocalServer, serve
+from repo_builder.servers.ports import Ports, reserve
 from repo_builder.servers.records import ServerRecord, record_path, running_servers, start_time, write_record
 from tests.servers.repositories import infer, write_identity
 
@@ -387,3 +389,24 @@ def test_repository_is_only_read(repository: Path) -> None:
     with serve(repository):
         pass
     assert {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in repository.rglob("*")} == before
+
+
+@pytest.mark.parametrize("role", ["http", "grpc", "metrics"])
+def test_a_free_port_that_is_taken_meanwhile_is_replaced(
+    repository: Path, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton binds its ports after the models are loaded: another process may be quicker."""
+    thieves: list[socket.socket] = []
+
+    def reserve_and_lose_once(wanted: Ports, address: str) -> Ports:
+        ports = reserve(wanted, address)
+        if not thieves:
+            thieves.append(socket.create_server((address, getattr(ports, role))))
+        return ports
+
+    monkeypatch.setattr(local, "reserve", reserve_and_lose_once)
+    try:
+        with serve(repository) as server:
+            np.testing.assert_array_equal(infer(server.url, "good", {"x": SAMPLE})["y"], SAMPLE)
+    finally:
+        thieves[0].close()
