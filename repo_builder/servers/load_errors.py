@@ -140,6 +140,11 @@ RULES = (
         "mend the model {step}",
     ),
     _rule(
+        r"(?P<field>\w+) is not supported by the local server's (?P<backend>\w+) backend",
+        "config.pbtxt asks for {field}, which the local server's {backend} backend does not have",
+        "repo-builder serve --engine docker serves it with NVIDIA's backend",
+    ),
+    _rule(
         r"unable to find backend library for backend '(?P<backend>.*?)'",
         "this server has no backend {backend!r}",
         "serve it with NVIDIA's container, or publish it again with repo-builder add --target onnxruntime",

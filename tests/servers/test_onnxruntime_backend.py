@@ -120,6 +120,16 @@ def write_unbatched(repository: Path) -> None:
     write_model(repository, "unbatched", nodes, inputs, outputs, fields, [default])
 
 
+def write_reshaped(repository: Path) -> None:
+    nodes = [helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1])]
+    inputs: list[Tensor] = [("x", TensorProto.FLOAT, ["N", 2, 3])]
+    outputs: list[Tensor] = [("y", TensorProto.FLOAT, ["N", 3, 2])]
+    fields = config(
+        8, {"x": "FP32 dims: [6] reshape { shape: [2, 3] }"}, {"y": "FP32 dims: [6] reshape { shape: [3, 2] }"}
+    )
+    write_model(repository, "reshaped", nodes, inputs, outputs, fields)
+
+
 def write_mixes_batch(repository: Path) -> None:
     nodes = [helper.make_node("Concat", ["x", "x"], ["y"], axis=0)]
     fields = config(8, {"x": "FP32 dims: [4]"}, {"y": "FP32 dims: [4]"})
@@ -167,6 +177,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
         write_lookup,
         write_any_length,
         write_unbatched,
+        write_reshaped,
         write_mixes_batch,
         write_tuned,
         write_warmed_up,
@@ -258,6 +269,12 @@ def test_scalars_and_optional_inputs_without_a_batch(server: LocalServer) -> Non
     np.testing.assert_array_equal(given["largest"], [12])
     left_out = infer(server.url, "unbatched", {"matrix": matrix})
     np.testing.assert_array_equal(left_out["largest"], [60])
+
+
+def test_shapes_of_the_client_and_of_the_model_differ_by_reshape(server: LocalServer) -> None:
+    array = np.arange(12, dtype=np.float32).reshape(2, 6)
+    received = infer(server.url, "reshaped", {"x": array})["y"]
+    np.testing.assert_array_equal(received, array.reshape(2, 2, 3).transpose(0, 2, 1).reshape(2, 6))
 
 
 def test_only_the_requested_outputs_are_returned(server: LocalServer) -> None:

@@ -109,6 +109,7 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "labels_gone": (with_config('"y" ', '"y" label_filename: "labels.txt" '), "labels_gone/labels.txt is missing, which config.pbtxt"),
     "warmup_gone": (with_config("", WARMUP), "warmup_gone/warmup/x.bin is missing, which config.pbtxt"),
     "parameter": (with_config("", 'parameters { key: "intra_op_thread_count" value { string_value: "many" } }'), "'intra_op_thread_count' can't be 'many'"),
+    "sequences": (with_config("", "sequence_batching {}"), "asks for sequence_batching, which the local server's onnxruntime"),
     "needs_gpu": (with_config("KIND_CPU", "KIND_GPU"), "its instance_group asks for a GPU and there is none"),
     "no_backend": (whole_config(f'backend: "pytorch"\n{CONFIG}'), "this server has no backend 'pytorch'"),
 }  # fmt: skip

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 Array = npt.NDArray[Any]
+UNSUPPORTED_FIELDS = ("sequence_batching", "batch_input", "batch_output")  # inputs that the server makes itself
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 ONNX_TO_TRITON = {
     "tensor(bool)": "TYPE_BOOL",
@@ -92,6 +93,11 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"onnxruntime can't be imported: {error}") from error
 
         config = json.loads(args["model_config"])
+        for field in UNSUPPORTED_FIELDS:
+            if config.get(field):
+                raise pb_utils.TritonModelException(
+                    f"{field} is not supported by the local server's onnxruntime backend"
+                )
         self.batching = config["max_batch_size"] > 0
         path = model_file(args, config)
         options = session_options(config)
