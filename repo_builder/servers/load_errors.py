@@ -173,6 +173,11 @@ RULES = (
         "put it beside the model, or publish the model again with repo-builder add",
     ),
     _rule(
+        r"cannot get file size: No such file or directory \[(?P<file>.*?)\]",
+        "{file} is missing, which holds weights of the model",
+        "put it beside the model, or publish the model again with repo-builder add",
+    ),
+    _rule(
         r"datatype (?P<config>TYPE_\w+) for (?P<role>input|output) '(?P<tensor>.*?)', "
         r"(?:the model has|model provides) (?P<actual>TYPE_\w+)",
         "config.pbtxt has {config} for {role} {tensor!r}, the model has {actual}",
@@ -221,7 +226,7 @@ RULES = (
         "pip install --upgrade onnxruntime, or export the model with an older onnx",
     ),
     _rule(
-        r"Protobuf parsing failed|No graph was found in the protobuf|INVALID_PROTOBUF",
+        r"Protobuf parsing failed|No graph was found in the protobuf|ModelProto does not have a graph|INVALID_PROTOBUF",
         "the model file is no whole ONNX model",
         "export or copy it again, then repo-builder add",
     ),
