@@ -44,7 +44,7 @@ class Floor:
 def measure_floor(requests: Sequence[bytes], answer: bytes, concurrency: int, workers: int) -> Floor:
     """Send ``requests`` for half a second at concurrency 1, then at ``concurrency``, to a server that does nothing."""
     window = Window(FLOOR_S)
-    with _server(answer) as port:
+    with serve_floor(answer) as port:
         setup = Setup(socket.AF_INET, ("127.0.0.1", port), tuple(requests), 5_000_000_000)
         with Workers(setup, workers) as pool:
             single = pool.run(Load(concurrency=1).phases(workers, window, 0))
@@ -56,8 +56,8 @@ def measure_floor(requests: Sequence[bytes], answer: bytes, concurrency: int, wo
 
 
 @contextlib.contextmanager
-def _server(answer: bytes) -> Iterator[int]:
-    """The port of a server that lives as long as the block."""
+def serve_floor(answer: bytes) -> Iterator[int]:
+    """The port of a server that does nothing but answer, for as long as the block lasts."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(

@@ -101,6 +101,11 @@ class Workers:
     def __len__(self) -> int:
         return len(self._processes)
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids."""
+        return tuple(process.pid for process in self._processes)
+
     def __enter__(self) -> Workers:
         return self
 

@@ -24,6 +24,7 @@ OUTPUT = (
     b'{"model_name":"fake","outputs":'
     b'[{"name":"y","datatype":"FP32","shape":[1,1],"parameters":{"binary_data_size":4}}]}'
 )
+TENSORS = (("inputs", "x", 4), ("outputs", "y", 1))
 SPIN_NS = 100_000
 
 
@@ -67,7 +68,9 @@ class _Fake:
         self.script = script
         self.epoll = select.epoll()
         self.connections: dict[int, tuple[socket.socket, bytearray]] = {}
-        self.answers: list[tuple[int, int, int, list[bytes], bool]] = []  # due, number, fd, pieces, close after
+        # due, number, fd, when its request was read, pieces, close after
+        self.answers: list[tuple[int, int, int, int, list[bytes], bool]] = []
+        self.took: list[int] = []
         self.first = self.count = self.succeeded = self.failed = self.number = 0
         self.was_dead = False
         self.port = 0
@@ -90,7 +93,9 @@ class _Fake:
                 else:
                     self.read(fd)
             while self.answers and self.answers[0][0] <= time.perf_counter_ns():
-                self.answer(*heapq.heappop(self.answers)[2:])
+                _, _, fd, read, pieces, close = heapq.heappop(self.answers)
+                self.took.append(time.perf_counter_ns() - read)
+                self.answer(fd, pieces, close)
 
     def wait(self, until: int) -> list[tuple[int, int]]:
         events = self.epoll.poll(0)
@@ -176,7 +181,7 @@ class _Fake:
         step = -(-len(answer) // script["pieces"])
         pieces = [answer[at : at + step] for at in range(0, len(answer), step)]
         self.number += 1
-        heapq.heappush(self.answers, (due, self.number, fd, pieces, script["close_after"]))
+        heapq.heappush(self.answers, (due, self.number, fd, now, pieces, script["close_after"]))
 
     def is_turn(self, kind: str) -> bool:
         every = self.script[f"{kind}_every"]
@@ -203,6 +208,8 @@ class _Fake:
         return f"HTTP/1.1 {status} X\r\n{head}{close}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     def resource(self, path: str) -> Any:
+        if path == "/took":  # nanoseconds from request read to answer sent, of every inference
+            return self.took
         if path == "/v2":
             return {"name": "fake", "version": "0"}
         if path.endswith("/index"):
@@ -218,7 +225,10 @@ class _Fake:
                 "instance_group": [{"count": 1}],
             }
             return {**config, **self.script["config"]}
-        return self.statistics() if path.endswith("/stats") else {"name": MODEL, "versions": ["1"]}
+        if path.endswith("/stats"):
+            return self.statistics()
+        tensors = {name: [{"name": key, "datatype": "FP32", "shape": [-1, size]}] for name, key, size in TENSORS}
+        return {"name": MODEL, "versions": ["1"], "platform": "fake", **tensors}
 
     def statistics(self) -> Any:
         sizes: dict[int, int] = {}

@@ -1,0 +1,106 @@
+"""The load generator beside perf_analyzer: the same tritonserver, the same model, turn by turn.
+
+    python benchmarks/generator_speed.py --perf-analyzer PROGRAM [--repeats 3] [--seconds 3]
+
+Two models that do next to nothing, so that the generator counts: four floats in, and a 602 KB image in.  Server and
+generator share the machine.  The two tools take turns, each ratio is of neighbours, and the median is reported.
+CPU is that of the whole tool, its start and its report too, by the requests that the server counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from load_support import ROOT, bench, perf_analyzer, save
+
+sys.path.insert(0, str(ROOT))
+import repo_builder
+from client import Client
+from tests import models
+
+CONCURRENCIES = (1, 4, 16, 64)
+Figures = dict[str, float]
+
+
+def children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def with_cpu(client: Client, model: str, run: Callable[[], Figures]) -> Figures:
+    """``run``, and the CPU time of its processes by request."""
+    before, cpu = client.statistics(model, "1").requests, children_cpu_s()
+    figures = run()
+    sent = client.statistics(model, "1").requests - before
+    return {**figures, "cpu_us": (children_cpu_s() - cpu) / sent * 1e6}
+
+
+def ours(model: str, url: str, concurrency: int, seconds: float) -> Figures:
+    options = ("--concurrency", concurrency, "--duration", f"{seconds}s", "--warmup", "1s", "--no-floor")
+    (level,) = bench(model, url, *options)["levels"]
+    found = {p["name"]: p["ms"]["value"] for p in level["service_time"]["percentiles"]}
+    rate = level["throughput_requests_per_s"]["value"]
+    generator = level["generator"]
+    return {"rate": rate, "p50": found["p50"], "p99": found["p99"], "worker_cpu_us": generator["cpu_us_per_request"]}
+
+
+def theirs(program: str, model: str, url: str, concurrency: int, seconds: float) -> Figures:
+    row = perf_analyzer(program, model, url, seconds, "--concurrency-range", concurrency, "--percentile", 99)
+    times = {name: int(row[f"{name} latency"]) / 1e3 for name in ("p50", "p99")}
+    return {"rate": float(row["Inferences/Second"]), **times}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--perf-analyzer", metavar="PROGRAM", required=True)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3)
+    given = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, proto in (("small", models.linear()), ("image", models.picture(224, 224))):
+            source = models.save(proto, Path(folder) / f"{name}.onnx")
+            repo_builder.add_model(source, repository=Path(folder) / "models")
+        with repo_builder.serve(Path(folder) / "models") as server, Client(server.url) as client:
+            for model in ("small", "image"):
+                for concurrency in CONCURRENCIES:
+                    results.append(row := compare(given, client, server.url, model, concurrency))
+                    print(sentence(row), flush=True)
+                    save("generator_speed", results)  # so that a run that is cut short leaves what it has
+
+
+def sentence(row: dict[str, Any]) -> str:
+    one, other, ratio = row["ours"], row["theirs"], row["ratio"]
+    rates = f"{one['rate']:.0f} requests/s against {other['rate']:.0f}"
+    ratios = f"throughput {ratio['rate']:.2f}, p50 {ratio['p50']:.2f}, p99 {ratio['p99']:.2f}"
+    cpu = f"{one['cpu_us']:.0f} us ({one['worker_cpu_us']:.0f} us without start and report)"
+    return (
+        f"{row['model']}, concurrency {row['concurrency']:2}: {rates}; ratios: {ratios}; "
+        f"CPU a request: {cpu} against {other['cpu_us']:.0f} us"
+    )
+
+
+def compare(given: argparse.Namespace, client: Client, url: str, model: str, concurrency: int) -> dict[str, Any]:
+    pairs = []
+    for turn in range(given.repeats):
+        tools: list[Callable[[], Figures]] = [
+            lambda: ours(model, url, concurrency, given.seconds),
+            lambda: theirs(given.perf_analyzer, model, url, concurrency, given.seconds),
+        ]
+        order = (0, 1) if turn % 2 == 0 else (1, 0)
+        found = {index: with_cpu(client, model, tools[index]) for index in order}
+        pairs.append((found[0], found[1]))
+    middle = [{key: statistics.median(pair[tool][key] for pair in pairs) for key in pairs[0][tool]} for tool in (0, 1)]
+    ratio = {key: statistics.median(one[key] / other[key] for one, other in pairs) for key in pairs[0][1]}
+    return {"model": model, "concurrency": concurrency, "ours": middle[0], "theirs": middle[1], "ratio": ratio}
+
+
+if __name__ == "__main__":
+    main()
