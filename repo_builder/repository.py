@@ -357,10 +357,10 @@ def _clear_abandoned(root: Path, prefix: str) -> None:
 
 def _write_error(root: Path, error: OSError) -> RepositoryError:
     if isinstance(error, shutil.Error):  # what copying a folder gathered: (source, target, reason)
-        what, number = str(error.args[0][0][2]), None
+        what = str(error.args[0][0][2])
     else:
-        what, number = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror), error.errno
-    if number in {errno.ENOSPC, errno.EDQUOT} or os.strerror(errno.ENOSPC) in what:
+        what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    if any(os.strerror(number) in what for number in (errno.ENOSPC, errno.EDQUOT)):
         return RepositoryError(f"the disk of {root} is full; nothing was changed", "free some space and run it again")
     return RepositoryError(f"can't write to {root}: {what}; nothing was changed", "check permissions and disk")
 

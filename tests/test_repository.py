@@ -129,6 +129,21 @@ class TestPublish:
         assert sorted(entry.name for entry in (repository / "net").iterdir()) == ["1", "2", "config.pbtxt"]
         assert sorted(entry.name for entry in repository.parent.iterdir()) == ["model_repository"]
 
+    def test_that_fails_there_between_two_renames(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        rename = Path.rename
+
+        def fail(old: Path, new: Path) -> Path:
+            if old.name == "tree":
+                raise OSError(errno.EIO, "Input/output error")
+            return rename(old, new)
+
+        publish(repository)
+        monkeypatch.setattr(module, "_exchange", lambda *_: False)
+        monkeypatch.setattr(Path, "rename", fail)
+
+        with untouched(repository.parent), pytest.raises(RepositoryError, match="Input/output error"):
+            publish(repository, config="two")
+
     def test_files_that_are_gone_from_the_model_go(self, repository: Path) -> None:
         publish(repository, **{"labels.txt": "a"})
         publish(repository)
