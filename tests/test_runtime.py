@@ -133,11 +133,22 @@ class TestErrors:
             open_session(save(proto, tmp_path / "net.onnx"))
         assert "domain 'mine'" in str(caught.value.hint)
 
-    def test_of_names_that_are_no_text_stay_off_stdout(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            linear().SerializeToString().replace(b"MatMul", b"Mat\xff\xfel"),
+            identity(FP32)
+            .SerializeToString()
+            .replace(b"\x12\x01y", b"\x12\x01\xff")
+            .replace(b"\n\x01y", b"\n\x01\xff"),
+        ],
+        ids=["operator", "output"],
+    )
+    def test_of_names_that_are_no_text_stay_off_stdout(
+        self, data: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         path = tmp_path / "net.onnx"
-        path.write_bytes(
-            identity(FP32).SerializeToString().replace(b"\x12\x01y", b"\x12\x01\xff").replace(b"\n\x01y", b"\n\x01\xff")
-        )
+        path.write_bytes(data)
 
         with pytest.raises(ModelError, match="utf-8"):
             open_session(path)
