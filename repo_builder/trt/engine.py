@@ -102,14 +102,17 @@ def _read_profile(engine: Any, inputs: list[str], shape_tensors: frozenset[str],
 
 
 def _layers_of(library: Library, engine: Any) -> list[Mapping[str, Any]]:
-    """Layers as the inspector describes them."""
     inspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(library.module.LayerInformationFormat.JSON)
+    return read_layers(inspector.get_engine_information(library.module.LayerInformationFormat.JSON))
+
+
+def read_layers(text: str) -> list[Mapping[str, Any]]:
+    """The layers in what the inspector says as JSON; none when it names them only (built without detailed verbosity)."""
     try:
-        layers = json.loads(text).get("Layers", [])
+        layers = json.loads(text, strict=False).get("Layers", [])  # 8.6 puts bare control characters between names
     except ValueError:
         return []
-    return [layer for layer in layers if isinstance(layer, dict)]  # names only: built without detailed verbosity
+    return [layer for layer in layers if isinstance(layer, dict)]
 
 
 def count_precisions(layers: Iterable[Mapping[str, Any]]) -> dict[str, int]:

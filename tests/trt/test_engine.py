@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from repo_builder.trt.benchmark import median, percentile
-from repo_builder.trt.engine import FUSED, EngineInfo, count_precisions
+from repo_builder.trt.engine import FUSED, EngineInfo, count_precisions, read_layers
 
 
 def layer(name: str, kind: str, *types: str, key: str = "Datatype", tactic: str = "") -> dict[str, Any]:
@@ -55,6 +55,12 @@ def test_dynamic_shapes_in_8_6_leave_weights_and_kernels_to_tell(
     if weights:
         described["Weights"] = {"Type": weights, "Count": 3136}
     assert count_precisions([described]) == {precision: 1}
+
+
+def test_control_characters_between_the_names_of_onnx_layers() -> None:
+    (described,) = read_layers('{"Layers": [{"Name": "a + b", "Metadata": "[ONNX Layer: a]\x1e[ONNX Layer: b]"}]}')
+    assert described["Name"] == "a + b"
+    assert read_layers('{"Layers": ["a + b"]}') == []
 
 
 def test_a_fused_region_does_not_tell() -> None:
