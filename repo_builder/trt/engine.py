@@ -107,7 +107,7 @@ def _layers_of(library: Library, engine: Any) -> list[Mapping[str, Any]]:
 
 
 def read_layers(text: str) -> list[Mapping[str, Any]]:
-    """The layers in what the inspector says as JSON; none when it names them only (built without detailed verbosity)."""
+    """The layers in the inspector's JSON; none where it only names them, built without detailed verbosity."""
     try:
         layers = json.loads(text, strict=False).get("Layers", [])  # 8.6 puts bare control characters between names
     except ValueError:
