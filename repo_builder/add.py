@@ -125,7 +125,7 @@ def add_model(
     current = store.get(name)
     if current and not force:
         manifest = current.manifest(current.latest) if current.latest else None
-        if manifest and manifest.get("fingerprint") == fingerprint and manifest["source"]["sha256"] == origin.sha256:
+        if manifest and manifest.get("fingerprint") == fingerprint and _intact(current, manifest):
             return Published(name, manifest["version"], current.folder, True, manifest)
         if current.edited_by_hand and not _keeps_edits(serving, current):
             since = f"edited by hand since version {current.latest}" if current.latest else "written by hand"
@@ -168,6 +168,15 @@ def add_model(
 def _keeps_edits(serving: ServingOptions, current: Model) -> bool:
     """Whether the very config.pbtxt that is there is to be merged into the new one."""
     return serving.config is not None and serving.config.read_bytes() == (current.folder / CONFIG).read_bytes()
+
+
+def _intact(model: Model, manifest: Mapping[str, Any]) -> bool:
+    """Whether the files of the latest version are all there, as large as they were published."""
+    folder = model.folder / str(model.latest)
+    try:
+        return all((folder / file).stat().st_size == size for file, size in manifest["files"].items())
+    except (OSError, KeyError, AttributeError, TypeError):
+        return False
 
 
 def default_name(source: Path) -> str:

@@ -156,6 +156,19 @@ class TestAgain:
         assert (again.version, again.folder) == (1, first.folder)
         assert again.manifest == json.loads(json.dumps(first.manifest))
 
+    @pytest.mark.parametrize("damage", ["lost", "cut short"])
+    def test_is_built_again_when_a_file_is(self, damage: str, net: Path, repository: Path) -> None:
+        broken = add(net, repository).folder / "1" / "model.onnx"
+        if damage == "lost":
+            broken.unlink()
+        else:
+            broken.write_bytes(broken.read_bytes()[:100])
+
+        again = add(net, repository)
+
+        assert (again.unchanged, again.version) == (False, 2)
+        assert (again.folder / "2" / "model.onnx").read_bytes() == net.read_bytes()
+
     def test_with_files_among_the_options(
         self, tmp_path: Path, repository: Path, no_session: Callable[[], None]
     ) -> None:

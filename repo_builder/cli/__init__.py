@@ -79,6 +79,9 @@ def main() -> None:
 
 def _report_unexpected(error: Exception, *, debug: bool) -> int:
     """Usage errors of the parser in our words; anything else is our own mistake and says so."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # private to the parser; its message is the help
+        typer.echo(str(error), err=True)
+        return 2
     if hasattr(error, "format_message"):  # the parser's exceptions
         context = getattr(error, "ctx", None)
         typer.echo(f"error: {printable(error.format_message())}", err=True)

@@ -38,7 +38,7 @@ def choose_engine(engine: Engine, repository: Path | str, options: DockerOptions
     if asked:
         return Engine.DOCKER, "an option of containers was given"
     usable, why = usable_engine(repository)
-    if usable or not _local_server_installed():
+    if usable or (_installed("docker") and not _installed("pytriton")):
         return Engine.DOCKER, why if usable else "the local server is not installed"
     return Engine.LOCAL, why
 
@@ -54,7 +54,7 @@ def start_server(
     return local.start(repository, options)
 
 
-def _local_server_installed() -> bool:
+def _installed(module: str) -> bool:
     from importlib.util import find_spec
 
-    return find_spec("pytriton") is not None
+    return find_spec(module) is not None

@@ -49,7 +49,12 @@ class SupervisedServer:
         self.version = "unknown"
         self.place = ""  # what runs it, for a person
         self.log_file = options.log_file or _new_log_file(ports.http)
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            self.log_file.open("ab").close()
+        except OSError as error:
+            why = f"the log can't go to {self.log_file}: {error.strerror}"
+            raise UsageError(why, "--log-file takes a file that can be written") from None
         self.detached = False
         self._timeout_s = options.timeout_s
         self._lock = threading.Lock()
@@ -232,6 +237,8 @@ def model_states(url: str, log_file: Path) -> tuple[ModelStatus, ...]:
     unread, plans = reasons_in_log(log), plan_errors_in_log(log)
     named = {entry["name"] for entry in index}
     entries = [*index, *({"name": name} for name in unread if name not in named)]
+    if "MODE_EXPLICIT" in log:  # only some were asked for: Triton lists the others too, without a state or a reason
+        entries = [entry for entry in entries if entry.keys() & {"state", "reason"} or entry["name"] in unread]
     states = [_status(entry, unread, plans) for entry in entries]
     return tuple(sorted(states, key=lambda status: (status.name, status.version or 0)))
 

@@ -52,7 +52,8 @@ def test_version(cli: Cli) -> None:
 def test_nothing_to_do_shows_help(cli: Cli) -> None:
     result = cli()
 
-    assert "Usage: " in result.out + result.err
+    assert result.err.startswith("Usage: ")
+    assert "  add " in result.err
     assert result.code == 2
 
 

@@ -410,3 +410,15 @@ def test_a_free_port_that_is_taken_meanwhile_is_replaced(
             np.testing.assert_array_equal(infer(server.url, "good", {"x": SAMPLE})["y"], SAMPLE)
     finally:
         thieves[0].close()
+
+
+def test_only_the_models_asked_for_are_judged(repository: Path) -> None:
+    (repository / "other" / "1").mkdir(parents=True)
+    (repository / "other" / "config.pbtxt").write_text('platform: "onnxruntime_onnx"\n')
+    with serve(repository, models=["good"]) as server:
+        assert [(status.name, status.ready) for status in server.models] == [("good", True)]
+
+
+def test_a_log_file_that_cannot_be_written(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the log can't go to .*: Is a directory"):
+        serve(repository, log_file=tmp_path)
