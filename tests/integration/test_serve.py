@@ -420,5 +420,5 @@ def test_only_the_models_asked_for_are_judged(repository: Path) -> None:
 
 
 def test_a_log_file_that_cannot_be_written(repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the log can't go to .*: Is a directory"):
+    with pytest.raises(UsageError, match=r"the log can't go to .*: Is a directory"):
         serve(repository, log_file=tmp_path)
