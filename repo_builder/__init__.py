@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repo_builder.add import BuildOptions, Published, add_model
+    from repo_builder.add import Published, add_model
+    from repo_builder.build import BuildOptions
     from repo_builder.compilers.base import Target
     from repo_builder.config.build import ServingOptions
     from repo_builder.config.image import ImagePreprocessing, image_preset
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from repo_builder.verify import Tolerance
 
 _HOMES = {
-    "BuildOptions": "add",
+    "BuildOptions": "build",
     "ImagePreprocessing": "config.image",
     "Published": "add",
     "RepoBuilderError": "errors",

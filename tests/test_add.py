@@ -137,7 +137,7 @@ class TestAgain:
                 raise AssertionError("ONNX Runtime was asked")
 
             monkeypatch.setattr("repo_builder.runtime.open_session", fail)
-            monkeypatch.setattr("repo_builder.add.open_session", fail)
+            monkeypatch.setattr("repo_builder.build.open_session", fail)
             monkeypatch.setattr("repo_builder.compilers.onnxruntime.open_session", fail)
             monkeypatch.setattr("onnxruntime.InferenceSession", fail)
 
@@ -732,10 +732,10 @@ def test_killed_in_the_middle(moment: str, net: Path, repository: Path) -> None:
     before = snapshot(repository)
     code = (
         "import os, signal\n"
-        "from repo_builder import BuildOptions, Target, add, add_model\n"
-        f"add._Build.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "build = BuildOptions(target=Target.ONNXRUNTIME)\n"
-        f"add_model({str(net)!r}, repository={str(repository)!r}, force=True, build=build)"
+        "from repo_builder import BuildOptions, Target, add_model, build\n"
+        f"build.Build.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "options = BuildOptions(target=Target.ONNXRUNTIME)\n"
+        f"add_model({str(net)!r}, repository={str(repository)!r}, force=True, build=options)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(repo_builder.__file__).parents[1])}
 

@@ -1,0 +1,289 @@
+"""What ``add`` makes of a model between reading and publishing: prepared, compiled, configured, verified."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shutil
+from dataclasses import dataclass, field
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repo_builder.compilers.base import Artifact, Compiler, Progress, Target
+from repo_builder.config.build import (
+    LABELS,
+    ServingOptions,
+    Warmup,
+    build_config,
+    choose_max_batch_size,
+    wanted_max_batch_size,
+)
+from repo_builder.config.check import check_config, check_files
+from repo_builder.config.image import PARAMETER
+from repo_builder.config.render import render_config
+from repo_builder.errors import ConfigError, ModelError, UsageError
+from repo_builder.gate import check_artifact, known_shapes
+from repo_builder.model import TensorSpec
+from repo_builder.onnx_model import OnnxModel
+from repo_builder.passes.batch import Batching, plan_batching, static_batching
+from repo_builder.passes.shapes import free_zero_axes, state_output_shapes
+from repo_builder.repository import CONFIG, MANIFEST
+from repo_builder.runtime import RunError, Session, open_session
+from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
+from repo_builder.trt.options import TensorRTOptions
+from repo_builder.verify import Reference, Tolerance, Verification
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from repo_builder.runtime import Arrays
+
+RESERVED_NAMES = {
+    *(CONFIG, MANIFEST, LABELS, "warmup", "model.onnx", "model.plan", "source.onnx", "candidate.onnx"),
+    *("graph.onnx", "graph.onnx.data"),
+}
+"""What external data may not be called, since other files of a version or of its making are."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a model is compiled and verified.
+
+    ``batching`` False serves the model as it is, without a batch axis; ``verify`` False publishes without running
+    anything; ``samples`` says what is known of the inputs that verification makes up; ``tensorrt`` how an engine is
+    built where the target is one.
+    """
+
+    target: Target = Target.AUTO
+    batching: bool = True
+    verify: bool = True
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    samples: SampleOptions = field(default_factory=SampleOptions)
+    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
+
+
+class Build:
+    """The stages between reading and publishing, each leaving its result for the next."""
+
+    def __init__(
+        self,
+        name: str,
+        model: OnnxModel,
+        build: BuildOptions,
+        serving: ServingOptions,
+        staged: Path,
+        progress: Progress,
+    ) -> None:
+        self.name, self.model, self.build, self.serving, self.progress = name, model, build, serving, progress
+        self.version_folder, self.model_folder = staged / "version", staged / "model"
+        self.version_folder.mkdir()
+        self.model_folder.mkdir()
+        self.reference: Reference | None = None
+        self.verification: Verification | None = None
+        self.labels = _read_labels(serving.labels) if serving.labels else None
+
+    def run(self, compiler: Compiler) -> None:
+        self._copy_external_data()
+        self.batching = self._prepare()
+        self.model = self.model.with_graph(self.batching.proto)
+        self.progress(f"compiling for {compiler.target.value}")
+        self.artifact: Artifact = compiler.compile(
+            self.model,
+            self.version_folder,
+            batchable=self.batching.batchable,
+            max_batch_size=wanted_max_batch_size(self.serving),
+            progress=self.progress,
+        )
+        self.max_batch_size = choose_max_batch_size(
+            self.serving, self.artifact, batchable=self.batching.batchable, reason=self.batching.reason
+        )
+        warmup = self._plan_warmup()
+        config = build_config(self.name, self.artifact, self.serving, self.max_batch_size, warmup)
+        check_config(config, self.name, self.artifact, self.labels)
+        check_files(config, self.model_folder)
+        self.config = config
+        self._verify()
+        self._write_model_files(render_config(config))
+
+    def _copy_external_data(self) -> None:
+        for file in self.model.spec.external_files:
+            if file.parts[0] in RESERVED_NAMES:
+                raise ModelError(
+                    f"{self.model.spec.path} keeps weights in {str(file)!r}, which is the name of another file in a "
+                    "model repository",
+                    "save the model again with another name for its external data",
+                )
+            target = self.version_folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.model.spec.path.parent / file, target)
+
+    def _prepare(self) -> Batching:
+        """Bring the graph into a shape that Triton's backends understand, and find its batch axis."""
+        self.model = self.model.with_graph(free_zero_axes(self.model.proto))
+        wanted = self.build.batching and self.serving.max_batch_size != 0
+        if not self.build.verify:
+            self._refuse_unknown_ranks()
+            batching = static_batching(self.model)
+        else:
+            self.reference = self._open_reference()
+            shapes = {output: array.shape for output, array in self.reference.row(0)[1].items()}
+            self.model = self.model.with_graph(state_output_shapes(self.model.proto, shapes))
+            if wanted:
+                self.progress("looking for the batch axis: two rows together against each alone")
+                batching = plan_batching(self.model, self.reference, self.build.tolerance, self.version_folder)
+                if not batching.batchable and self.reference.batch_axis:
+                    self.reference = self.reference.without_batch_axis()
+                return batching
+        if not wanted:
+            wish = "a max_batch_size of 0" if self.build.batching else "--no-batching"
+            return Batching(False, f"{wish} was asked for", self.model.proto)
+        return batching
+
+    def _refuse_unknown_ranks(self) -> None:
+        for tensor in self.model.spec.outputs:
+            if tensor.shape is None:
+                raise ModelError(
+                    f"output {tensor.name!r} of {self.model.spec.path} states no shape; only running it would tell",
+                    "drop --no-verify, or export the model with output shapes",
+                )
+
+    def _open_reference(self) -> Reference:
+        self.progress("running the source under ONNX Runtime")
+        session = self._open_source()
+        self.index_ranges = index_ranges(self.model.proto)
+        sampler = Sampler(self.model.spec.inputs, self._samples(), self.index_ranges)
+        return Reference.open(self.model.spec, session, sampler)
+
+    def _samples(self) -> SampleOptions:
+        profiles = self.build.tensorrt.profiles
+        return known_shapes(self.build.samples, profiles[0].opt) if profiles else self.build.samples
+
+    def _open_source(self) -> Session:
+        if not self.model.changed:
+            return open_session(self.model.spec.path)
+        import onnx
+
+        candidate = self.version_folder / "source.onnx"  # sizes of 0 made free: ONNX Runtime refuses the file itself
+        onnx.save(self.model.proto, candidate)
+        try:
+            return open_session(candidate)
+        finally:
+            candidate.unlink()
+
+    def _plan_warmup(self) -> Warmup | None:
+        """Zeros where the source takes them, else the very inputs that it was verified on."""
+        if self.reference is None:
+            return None
+        import numpy as np
+
+        inputs, _ = self.reference.row(0)
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if not inputs or any(0 in shape for shape in shapes.values()):
+            return None
+        zeros = {
+            tensor.name: np.full(
+                shapes[tensor.name], "" if tensor.dtype.value == "STRING" else 0, tensor.dtype.numpy_dtype()
+            )
+            for tensor in self.reference.session.inputs
+        }
+        try:
+            self.reference.session.run(zeros)
+        except RunError:
+            return Warmup(shapes, self._write_warmup_files(inputs))
+        return Warmup(shapes, {})
+
+    def _write_warmup_files(self, inputs: Arrays) -> dict[str, str]:
+        folder = self.model_folder / "warmup"
+        folder.mkdir()
+        files = {}
+        for index, (name, array) in enumerate(inputs.items()):
+            files[name] = f"input_{index}.bin"
+            dtype = next(tensor.dtype for tensor in self.artifact.inputs if tensor.name == name).numpy_dtype()
+            (folder / files[name]).write_bytes(_wire_bytes(array.astype(dtype, copy=False)))
+        return files
+
+    def _verify(self) -> None:
+        if self.reference is None:
+            return
+        sizes = tuple(dict.fromkeys((1, self.max_batch_size))) if self.max_batch_size else (0,)
+        if self.batching.batchable and not self.max_batch_size:
+            sizes = (1,)
+        self.progress("verifying against ONNX Runtime on the source")
+        self.verification = check_artifact(
+            self.artifact,
+            self.reference,
+            self.model.spec,
+            self._samples(),
+            self.index_ranges,
+            sizes,
+            self.build.tolerance,
+        )
+
+    def _write_model_files(self, text: str) -> None:
+        (self.model_folder / CONFIG).write_text(text, encoding="utf-8")
+        if self.serving.labels and self.labels is not None:
+            (self.model_folder / LABELS).write_text("\n".join(self.labels) + "\n", encoding="utf-8")
+        shutil.copytree(self.model_folder, self.version_folder, dirs_exist_ok=True)
+
+    def describe(self) -> dict[str, Any]:
+        """What this build adds to the manifest."""
+        artifact = self.artifact
+        return {
+            "platform": artifact.platform or artifact.backend,
+            **artifact.details,
+            "inputs": [_describe_tensor(tensor) for tensor in artifact.inputs],
+            "outputs": [_describe_tensor(tensor) for tensor in artifact.outputs],
+            "max_batch_size": self.max_batch_size,
+            "batching": {"batchable": self.batching.batchable, "reason": self.batching.reason},
+            "verification": dataclasses.asdict(self.verification) if self.verification else None,
+            "unverified": artifact.unverified,
+            "tools": {
+                "repo-builder": package_version("repo-builder"),
+                "python": platform.python_version(),
+                **artifact.tools,
+            },
+        }
+
+    def hints(self) -> tuple[str, ...]:
+        hints = list(self.artifact.hints)
+        if self.reference and self.batching.differs:
+            hints.append(f"if random inputs are unlike real ones, say what these are: {flags_for(self.model.spec)}")
+        pictures = [
+            tensor for tensor in self.artifact.inputs if len(tensor.dims) == 4 and 3 in {tensor.dims[1], tensor.dims[3]}
+        ]
+        if len(pictures) == 1 and PARAMETER not in self.config.parameters:
+            hints.append("it may take pictures: --image PRESET stores their preprocessing with the model")
+        if any(tensor.dtype.value == "BF16" for tensor in (*self.artifact.inputs, *self.artifact.outputs)):
+            hints.append("NVIDIA's onnxruntime backend does not take BF16 inputs or outputs; the local server does")
+        return tuple(hints)
+
+
+def _describe_tensor(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.dtype.value, "shape": list(tensor.dims)}
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        why = f"--labels {path} can't be read: {error.strerror}"
+        raise UsageError(why, "check the path and its permissions") from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"--labels {path} is not UTF-8 text", "one class a line, in the order of the output"
+        ) from None
+    labels = tuple(line.strip() for line in text.split("\n"))
+    while labels and not labels[-1]:
+        labels = labels[:-1]
+    if not labels:
+        raise ConfigError(f"--labels {path} is empty", "one class a line, in the order of the output")
+    return labels
+
+
+def _wire_bytes(array: npt.NDArray[Any]) -> bytes:
+    """An array as Triton reads it from a file: raw, strings each behind their length in four little-endian bytes."""
+    if array.dtype != object:
+        return array.tobytes()
+    encoded = [str(value).encode() for value in array.ravel()]
+    return b"".join(len(value).to_bytes(4, "little") + value for value in encoded)
