@@ -71,12 +71,23 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
+@pytest.fixture(scope="session")
+def containers(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], list[Any]]:
+    """List the containers that serve a repository of these tests; the engine may run others for someone else."""
+    ours = f"{tmp_path_factory.getbasetemp()}/"
+
+    def containers() -> list[Any]:
+        labelled = engine.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
+        return [each for each in labelled if any(mount["Source"].startswith(ours) for mount in each.attrs["Mounts"])]
+
+    return containers
+
+
 @pytest.fixture
-def no_containers(engine: Any) -> Iterator[None]:
+def no_containers(containers: Callable[[], list[Any]]) -> Iterator[None]:
     """The test leaves no container of ours."""
     yield
-    left = engine.containers.list(all=True, filters={"label": LABEL})
-    names = [container.name for container in left]
+    left = containers()
     for container in left:
         container.remove(force=True)
-    assert names == []
+    assert [container.name for container in left] == []

@@ -11,20 +11,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from repo_builder.servers.base import ServerOptions
-from repo_builder.servers.docker import LABEL, DockerOptions, start
+from repo_builder.servers.docker import DockerOptions, start
 from tests.docker.conftest import ROOT, Run
 from tests.docker.make_image import make_base
 from tests.servers.repositories import write_identity
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("no_containers")]
 
+Containers = Callable[[], list[Any]]
 REPO_BUILDER = (sys.executable, "-m", "repo_builder")
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 
@@ -33,15 +34,11 @@ def serve(image: str, repository: Path) -> tuple[str, ...]:
     return (*REPO_BUILDER, "serve", "--engine", "docker", "--image", image, "-r", str(repository), *FREE_PORTS)
 
 
-def containers(engine: Any) -> list[Any]:
-    return list(engine.containers.list(all=True, filters={"label": LABEL}))
-
-
-def wait_for_none(engine: Any) -> None:
+def wait_for_none(containers: Containers) -> None:
     deadline = time.monotonic() + 10
-    while containers(engine) and time.monotonic() < deadline:
+    while containers() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert containers(engine) == []
+    assert containers() == []
 
 
 def only_error(done: subprocess.CompletedProcess[str]) -> str:
@@ -54,12 +51,14 @@ def only_error(done: subprocess.CompletedProcess[str]) -> str:
     return error
 
 
-def test_detached_server_is_found_asked_read_and_stopped(engine: Any, image: str, repository: Path, run: Run) -> None:
+def test_detached_server_is_found_asked_read_and_stopped(
+    containers: Containers, image: str, repository: Path, run: Run
+) -> None:
     started = run(*serve(image, repository), "--detach", "--json")
     assert started.returncode == 0, started.stderr
     record = json.loads(started.stdout)
     assert [(model["name"], model["state"]) for model in record["models"]] == [("efficientnet-lite0", "READY")]
-    assert len(containers(engine)) == 1
+    assert len(containers()) == 1
     infer = run(sys.executable, "-m", "client.infer", "--url", record["url"], "examples/cat.jpg")
     assert "tiger cat" in infer.stdout, infer.stderr
     assert record["url"] in run(*REPO_BUILDER, "status").stdout
@@ -68,7 +67,7 @@ def test_detached_server_is_found_asked_read_and_stopped(engine: Any, image: str
     assert run(*REPO_BUILDER, "logs", "--lines", "1").stdout == log.splitlines(keepends=True)[-1]
     stopped = run(*REPO_BUILDER, "stop")
     assert stopped.returncode == 0, stopped.stderr
-    assert containers(engine) == []
+    assert containers() == []
 
 
 def test_python_api(image: str, repository: Path) -> None:
@@ -98,29 +97,31 @@ def foreground(image: str, repository: Path, tmp_path: Path) -> Iterator[subproc
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_container(engine: Any, foreground: subprocess.Popen[str], number: signal.Signals) -> None:
-    assert len(containers(engine)) == 1
+def test_a_signal_stops_the_container(
+    containers: Containers, foreground: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    assert len(containers()) == 1
     began = time.monotonic()
     foreground.send_signal(number)
     assert foreground.wait(10) == 0
     assert time.monotonic() - began < 7
-    assert containers(engine) == []
+    assert containers() == []
 
 
-def test_a_killed_parent_leaves_no_container(engine: Any, foreground: subprocess.Popen[str]) -> None:
+def test_a_killed_parent_leaves_no_container(containers: Containers, foreground: subprocess.Popen[str]) -> None:
     foreground.kill()
-    wait_for_none(engine)
+    wait_for_none(containers)
 
 
-def test_a_killed_container_is_one_line(engine: Any, foreground: subprocess.Popen[str]) -> None:
-    containers(engine)[0].kill()
+def test_a_killed_container_is_one_line(containers: Containers, foreground: subprocess.Popen[str]) -> None:
+    containers()[0].kill()
     _, errors = foreground.communicate(timeout=10)
     assert foreground.returncode == 1
     assert "error: tritonserver was killed by signal 9" in errors
-    assert containers(engine) == []
+    assert containers() == []
 
 
-def test_broken_models_are_explained(engine: Any, image: str, tmp_path: Path, run: Run) -> None:
+def test_broken_models_are_explained(containers: Containers, image: str, tmp_path: Path, run: Run) -> None:
     root = tmp_path / "models"
     write_identity(root, "good")
     write_identity(root, "broken")
