@@ -23,13 +23,13 @@ from repo_builder.config.check import check_config, check_files
 from repo_builder.config.image import PARAMETER
 from repo_builder.config.render import render_config
 from repo_builder.errors import ConfigError, ModelError, UsageError
-from repo_builder.gate import check_artifact, known_shapes
+from repo_builder.gate import check_artifact, known_shapes, open_source
 from repo_builder.model import TensorSpec
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
 from repo_builder.passes.shapes import free_zero_axes, state_output_shapes
 from repo_builder.repository import CONFIG, MANIFEST
-from repo_builder.runtime import RunError, Session, open_session
+from repo_builder.runtime import RunError
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
 from repo_builder.trt.options import TensorRTOptions
 from repo_builder.verify import Reference, Tolerance, Verification
@@ -150,7 +150,7 @@ class Build:
 
     def _open_reference(self) -> Reference:
         self.progress("running the source under ONNX Runtime")
-        session = self._open_source()
+        session = open_source(self.model, self.version_folder)
         self.index_ranges = index_ranges(self.model.proto)
         sampler = Sampler(self.model.spec.inputs, self._samples(), self.index_ranges)
         return Reference.open(self.model.spec, session, sampler)
@@ -158,18 +158,6 @@ class Build:
     def _samples(self) -> SampleOptions:
         profiles = self.build.tensorrt.profiles
         return known_shapes(self.build.samples, profiles[0].opt) if profiles else self.build.samples
-
-    def _open_source(self) -> Session:
-        if not self.model.changed:
-            return open_session(self.model.spec.path)
-        import onnx
-
-        candidate = self.version_folder / "source.onnx"  # sizes of 0 made free: ONNX Runtime refuses the file itself
-        onnx.save(self.model.proto, candidate)
-        try:
-            return open_session(candidate)
-        finally:
-            candidate.unlink()
 
     def _plan_warmup(self) -> Warmup | None:
         """Zeros where the source takes them, else the very inputs that it was verified on."""

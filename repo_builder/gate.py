@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 from repo_builder.compilers.base import Artifact
 from repo_builder.model import ModelSpec
-from repo_builder.runtime import Session
+from repo_builder.onnx_model import OnnxModel
+from repo_builder.runtime import Session, open_session
 from repo_builder.samples import SampleOptions, Sampler
 from repo_builder.trt.options import Shapes
 from repo_builder.verify import Reference, Tolerance, Verification, verify
@@ -48,6 +50,25 @@ def check_artifact(
         corner = _open(spec, reference.session, Sampler(spec.inputs, options, ranges), batched=reference.batch_axis)
         result = result.merged(verify(artifact.run, corner, batch_sizes, limits, samples.seed))
     return result
+
+
+def open_source(model: OnnxModel, folder: Path) -> Session:
+    """The source under ONNX Runtime, by way of a file in ``folder`` where a pass changed its graph.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        ModelError: ONNX Runtime can't load it.
+    """
+    if not model.changed:
+        return open_session(model.spec.path)
+    import onnx
+
+    candidate = folder / "source.onnx"  # sizes of 0 made free: ONNX Runtime refuses the file itself
+    onnx.save(model.proto, candidate)
+    try:
+        return open_session(candidate)
+    finally:
+        candidate.unlink()
 
 
 def known_shapes(samples: SampleOptions, shapes: Shapes) -> SampleOptions:

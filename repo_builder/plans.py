@@ -17,10 +17,11 @@ from repo_builder.errors import CompileError, ModelError, UsageError
 from repo_builder.onnx_model import read_model
 from repo_builder.passes.batch import static_batching
 from repo_builder.passes.shapes import free_zero_axes
+from repo_builder.repository import MANIFEST, MANIFEST_SCHEMA
 from repo_builder.trt.benchmark import Performance, measure
 from repo_builder.trt.cuda import find_gpu
 from repo_builder.trt.engine import EngineInfo, inspect_engine
-from repo_builder.trt.library import is_installed, load_library
+from repo_builder.trt.library import Library, is_installed, load_library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.options import TensorRTOptions
 
@@ -101,11 +102,13 @@ def _compiled(output: Path, artifact: Artifact) -> Compiled:
 
 @dataclass(frozen=True)
 class LoadedPlan:
-    """An engine ready to run, and what it is."""
+    """An engine ready to run, and what it is; ``errors`` grows by what TensorRT says while it runs."""
 
     engine: Any
     info: EngineInfo
     runtime: Any
+    library: Library
+    errors: list[str]
 
 
 def load_plan(path: Path) -> LoadedPlan:
@@ -120,9 +123,12 @@ def load_plan(path: Path) -> LoadedPlan:
     gpu = find_gpu()
     if gpu is None:
         raise CompileError(f"{path} can't be opened: there is no GPU here", f"it is a plan of {library.name} {version}")
+    recorded = _manifest_beside(path)
     with tempfile.TemporaryDirectory() as folder:
         log = BuildLog(library, Path(folder) / "log")
         runtime = library.module.Runtime(log.logger)
+        if recorded.get("options", {}).get("build", {}).get("tensorrt", {}).get("version_compatible"):
+            runtime.engine_host_code_allowed = True  # such a plan brings the runtime that it needs
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
         log.close()
     if engine is None:
@@ -131,7 +137,7 @@ def load_plan(path: Path) -> LoadedPlan:
             f"{library.name} {library.version} on {gpu.name} refuses {path}: {' '.join(said.split())}",
             f"it was built by version {version}; a plan is for one version and one type of GPU: build it here",
         )
-    return LoadedPlan(engine, inspect_engine(library, engine), runtime)
+    return LoadedPlan(engine, inspect_engine(library, engine), runtime, library, log.errors)
 
 
 def read_header(path: Path) -> tuple[Target, str]:
@@ -194,11 +200,19 @@ def benchmark_plan(path: Path) -> Performance:
     return measure(loaded.engine, loaded.info, shapes)
 
 
-def _from_manifest(path: Path) -> dict[str, Any]:
+def _manifest_beside(path: Path) -> dict[str, Any]:
+    """What was noted when the plan was published; empty for a plan by itself or of another tool."""
     try:
-        manifest = json.loads((path.parent / "manifest.json").read_text(encoding="utf-8"))
-        engine = dict(manifest["engine"])
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA else {}
+
+
+def _from_manifest(path: Path) -> dict[str, Any]:
+    manifest = _manifest_beside(path)
+    engine = manifest.get("engine")
+    if not engine:
         return {"source": "header"}
     ports = {
         role: [f"{tensor['name']} {tensor['datatype']} {tensor['shape']}" for tensor in manifest[role]]

@@ -47,6 +47,15 @@ TOLERANCES = {
     "FP16": Tolerance(rtol=1e-2, scale=1e-2),
     "BF16": Tolerance(rtol=8e-2, scale=8e-2),
 }
+
+
+def tolerance_of(target: Target, options: TensorRTOptions) -> Tolerance:
+    """What an engine's precision allows; an RTX engine is finished where it is loaded, in TF32 too."""
+    if options.half:
+        return TOLERANCES[options.half.value]
+    return TOLERANCES["TF32" if options.tf32 or target is Target.TENSORRT_RTX else "FP32"]
+
+
 _WARNINGS_THAT_MATTER = re.compile(
     r"overflow|subnormal|truncat|clamp|out of range|precision|not supported", re.IGNORECASE
 )
@@ -211,7 +220,6 @@ class TensorRTCompiler:
 
     def _artifact(self, engine: _Engine, graph: Path, log: BuildLog, *, batchable: bool) -> Artifact:
         run, unverified = self._runner(engine, graph, log)
-        precision = self.options.half.value if self.options.half else "TF32" if self.options.tf32 else "FP32"
         rtx = self.target is Target.TENSORRT_RTX
         return Artifact(
             platform="" if rtx else "tensorrt_plan",
@@ -222,7 +230,7 @@ class TensorRTCompiler:
             max_batch_size=engine.largest_batch if batchable else 0,
             run=run,
             tools={self.library.name: self.library.version},
-            tolerance=TOLERANCES[precision if not rtx or self.options.half else "TF32"],
+            tolerance=tolerance_of(self.target, self.options),
             unverified=unverified,
             profiles=engine.info.profiles,
             shape_tensors=engine.info.shape_tensors,
