@@ -19,13 +19,13 @@ from repo_builder.cli.output import (
     note,
     print_json,
 )
+from repo_builder.cli.sample_options import InputFileOption, InputRangeOption, ShapeOption, read_samples, read_sizes
 from repo_builder.cli.trt_options import describe_engine, takes_tensorrt_options
 from repo_builder.errors import RepoBuilderError, UsageError
 
 if TYPE_CHECKING:
     from repo_builder.add import Published
     from repo_builder.config.image import ImagePreprocessing
-    from repo_builder.samples import SampleOptions
     from repo_builder.trt.options import TensorRTOptions
 
 
@@ -98,18 +98,9 @@ def add(
         float | None,
         typer.Option(help="Absolute tolerance.", show_default="1e-4 of each output's largest value"),
     ] = None,
-    input_file: Annotated[
-        list[str] | None,
-        typer.Option("--input", metavar="NAME=FILE.npy", help="An input to verify with; repeatable."),
-    ] = None,
-    input_range: Annotated[
-        list[str] | None,
-        typer.Option("--input-range", metavar="NAME=LOW:HIGH", help="Random values between these; repeatable."),
-    ] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option("--shape", metavar="NAME=1x3x64x64", help="Shape of an input with free axes; repeatable."),
-    ] = None,
+    input_file: InputFileOption = None,
+    input_range: InputRangeOption = None,
+    shape: ShapeOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Build again, also over a config.pbtxt edited by hand.")
     ] = False,
@@ -129,7 +120,7 @@ def add(
         batching=batching,
         verify=verify,
         tolerance=Tolerance(rtol=rtol, atol=atol),
-        samples=_samples(input_file or [], input_range or [], shape or []),
+        samples=read_samples(input_file, input_range, shape),
         tensorrt=tensorrt,
     )
     serving = ServingOptions(
@@ -220,53 +211,6 @@ def _verified(verification: dict[str, object] | None, unverified: str | None) ->
     return f"{start}agrees with ONNX Runtime{at}: {errors}, cosine error {worst['cosine_error']:.1e}{top1}"
 
 
-def _pair(flag: str, text: str, form: str) -> tuple[str, str]:
-    """Split ``NAME=VALUE`` at the last '=', since tensor names may hold one."""
-    name, equals, value = text.rpartition("=")
-    if not equals or not name or not value:
-        raise UsageError(f"{flag} {text}: expected {form}", "NAME is an input of the model")
-    return name, value
-
-
-def _samples(files: list[str], ranges: list[str], shapes: list[str]) -> SampleOptions:
-    from repo_builder.samples import SampleOptions
-
-    bounds = {}
-    for text in ranges:
-        name, value = _pair("--input-range", text, "NAME=LOW:HIGH")
-        try:
-            low, high = (_number(bound) for bound in value.split(":"))
-        except ValueError:
-            raise UsageError(
-                f"--input-range {text}: {value!r} is not LOW:HIGH", "two numbers, as in ids=0:30521"
-            ) from None
-        bounds[name] = (low, high)
-    sizes = {}
-    for text in shapes:
-        name, value = _pair("--shape", text, "NAME=1x3x64x64")
-        sizes[name] = _sizes("--shape", value)
-    paths = {name: Path(value) for name, value in (_pair("--input", text, "NAME=FILE.npy") for text in files)}
-    return SampleOptions(paths, bounds, sizes)
-
-
-def _number(text: str) -> float:
-    """A whole number exactly: the bounds of 64-bit integers are more than a float can hold."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
-def _sizes(flag: str, text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(part) for part in text.split("x"))
-    except ValueError:
-        sizes = (-1,)
-    if min(sizes) < 0:
-        raise UsageError(f"{flag} {text}: not a size", "whole numbers with x between, as in 1x3x224x224")
-    return sizes
-
-
 def _numbers(flag: str, text: str, kind: type) -> tuple:  # type: ignore[type-arg]
     try:
         return tuple(kind(part) for part in text.split(",")) if text else ()
@@ -321,7 +265,7 @@ def _image(
 
 
 def _one_or_two(flag: str, text: str, *, single_as_side: bool) -> int | tuple[int, int]:
-    sizes = _sizes(flag, text)
+    sizes = read_sizes(flag, text)
     if len(sizes) == 1:
         return sizes[0] if single_as_side else (sizes[0], sizes[0])
     if len(sizes) != 2:

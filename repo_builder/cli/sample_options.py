@@ -1,0 +1,75 @@
+"""The options that say what is known of a model's inputs, for every command that runs one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repo_builder.errors import UsageError
+
+if TYPE_CHECKING:
+    from repo_builder.samples import SampleOptions
+
+InputFileOption = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="NAME=FILE.npy", help="An input to verify with; repeatable."),
+]
+InputRangeOption = Annotated[
+    list[str] | None,
+    typer.Option("--input-range", metavar="NAME=LOW:HIGH", help="Random values between these; repeatable."),
+]
+ShapeOption = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME=1x3x64x64", help="Shape of an input with free axes; repeatable."),
+]
+
+
+def _pair(flag: str, text: str, form: str) -> tuple[str, str]:
+    """Split ``NAME=VALUE`` at the last '=', since tensor names may hold one."""
+    name, equals, value = text.rpartition("=")
+    if not equals or not name or not value:
+        raise UsageError(f"{flag} {text}: expected {form}", "NAME is an input of the model")
+    return name, value
+
+
+def read_samples(files: list[str] | None, ranges: list[str] | None, shapes: list[str] | None) -> SampleOptions:
+    """What the three options say; raises UsageError."""
+    from repo_builder.samples import SampleOptions
+
+    bounds = {}
+    for text in ranges or []:
+        name, value = _pair("--input-range", text, "NAME=LOW:HIGH")
+        try:
+            low, high = (_number(bound) for bound in value.split(":"))
+        except ValueError:
+            raise UsageError(
+                f"--input-range {text}: {value!r} is not LOW:HIGH", "two numbers, as in ids=0:30521"
+            ) from None
+        bounds[name] = (low, high)
+    sizes = {}
+    for text in shapes or []:
+        name, value = _pair("--shape", text, "NAME=1x3x64x64")
+        sizes[name] = read_sizes("--shape", value)
+    paths = {name: Path(value) for name, value in (_pair("--input", text, "NAME=FILE.npy") for text in files or [])}
+    return SampleOptions(paths, bounds, sizes)
+
+
+def _number(text: str) -> float:
+    """A whole number exactly: the bounds of 64-bit integers are more than a float can hold."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def read_sizes(flag: str, text: str) -> tuple[int, ...]:
+    """``224`` or ``1x3x224x224``; raises UsageError."""
+    try:
+        sizes = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        sizes = (-1,)
+    if min(sizes) < 0:
+        raise UsageError(f"{flag} {text}: not a size", "whole numbers with x between, as in 1x3x224x224")
+    return sizes
