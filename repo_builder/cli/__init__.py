@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -58,27 +59,27 @@ def report(error: Exception) -> int:
 
 def main() -> None:
     """Run the command line; the entry point of ``repo-builder`` and ``python -m repo_builder``."""
-    debug = "--debug" in sys.argv
     try:
         code = app(standalone_mode=False)
-    except RepoBuilderError as error:
-        if debug:
-            raise
-        code = report(error)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader went away, as in `repo-builder list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     except Exception as error:
-        code = _report_unexpected(error, debug=debug)
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        code = _report_any(error)
     if code == INTERRUPTED:  # the parser, too, turns Ctrl-C into this
         typer.echo("interrupted", err=True)
     sys.exit(code or 0)
 
 
-def _report_unexpected(error: Exception, *, debug: bool) -> int:
-    """Usage errors of the parser in our words; anything else is our own mistake and says so."""
+def _report_any(error: Exception) -> int:
+    """Errors on purpose as they are, those of the parser and the system in our words; the rest is our mistake."""
+    if isinstance(error, RepoBuilderError):
+        return report(error)
+    if isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo":
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again at its end, and complains
+        why = f"can't write to standard output: {error.strerror}"
+        return report(RepoBuilderError(why, "free some space, or send the output elsewhere"))
     if type(error).__name__ == "NoArgsIsHelpError":  # private to the parser; its message is the help
         typer.echo(str(error), err=True)
         return 2
@@ -88,8 +89,6 @@ def _report_unexpected(error: Exception, *, debug: bool) -> int:
         if context is not None:
             typer.echo(f"\nhint: {context.command_path} --help", err=True)
         return int(getattr(error, "exit_code", 2))
-    if debug:
-        raise error
     if isinstance(error, MemoryError):
         return report(RepoBuilderError(f"not enough memory: {error}".rstrip(": "), "a machine with more has more"))
     typer.echo(f"error: unexpected {type(error).__name__}: {printable(str(error))}", err=True)

@@ -102,6 +102,30 @@ class TestProcess:
         assert "Traceback (most recent call last)" in done.stderr
         assert "ModelError: net.onnx does not exist" in done.stderr
 
+    def test_debug_keeps_the_exit_code_and_the_message(self, tmp_path: Path) -> None:
+        done = run("show", "..", "--debug", cwd=tmp_path)
+
+        assert done.returncode == 2
+        assert "Traceback (most recent call last)" in done.stderr
+        assert "\nerror: '..' is not a model name\n\nhint: " in done.stderr
+        assert run("list", "--nonsense", "--debug", cwd=tmp_path).returncode == 2
+
+    @pytest.mark.parametrize("buffered", [True, False])
+    @pytest.mark.parametrize("arguments", [["list", "--json"], ["--help"], ["--version"]])
+    def test_an_output_that_can_not_be_written(self, arguments: list[str], buffered: bool, tmp_path: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(repo_builder.__file__).parents[1])}
+        environment |= {"PYTHONUNBUFFERED": "" if buffered else "1"}
+        command = [sys.executable, "-m", "repo_builder", *arguments]
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert done.returncode == 1
+        assert done.stderr == (
+            "error: can't write to standard output: No space left on device\n\n"
+            "hint: free some space, or send the output elsewhere\n"
+        )
+
     def test_a_reader_that_goes_away(self, tmp_path: Path) -> None:
         for number in range(40):
             (tmp_path / "model_repository" / f"model_{number}").mkdir(parents=True)
