@@ -14,9 +14,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from repo_builder import cc_plans
 from repo_builder.build import Build, BuildOptions
 from repo_builder.compilers import choose_compiler
-from repo_builder.compilers.base import Progress
+from repo_builder.compilers.base import Maker, Progress
 from repo_builder.config.build import ServingOptions
 from repo_builder.config.proto import stated_max_batch_size
 from repo_builder.errors import ModelError, RepositoryError, UsageError
@@ -73,14 +74,19 @@ def add_model(
         check_name(name)
     store = Repository(repository)
     compiler, why = choose_compiler(build.target, build.tensorrt)
+    if build.cc_plan:
+        cc_plans.refuse_misuse(compiler.target, build.tensorrt)
     progress(f"reading {source}")
     origin = _Origin.read(source)
     name = name or check_name(default_name(source))
-    fingerprint = _fingerprint(origin, compiler.identity(), build, serving)
+    maker, options = compiler.identity(), _plain({"build": build, "serving": serving})
+    fingerprint = _fingerprint(origin, maker, options)
+    new_plan = cc_plans.NewPlan(origin.describe(), options, maker) if build.cc_plan and not force else None
     current = store.get(name)
     if current and not force:
-        manifest = current.manifest(current.latest) if current.latest else None
-        if manifest and manifest.get("fingerprint") == fingerprint and _intact(current, manifest):
+        latest = current.latest
+        manifest = current.manifest(latest) if latest else None
+        if latest and manifest and fingerprint in _fingerprints(manifest) and not current.damage(latest):
             return Published(name, manifest["version"], current.folder, True, manifest)
         if current.edited_by_hand and not _keeps_edits(serving, current):
             since = f"edited by hand since version {current.latest}" if current.latest else "written by hand"
@@ -88,6 +94,8 @@ def add_model(
                 f"{current.folder / CONFIG} was {since}",
                 f"keep your edits with --config {current.folder / CONFIG}, or replace them with --force",
             )
+        if new_plan:
+            cc_plans.version_to_join(current, new_plan)  # what would be refused is refused before it is built
     started = time.perf_counter()
     with store.staging() as staged:
         stages = Build(name, origin.model, build, serving, staged, progress)
@@ -102,22 +110,38 @@ def add_model(
             "target": compiler.target.value,
             "target_reason": why,
             **stages.describe(),
-            "options": _plain({"build": build, "serving": serving}),
+            "options": options,
             "seconds": round(time.perf_counter() - started, 3),
         }
-
-        def finish(number: int, folder: Path) -> None:
-            manifest["version"] = number
-            manifest["files"] = {
-                str(file.relative_to(folder)): file.stat().st_size
-                for file in sorted(folder.rglob("*"))
-                if file.is_file()
-            }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-        number = store.publish(name, staged, finish)
+        number = _publish(store, staged, stages, manifest, new_plan)
     as_read = json.loads(json.dumps(manifest))
     return Published(name, number, store.root / name, False, as_read, stages.hints())
+
+
+def _publish(
+    store: Repository, staged: Path, stages: Build, manifest: dict[str, Any], new_plan: cc_plans.NewPlan | None
+) -> int:
+    """Publish what ``stages`` made, as a new version or into the one that ``new_plan`` joins; complete ``manifest``."""
+    name, config = stages.name, stages.config
+
+    def finish(number: int, folder: Path, earlier: Mapping[str, Any]) -> None:
+        manifest["version"] = number
+        if stages.artifact.cc_filenames:
+            manifest["plans"] = cc_plans.describe_plans(manifest, earlier, stages.artifact.cc_filenames)
+        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+        manifest["files"] = dict(sorted({**earlier.get("files", {}), **sizes}.items()))
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    current = store.get(name)
+    number = cc_plans.version_to_join(current, new_plan) if current and new_plan else None
+    if current and new_plan and number and cc_plans.joined_config(current, number, config):
+
+        def join(model: Model) -> None:
+            finish(number, staged / "version", cc_plans.join(model, number, new_plan, config, staged))
+
+        store.extend(name, number, staged, join)
+        return number
+    return store.publish(name, staged, lambda number, folder: finish(number, folder, {}))
 
 
 def _keeps_edits(serving: ServingOptions, current: Model) -> bool:
@@ -125,13 +149,9 @@ def _keeps_edits(serving: ServingOptions, current: Model) -> bool:
     return serving.config is not None and serving.config.read_bytes() == (current.folder / CONFIG).read_bytes()
 
 
-def _intact(model: Model, manifest: Mapping[str, Any]) -> bool:
-    """Whether the files of the latest version are all there, as large as they were published."""
-    folder = model.folder / str(model.latest)
-    try:
-        return all((folder / file).stat().st_size == size for file, size in manifest["files"].items())
-    except (OSError, KeyError, AttributeError, TypeError):
-        return False
+def _fingerprints(manifest: Mapping[str, Any]) -> set[str]:
+    """What a version was made from; more than one where it has plans for several GPUs."""
+    return {str(manifest.get("fingerprint")), *(plan.fingerprint for plan in cc_plans.plans_of(manifest))}
 
 
 def default_name(source: Path) -> str:
@@ -176,12 +196,12 @@ def _with_config(serving: ServingOptions) -> ServingOptions:
     return serving if size is None else dataclasses.replace(serving, max_batch_size=size)
 
 
-def _fingerprint(origin: _Origin, identity: str, build: BuildOptions, serving: ServingOptions) -> str:
+def _fingerprint(origin: _Origin, maker: Maker, options: Mapping[str, Any]) -> str:
     """The SHA-256 of everything that decides what gets published."""
     facts = {
         "source": [origin.sha256, sorted(origin.external.items())],
-        "compiler": identity,
-        "options": _plain({"build": build, "serving": serving}),
+        "compiler": str(maker),
+        "options": options,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

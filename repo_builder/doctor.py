@@ -276,7 +276,8 @@ def _model(model: Model, plans: list[Plan], host: Host) -> Iterator[Finding]:
     if not model.versions and config.platform != "ensemble":
         yield Finding(subject, Level.WRONG, "has no version", "publish it again with repo-builder add")
         return
-    problems = [problem for plan in plans for problem in _plan(subject, plan, host)]
+    problems = [*_damages(subject, model), *_missing_plans(subject, plans, host)]
+    problems += [problem for plan in plans for problem in _plan(subject, plan, host)]
     if problems:
         yield from problems
     else:
@@ -284,8 +285,26 @@ def _model(model: Model, plans: list[Plan], host: Host) -> Iterator[Finding]:
         yield _ok(subject, f"{platform}, version{'s' * (len(model.versions) > 1)} {_numbers(model)}")
 
 
+def _damages(subject: str, model: Model) -> Iterator[Finding]:
+    for version in model.versions:
+        if damage := model.damage(version):
+            level = Level.WRONG if version == model.latest else Level.WARNING
+            mend = f"publish it again with repo-builder add, or repo-builder remove {model.name}@{version}"
+            yield Finding(subject, level, f"version {version} is damaged: {damage}", mend)
+
+
 def _numbers(model: Model) -> str:
     return ", ".join(map(str, model.versions)) or "none"
+
+
+def _missing_plans(subject: str, plans: list[Plan], host: Host) -> Iterator[Finding]:
+    """GPUs here for which a version with a plan for each of several types has none."""
+    for folder in dict.fromkeys(plan.path.parent for plan in plans if plan.by_capability):
+        there = sorted(plan.compute_capability or "?" for plan in plans if plan.path.parent == folder)
+        if missing := {gpu.compute_capability for gpu in host.gpus}.difference(there):
+            text = f"version {folder.name} has plans for compute capability {', '.join(there)}, none for "
+            mend = "on this machine, with the options of its other plans: repo-builder add ... --cc-plan"
+            yield Finding(subject, Level.WRONG, text + ", ".join(sorted(missing)), mend)
 
 
 def _plan(subject: str, plan: Plan, host: Host) -> Iterator[Finding]:
@@ -297,6 +316,8 @@ def _plan(subject: str, plan: Plan, host: Host) -> Iterator[Finding]:
         return
     here = {gpu.compute_capability for gpu in host.gpus}
     if plan.compute_capability and plan.compute_capability not in here:
+        if plan.by_capability:
+            return  # for the GPUs of another machine
         text = f"{file} was built for compute capability {plan.compute_capability}, here is {', '.join(sorted(here))}"
         yield Finding(subject, Level.WRONG, text, again)
     if plan.rtx:

@@ -53,7 +53,9 @@ def parse_reference(text: str) -> tuple[str, int | None]:
     name, at, version = text.partition("@")
     if at and not (version.isascii() and version.isdigit() and int(version) > 0):
         raise UsageError(f"{text!r}: {version!r} is not a version", "NAME or NAME@NUMBER, as in resnet50@2")
-    return check_name(name), int(version) if at else None
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a model name", "NAME or NAME@NUMBER; repo-builder list shows the names")
+    return name, int(version) if at else None
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,37 @@ class Model:
     def manifest(self, version: int) -> dict[str, Any] | None:
         """The manifest of a version, None where another tool made it."""
         try:
-            manifest = json.loads((self.folder / str(version) / MANIFEST).read_text(encoding="utf-8"))
+            return self._read_manifest(version)
         except (OSError, ValueError):
             return None
+
+    def damage(self, version: int) -> str | None:
+        """What became of a version's files since it was published; None if nothing, or if another tool made it.
+
+        Files are told by their sizes alone: hashing engines of gigabytes takes too long for a look.
+        """
+        try:
+            manifest = self._read_manifest(version)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return f"{MANIFEST} can't be read"
+        if manifest is None:
+            return None
+        files = manifest.get("files")
+        if not isinstance(files, dict):
+            return f"{MANIFEST} is not whole"
+        for file, size in files.items():
+            try:
+                found = (self.folder / str(version) / file).stat().st_size
+            except (OSError, ValueError):
+                return f"{file} is missing"
+            if found != size:
+                return f"{file} has {found} bytes, published were {size}"
+        return None
+
+    def _read_manifest(self, version: int) -> dict[str, Any] | None:
+        manifest = json.loads((self.folder / str(version) / MANIFEST).read_text(encoding="utf-8"))
         ours = isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA
         return manifest if ours else None
 
@@ -124,16 +154,15 @@ class Repository:
     def get(self, name: str) -> Model | None:
         """The model of that name, None if there is none; raises RepositoryError when a file is in its place."""
         folder = self.root / check_name(name)
-        with _readable(folder):
-            if folder.is_dir():
-                return self._read(folder)
+        if model := self._existing(name):
+            return model
         if os.path.lexists(folder):
             raise RepositoryError(f"{folder} is in the way: it is not a folder", "move it, or choose another --name")
         return None
 
     def find(self, name: str, version: int | None = None) -> Model:
         """The model, if it has that version; raises RepositoryError with what there is."""
-        model = self.get(name)
+        model = self._existing(check_name(name))
         if model is None:
             names = ", ".join(model.name for model in self.models()) or "none yet"
             raise RepositoryError(f"there is no model {name!r} in {self.root}", f"models there: {names}")
@@ -193,6 +222,30 @@ class Repository:
             _put(tree, self.root / name)
         return number
 
+    def extend(self, name: str, number: int, staged: Path, finish: Callable[[Model], None]) -> None:
+        """Put the files in ``staged`` into a version that is there, in place of those of the same name.
+
+        Args:
+            name: the model.
+            number: its latest version.
+            staged: as for :meth:`publish`; ``version`` holds what is new, ``model`` all model-level files.
+            finish: called with the model as it is, before it is changed.
+
+        Raises:
+            RepositoryError: the version is gone.
+        """
+        with self._lock():
+            model = self.find(name, number)
+            finish(model)
+            tree = staged / "tree"
+            shutil.copytree(staged / "model", tree)
+            _keep(model, tree, model.versions)
+            for file in [path for path in (staged / "version").rglob("*") if path.is_file()]:
+                target = tree / str(number) / file.relative_to(staged / "version")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)  # takes the place of a link: what it led to stays as it is
+            _put(tree, self.root / name)
+
     def remove(self, name: str, version: int | None = None, *, force: bool = False) -> None:
         """Remove a model or one version of it; without its latest, the config of the one before comes back.
 
@@ -220,6 +273,11 @@ class Repository:
                 _copy_model_files(model.folder, tree)
             _keep(model, tree, rest)
             _put(tree, model.folder)
+
+    def _existing(self, name: str) -> Model | None:
+        folder = self.root / name
+        with _readable(folder):
+            return self._read(folder) if folder.is_dir() else None
 
     def _read(self, folder: Path) -> Model:
         with _readable(folder):

@@ -14,7 +14,7 @@ import pytest
 
 from repo_builder.doctor import Finding, Level, examine
 from repo_builder.host import write_image
-from repo_builder.repository import MANIFEST_SCHEMA
+from repo_builder.repository import MANIFEST, MANIFEST_SCHEMA
 
 CONFIG = 'name: "{name}"\nplatform: "{platform}"\nmax_batch_size: 8\n'
 DOCKER = """\
@@ -54,10 +54,11 @@ class Machine:
 
     def plan(self, name: str, version: tuple[int, ...], capability: str = "9.0", tag: bytes = b"ftrt") -> None:
         folder = self.model(name, "tensorrt_plan")
-        (folder / "model.plan").write_bytes(tag + bytes(20) + bytes(version) + bytes(8))
-        (folder / "manifest.json").write_text(
-            json.dumps({"schema": MANIFEST_SCHEMA, "engine": {"gpu": {"compute_capability": capability}}})
-        )
+        plan = tag + bytes(20) + bytes(version) + bytes(8)
+        (folder / "model.plan").write_bytes(plan)
+        engine = {"gpu": {"compute_capability": capability}}
+        manifest = {"schema": MANIFEST_SCHEMA, "engine": engine, "files": {"model.plan": len(plan)}}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
 
     def examine(self) -> tuple[Finding, ...]:
         return examine(self.repository, self.repository.parent)
@@ -176,6 +177,24 @@ def test_broken_models(machine: Machine, config: str | None, text: str) -> None:
     found = machine.find("model x")
     assert found.level is Level.WRONG
     assert text in found.text
+
+
+@pytest.mark.parametrize(
+    ("manifest", "text"),
+    [
+        ('{"schema": 1, "files": {"model.onnx": 12}}', "model.onnx has 3 bytes, published were 12"),
+        ('{"schema": 1, "files": {"model.onnx": 3, "weights": 5}}', "weights is missing"),
+        ('{"schema": 1', "manifest.json can't be read"),
+    ],
+)
+def test_damaged_versions(machine: Machine, manifest: str, text: str) -> None:
+    version = machine.model("resnet")
+    (version / "model.onnx").write_text("cut")
+    (version / MANIFEST).write_text(manifest)
+    mend = "publish it again with repo-builder add, or repo-builder remove resnet@1"
+    assert machine.find("model resnet") == Finding("model resnet", Level.WRONG, f"version 1 is damaged: {text}", mend)
+    (version.parent / "2").mkdir()
+    assert machine.find("model resnet").level is Level.WARNING  # the one that Triton takes is good
 
 
 def test_plan_without_gpu(machine: Machine) -> None:

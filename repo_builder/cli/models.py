@@ -20,6 +20,8 @@ from repo_builder.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from repo_builder.repository import Model
 
 ModelArgument = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", show_default=False)]
@@ -42,6 +44,9 @@ def list_models(
     else:
         header = ("NAME", "VERSIONS", "PLATFORM", "MAX BATCH", "SIZE", "VERIFIED")
         table([_cells(row) for row in rows], header)
+        for row in rows:
+            for version, what in row["damaged"].items():
+                note(f"warning: {_damage_note(row['name'], version, what)}")
 
 
 def show(
@@ -61,10 +66,13 @@ def show(
         print_json({**_row(found), "version": number, "config": found.config_text, "manifest": manifest})
         return
     typer.echo(f"{found.name}: versions {', '.join(map(str, found.versions)) or 'none'}")
+    damage = found.damage(number) if number else None
     if manifest:
         _print_manifest(manifest)
-    elif number:
+    elif number and damage is None:
         typer.echo(f"version {number} was not made by repo-builder: it has no manifest")
+    if damage:
+        say(f"DAMAGED: {_damage_note(name, number, damage)}")
     if found.edited_by_hand:
         typer.echo("config.pbtxt was edited by hand since the latest version was published")
     typer.echo(f"\n# {found.folder / 'config.pbtxt'}\n{found.config_text or '(none)'}", nl=False)
@@ -104,17 +112,23 @@ def _row(model: Model) -> dict[str, Any]:
         "max_batch_size": manifest.get("max_batch_size"),
         "size": sum(model.size(version) for version in model.versions),
         "verified": bool(manifest.get("verification")) if manifest else None,
+        "damaged": {version: what for version in model.versions if (what := model.damage(version))},
     }
+
+
+def _damage_note(name: str, version: int | None, what: str) -> str:
+    return f"{name}@{version} is damaged: {what}; repo-builder add publishes the model again"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     unknown = "?"
     batch = row["max_batch_size"]
     verified = {True: "yes", False: "NO", None: unknown}[row["verified"]]
+    damaged = ",".join(map(str, row["damaged"]))
     return (
         printable(row["name"]),
-        ",".join(map(str, row["versions"])) or "none",
-        row["platform"] or unknown,
+        (",".join(map(str, row["versions"])) or "none") + (f" ({damaged} DAMAGED)" if damaged else ""),
+        printable(str(row["platform"] or unknown)),
         unknown if batch is None else str(batch),
         human_size(row["size"]),
         verified,
@@ -122,22 +136,31 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _print_manifest(manifest: dict[str, Any]) -> None:
+    try:
+        lines = list(_manifest_lines(manifest))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        lines = ["its manifest.json is not whole, so where it came from can't be told"]
+    for line in lines:
+        say(line)
+
+
+def _manifest_lines(manifest: dict[str, Any]) -> Iterator[str]:
     source = manifest["source"]
-    say(f"version {manifest['version']}, made {manifest['created']} in {manifest['seconds']:.1f} s")
-    say(f"  source    {source['file']}, SHA-256 {source['sha256']}, opset {source['opset']}")
-    say(f"  target    {manifest['target']} ({manifest['target_reason']})")
+    yield f"version {manifest['version']}, made {manifest['created']} in {manifest['seconds']:.1f} s"
+    yield f"  source    {source['file']}, SHA-256 {source['sha256']}, opset {source['opset']}"
+    yield f"  target    {manifest['target']} ({manifest['target_reason']})"
     for role in ("inputs", "outputs"):
         for tensor in manifest[role]:
-            say(f"  {role[:-1]:<9} {tensor['name']}  {tensor['datatype']} {tensor['shape']}")
-    say(f"  batching  {manifest['max_batch_size'] or 'none'}: {manifest['batching']['reason']}")
+            yield f"  {role[:-1]:<9} {tensor['name']}  {tensor['datatype']} {tensor['shape']}"
+    yield f"  batching  {manifest['max_batch_size'] or 'none'}: {manifest['batching']['reason']}"
     verification = manifest["verification"]
     if verification is None:
-        say("  verified  NO: --no-verify")
+        yield "  verified  NO: --no-verify"
     else:
         for output in verification["outputs"]:
-            say(
+            yield (
                 f"  verified  {output['name']}: largest relative error {output['max_relative_error']:.1e}, "
                 f"absolute {output['max_absolute_error']:.1e}"
             )
     tools = ", ".join(f"{tool} {number}" for tool, number in manifest["tools"].items())
-    say(f"  tools     {tools}")
+    yield f"  tools     {tools}"

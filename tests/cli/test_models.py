@@ -61,6 +61,26 @@ class TestList:
             "max_batch_size": None,
             "size": 1500,
             "verified": None,
+            "damaged": {},
+        }
+
+    def test_damaged_versions_are_marked(self, published: Path, cli: Cli) -> None:
+        (published / "net/1/model.onnx").unlink()
+        (published / "net/2/model.onnx").write_bytes(b"cut short")
+        size = json.loads((published / "net/2/manifest.json").read_text())["files"]["model.onnx"]
+
+        result = cli("list")
+
+        assert result.code == 0
+        assert "net     1,2 (1,2 DAMAGED)  onnxruntime_onnx " in result.out
+        again = "; repo-builder add publishes the model again"
+        assert result.err.splitlines() == [
+            f"warning: net@1 is damaged: model.onnx is missing{again}",
+            f"warning: net@2 is damaged: model.onnx has 9 bytes, published were {size}{again}",
+        ]
+        assert cli("list", "--json").json[0]["damaged"] == {
+            "1": "model.onnx is missing",
+            "2": f"model.onnx has 9 bytes, published were {size}",
         }
 
     @pytest.mark.parametrize("made", [True, False])
@@ -135,6 +155,30 @@ class TestShow:
 
         assert "was not made by repo-builder" in cli("show", "theirs").out
 
+    def test_a_damaged_version(self, published: Path, cli: Cli) -> None:
+        (published / "net/2/model.onnx").unlink()
+
+        assert "\nDAMAGED: net@2 is damaged: model.onnx is missing; " in cli("show", "net").out
+        assert "DAMAGED" not in cli("show", "net@1").out
+
+    @pytest.mark.parametrize(
+        ("text", "why"),
+        [
+            ('{"schema": 1, "na', "manifest.json can't be read"),
+            ('{"schema": 1, "source": 3}', "manifest.json is not whole"),
+            ('{"schema": 1, "files": {"\\u0000": 1}}', "\\x00 is missing"),
+        ],
+    )
+    def test_a_damaged_manifest(self, text: str, why: str, published: Path, cli: Cli) -> None:
+        (published / "net/2/manifest.json").write_text(text, encoding="utf-8")
+
+        result = cli("show", "net")
+
+        assert (result.code, result.err) == (0, "")
+        assert f"DAMAGED: net@2 is damaged: {why}; " in result.out
+        assert "not made by repo-builder" not in result.out
+        assert "net     1,2 (2 DAMAGED)" in cli("list").out
+
     def test_a_model_without_anything(self, published: Path, cli: Cli) -> None:
         (published / "empty").mkdir()
 
@@ -155,13 +199,15 @@ class TestShow:
             ("nothing", "there is no model 'nothing' in model_repository", "models there: net, theirs", 1),
             ("net@3", "model 'net' has no version 3", "its versions: 1, 2", 1),
             ("net@x", "'x' is not a version", "NAME@NUMBER", 2),
-            ("../net", "'../net' is not a model name", "letters", 2),
+            ("../net", "'../net' is not a model name", "NAME or NAME@NUMBER; repo-builder list shows the names", 2),
+            ("file", "there is no model 'file' in model_repository", "models there: net, theirs", 1),
         ],
     )
     @pytest.mark.parametrize("command", ["show", "remove"])
     def test_what_is_not_there(
         self, command: str, reference: str, why: str, hint: str, code: int, published: Path, cli: Cli
     ) -> None:
+        (published / "file").write_text("")
         with untouched(published.parent):
             result = cli(command, reference)
 
