@@ -2,10 +2,12 @@
 
     python benchmarks/local_backend.py [--repeats 7] [--seconds 3] [--quick]
 
-The load generator, the server and ONNX Runtime share the machine, as they do on a laptop.  Reference and cases take
-turns in short slices; a ratio is a case's images/s by the mean of the reference slices before and after it, and the
-ratio reported is the median of the repeats.  A slice during which other processes took more than 5 % of the CPUs is
-measured again, up to ten times.
+The load generator, the server and ONNX Runtime share the machine, as they do on a laptop.  The reference is ONNX
+Runtime at the sessions, threads and batch that are fastest here; all cases but the default get that batch as their
+max_batch_size.  Reference and cases take turns in short slices; a ratio is a case's images/s by the mean of the
+reference slices before and after it, and the ratio reported is the median of the repeats.  A slice during which other
+processes took more than 5 % of the CPUs is measured again, up to ten times.  The CPU time of an image is given by
+process, so that one sees what the server's front end, its backend and the load generator each take of the difference.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -50,16 +53,17 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Case:
-    """A way to serve the model and to send pictures to it."""
+    """A way to serve the model and to send pictures to it; without a batch, at the reference's best one."""
 
     name: str
     instances: int
+    max_batch_size: int | None = None
     uint8: bool = False
     shared_memory: bool = False
 
 
 CASES = (
-    Case("1 instance (the default)", instances=1),
+    Case("1 instance (the default)", instances=1, max_batch_size=8),
     Case(f"{CPUS} instances", instances=CPUS),
     Case(f"{CPUS} instances, shared memory", instances=CPUS, shared_memory=True),
     Case(f"{CPUS} instances, UINT8 pictures", instances=CPUS, uint8=True),
@@ -75,25 +79,28 @@ def busy_seconds() -> float:
     return (sum(ticks[:3]) + sum(ticks[5:8])) / TICKS
 
 
-def session_seconds(session: int | None) -> float:
-    """Return the CPU seconds of every process of a session (a server's), none for None."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat") if session else ():
+def cpu_seconds(server: LocalServer | None) -> Counter[str]:
+    """Return the CPU seconds used so far by this process ("client") and by each kind of process of ``server``."""
+    used = Counter({"client": time.process_time()})
+    for stat in Path("/proc").glob("[0-9]*/stat") if server else ():
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            command, _, rest = stat.read_text().partition("(")[2].rpartition(")")
         except OSError:
             continue
-        if int(fields[3]) == session:
-            total += int(fields[11]) + int(fields[12])
-    return total / TICKS
+        fields = rest.split()
+        if server and int(fields[3]) == server.pid:  # the server is the leader of its session
+            used["backend" if command.startswith("triton_python") else "server"] += (
+                int(fields[11]) + int(fields[12])
+            ) / TICKS
+    return used
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What one slice of measuring gave; CPU time in seconds an image, latencies in seconds."""
+    """What one slice of measuring gave; CPU time in seconds an image by process, latencies in seconds."""
 
     images_per_s: float
-    cpu_s: float
+    cpu_s: Mapping[str, float]
     foreign: float  # share of the CPUs that other processes took
     latencies: tuple[float, ...] = ()
 
@@ -104,11 +111,12 @@ def measured(
     """Run ``work`` for ``seconds``, again while other processes disturb it; return the least disturbed slice."""
     slices = []
     for _ in range(ATTEMPTS):
-        own, all_ = time.process_time() + session_seconds(server and server.pid), busy_seconds()
+        before, all_before = cpu_seconds(server), busy_seconds()
         images, took, latencies = work(seconds)
-        own = time.process_time() + session_seconds(server and server.pid) - own
-        foreign = max(0.0, busy_seconds() - all_ - own) / (took * CPUS)
-        slices.append(Slice(images / took, own / images, foreign, tuple(latencies)))
+        own = cpu_seconds(server) - before
+        foreign = max(0.0, busy_seconds() - all_before - own.total()) / (took * CPUS)
+        cpu = {process: used / images for process, used in own.items()}
+        slices.append(Slice(images / took, cpu, foreign, tuple(latencies)))
         if foreign <= FOREIGN_SHARE:
             break
         time.sleep(1)
@@ -192,13 +200,13 @@ def write_uint8_model(source: Path, target: Path) -> None:
     target.write_bytes(model.SerializeToString())
 
 
-def write_repository(root: Path, model: Path, case: Case) -> Path:
+def write_repository(root: Path, model: Path, case: Case, max_batch_size: int) -> Path:
     (root / "model/1").mkdir(parents=True)
     (root / "model/1/model.onnx").symlink_to(model)
     image = "data_type: TYPE_UINT8 dims: [224, 224, 3]" if case.uint8 else "data_type: TYPE_FP32 dims: [3, 224, 224]"
     (root / "model/config.pbtxt").write_text(f"""\
 platform: "onnxruntime_onnx"
-max_batch_size: 8
+max_batch_size: {max_batch_size}
 input [{{ name: "image" {image} }}]
 output [{{ name: "probabilities" data_type: TYPE_FP32 dims: [1000] }}]
 instance_group [{{ count: {case.instances} kind: KIND_CPU }}]
@@ -273,14 +281,14 @@ class Load:
 
 
 @contextmanager
-def serving(case: Case, model: Path) -> Iterator[Load]:
+def serving(case: Case, model: Path, max_batch_size: int) -> Iterator[Load]:
     """Serve ``model`` as ``case`` says; give a load that has already warmed it up."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     images = pictures(session, CONCURRENCY)
     expected = [session.run(None, {"image": images[index : index + 1]})[0][0] for index in range(CONCURRENCY)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = stack.enter_context(serve(write_repository(folder, model, case)))
+        server = stack.enter_context(serve(write_repository(folder, model, case, max_batch_size)))
         clients = []
         for index in range(CONCURRENCY):
             region = stack.enter_context(shared_picture(server, images[index], index)) if case.shared_memory else None
@@ -339,14 +347,16 @@ def percentile(latencies: Sequence[float], share: float) -> float:
 
 def compare(case: Case, model: Path, reference: Reference, repeats: int, seconds: float) -> dict[str, Any]:
     """Measure ``case`` and ``reference`` in turns; return the medians, every repeat and the latencies."""
-    with serving(case, model) as load:
+    batch = case.max_batch_size or reference.batch
+    with serving(case, model, batch) as load:
         before = measured(reference.run, seconds, None)
-        rows = []
+        rows, in_process = [], [before]
         for _ in range(repeats):
             part = measured(load.run, seconds, load.server)
             after = measured(reference.run, seconds, None)
             rows.append((part, (before.images_per_s + after.images_per_s) / 2))
             before = after
+            in_process.append(after)
         latencies = {}
         for concurrency in (1, 2, CONCURRENCY):
             part = measured(lambda duration, count=concurrency: load.run(duration, count), 2 * seconds, load.server)
@@ -358,11 +368,15 @@ def compare(case: Case, model: Path, reference: Reference, repeats: int, seconds
             }
     ratios = [part.images_per_s / rate for part, rate in rows]
     return {
-        "case": asdict(case),
+        "case": {**asdict(case), "max_batch_size": batch},
         "ratio": round(statistics.median(ratios), 3),
         "images_per_s": round(statistics.median(part.images_per_s for part, _ in rows), 1),
         "reference_images_per_s": round(statistics.median(rate for _, rate in rows), 1),
-        "cpu_ms_per_image": round(1000 * statistics.median(part.cpu_s for part, _ in rows), 2),
+        "cpu_ms_per_image": {
+            process: round(1000 * statistics.median(part.cpu_s[process] for part, _ in rows), 2)
+            for process in ("client", "server", "backend")
+        },
+        "reference_cpu_ms_per_image": round(1000 * statistics.median(part.cpu_s["client"] for part in in_process), 2),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "foreign_cpu_shares": [round(part.foreign, 3) for part, _ in rows],
         "latencies": latencies,
@@ -407,13 +421,14 @@ def main() -> None:
             cases.append(compare(case, model, references[model][0], repeats, seconds))
             print(f"{case.name}: {cases[-1]['ratio']:.3f} {cases[-1]['ratios']}", file=sys.stderr)
 
-    columns = f"{'case':34} {'images/s':>9} {'in-process':>10} {'ratio':>6} {'CPU ms':>7}"
-    print(f"\n{columns}   p50/p99 ms at concurrency 1, 2, 8")
+    columns = f"{'case':34} {'images/s':>9} {'in-process':>10} {'ratio':>6}"
+    print(f"\n{columns}   CPU ms: client + server + backend, in-process   p50/p99 ms at concurrency 1, 2, 8")
     for result in cases:
         latencies = "   ".join(f"{entry['p50_ms']:.1f}/{entry['p99_ms']:.1f}" for entry in result["latencies"].values())
+        cpu = " + ".join(f"{used:5.2f}" for used in result["cpu_ms_per_image"].values())
         print(
             f"{result['case']['name']:34} {result['images_per_s']:9.1f} {result['reference_images_per_s']:10.1f} "
-            f"{result['ratio']:6.3f} {result['cpu_ms_per_image']:7.2f}   {latencies}"
+            f"{result['ratio']:6.3f}   {cpu}, {result['reference_cpu_ms_per_image']:5.2f}{latencies:>50}"
         )
     if not arguments.quick:
         document = {
