@@ -10,6 +10,7 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repo_builder.cc_plans import name_by_capability
 from repo_builder.compilers.base import Artifact, Compiler, Progress, Target
 from repo_builder.config.build import (
     LABELS,
@@ -52,7 +53,8 @@ class BuildOptions:
 
     ``batching`` False serves the model as it is, without a batch axis; ``verify`` False publishes without running
     anything; ``samples`` says what is known of the inputs that verification makes up; ``tensorrt`` how an engine is
-    built where the target is one.
+    built where the target is one; ``cc_plan`` makes the version one that holds a plan for each of several types of GPU,
+    and adds the plan for this one to it (:mod:`repo_builder.cc_plans`).
     """
 
     target: Target = Target.AUTO
@@ -61,6 +63,7 @@ class BuildOptions:
     tolerance: Tolerance = field(default_factory=Tolerance)
     samples: SampleOptions = field(default_factory=SampleOptions)
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
+    cc_plan: bool = False
 
 
 class Build:
@@ -95,6 +98,8 @@ class Build:
             max_batch_size=wanted_max_batch_size(self.serving),
             progress=self.progress,
         )
+        if self.build.cc_plan:
+            self.artifact = name_by_capability(self.artifact, self.version_folder)
         self.max_batch_size = choose_max_batch_size(
             self.serving, self.artifact, batchable=self.batching.batchable, reason=self.batching.reason
         )

@@ -66,7 +66,8 @@ class Plan:
     """A TensorRT plan in a repository.
 
     ``tensorrt`` is () where it can't be told; ``rtx`` marks TensorRT-RTX, whose engines no container of NVIDIA's loads.
-    ``compute_capability`` is that of the GPU it was built on, such as ``8.6``, None where the manifest doesn't say.
+    ``compute_capability`` is that of the GPU it was built on, such as ``8.6``, None where the manifest doesn't say;
+    ``by_capability`` marks one of several in a version, of which Triton loads the one for the GPU it finds.
     """
 
     model: str
@@ -75,9 +76,11 @@ class Plan:
     rtx: bool
     compute_capability: str | None
     version_compatible: bool
+    by_capability: bool = False
 
     def __str__(self) -> str:
-        return f"{self.model}/{self.path.parent.name}: TensorRT {version_text(self.tensorrt) or 'unknown'}"
+        file = f"/{self.path.name}" if self.by_capability else ""
+        return f"{self.model}/{self.path.parent.name}{file}: TensorRT {version_text(self.tensorrt) or 'unknown'}"
 
 
 @cache
@@ -188,11 +191,13 @@ def find_plans(repository: Repository) -> tuple[Plan, ...]:
 
 
 def _describe(model: str, path: Path, manifest: dict[str, object]) -> Plan:
-    tools, engine, options = (_mapping(manifest.get(key)) for key in ("tools", "engine", "options"))
+    several = [_mapping(plan) for plan in _mapping(manifest.get("plans")).values()]
+    own = next((plan for plan in several if plan.get("file") == path.name), None)
+    tools, engine = (_mapping((own or manifest).get(key)) for key in ("tools", "engine"))
     version, rtx = read_plan_version(path)
     recorded = parse_version(str(tools.get("TensorRT") or tools.get("TensorRT-RTX") or ""))
     capability = _mapping(engine.get("gpu")).get("compute_capability")
-    tensorrt_options = _mapping(_mapping(options.get("build")).get("tensorrt"))
+    tensorrt_options = _mapping(_mapping(_mapping(manifest.get("options")).get("build")).get("tensorrt"))
     return Plan(
         model,
         path,
@@ -200,6 +205,7 @@ def _describe(model: str, path: Path, manifest: dict[str, object]) -> Plan:
         rtx or "TensorRT-RTX" in tools,
         str(capability) if capability else None,
         bool(tensorrt_options.get("version_compatible")),
+        own is not None,
     )
 
 

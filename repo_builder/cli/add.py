@@ -20,7 +20,7 @@ from repo_builder.cli.output import (
     print_json,
 )
 from repo_builder.cli.sample_options import InputFileOption, InputRangeOption, ShapeOption, read_samples, read_sizes
-from repo_builder.cli.trt_options import describe_engine, takes_tensorrt_options
+from repo_builder.cli.trt_options import describe_engine, describe_plans, takes_tensorrt_options
 from repo_builder.errors import RepoBuilderError, UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +84,10 @@ def add(
     cuda_graphs: Annotated[
         bool, typer.Option("--cuda-graphs", help="TensorRT: launch batches of 1, preferred and largest size whole.")
     ] = False,
+    cc_plan: Annotated[
+        bool,
+        typer.Option("--cc-plan", help="TensorRT: a plan for each type of GPU; run it on one after the other."),
+    ] = False,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.pbtxt", help="Any ModelConfig fields, merged over ours.")
     ] = None,
@@ -122,6 +126,7 @@ def add(
         tolerance=Tolerance(rtol=rtol, atol=atol),
         samples=read_samples(input_file, input_range, shape),
         tensorrt=tensorrt,
+        cc_plan=cc_plan,
     )
     serving = ServingOptions(
         max_batch_size=max_batch_size,
@@ -163,6 +168,8 @@ def _summary(published: Published, repository: str) -> None:
         note(f"  target    {manifest['target']} ({manifest['target_reason']})")
         if "engine" in manifest:
             note(f"  engine    {describe_engine(manifest['engine'])}")
+        for line in describe_plans(manifest):
+            note(f"  plan      {line}")
         note(f"  batching  {f'up to {batch}: ' if batch else 'none: '}{manifest['batching']['reason']}")
         note(f"  verified  {_verified(manifest['verification'], manifest['unverified'])}")
         for hint in published.hints:

@@ -18,6 +18,7 @@ from repo_builder.cli.output import (
     say,
     table,
 )
+from repo_builder.cli.trt_options import describe_plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,6 +150,8 @@ def _manifest_lines(manifest: dict[str, Any]) -> Iterator[str]:
     yield f"version {manifest['version']}, made {manifest['created']} in {manifest['seconds']:.1f} s"
     yield f"  source    {source['file']}, SHA-256 {source['sha256']}, opset {source['opset']}"
     yield f"  target    {manifest['target']} ({manifest['target_reason']})"
+    for line in describe_plans(manifest):
+        yield f"  plan      {line}"
     for role in ("inputs", "outputs"):
         for tensor in manifest[role]:
             yield f"  {role[:-1]:<9} {tensor['name']}  {tensor['datatype']} {tensor['shape']}"

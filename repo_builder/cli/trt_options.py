@@ -156,6 +156,16 @@ def describe_engine(engine: Mapping[str, Any]) -> str:
     return f"{engine['library']}{gpu}, built in {engine['build_seconds']:.1f} s{cached}; layers: {counts}"
 
 
+def describe_plans(manifest: Mapping[str, Any]) -> list[str]:
+    """A line on each plan of a version that has them for several types of GPU."""
+    from repo_builder.cc_plans import plans_of
+
+    return [
+        f"{plan.capability}  {plan.file}, {plan.library} on {plan.gpu}" + ("" if plan.verified else ", NOT VERIFIED")
+        for plan in plans_of(manifest)
+    ]
+
+
 _LEVELS = {
     "none": "",
     "ampere+": "ampere_plus",

@@ -10,11 +10,23 @@ from typing import Any, Protocol
 
 from repo_builder.model import TensorSpec
 from repo_builder.onnx_model import OnnxModel
+from repo_builder.trt.cuda import Gpu
 from repo_builder.trt.options import Profile
 from repo_builder.verify import Runner, Tolerance
 
 Progress = Callable[[str], None]
 """Called with a line to show whenever something that takes time begins."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What, besides source and options, decides an artifact: a plan is of one TensorRT version and one type of GPU."""
+
+    library: str
+    gpu: Gpu | None = None
+
+    def __str__(self) -> str:
+        return f"{self.library} {self.gpu.name}" if self.gpu else self.library
 
 
 class Target(str, Enum):
@@ -35,6 +47,7 @@ class Artifact:
 
     Attributes:
         platform: Triton's name for the kind of file; empty where ``backend`` names one that Triton does not ship.
+        cc_filenames: the file by the compute capability of the GPUs that load it, where it is not one for all.
         run: runs the artifact, or what comes nearest (then ``unverified`` says so); None when nothing can.
         tolerance: what the artifact's precision allows, unless the user says otherwise.
         unverified: a sentence for when the artifact itself can't run here.
@@ -52,6 +65,7 @@ class Artifact:
     max_batch_size: int | None
     run: Runner | None
     backend: str = ""
+    cc_filenames: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     tolerance: Tolerance = field(default_factory=Tolerance)
     unverified: str | None = None
@@ -68,9 +82,7 @@ class Compiler(Protocol):
     @property
     def target(self) -> Target: ...
 
-    def identity(self) -> str:
-        """What, besides source and options, decides the artifact: a plan is of one TensorRT version and GPU."""
-        ...
+    def identity(self) -> Maker: ...
 
     def compile(
         self, model: OnnxModel, folder: Path, *, batchable: bool, max_batch_size: int, progress: Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from repo_builder.compilers.base import Artifact, Progress, Target
+from repo_builder.compilers.base import Artifact, Maker, Progress, Target
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.runtime import open_session, runtime_version
 
@@ -17,8 +17,8 @@ class OnnxRuntimeCompiler:
 
     target = Target.ONNXRUNTIME
 
-    def identity(self) -> str:
-        return "onnxruntime"
+    def identity(self) -> Maker:
+        return Maker("onnxruntime")
 
     def compile(
         self,

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repo_builder.compilers.base import Artifact, Progress, Target
+from repo_builder.compilers.base import Artifact, Maker, Progress, Target
 from repo_builder.errors import CompileError, ModelError, UsageError
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.runtime import open_session
@@ -81,9 +81,9 @@ class TensorRTCompiler:
     def target(self) -> Target:
         return self.library.target
 
-    def identity(self) -> str:
+    def identity(self) -> Maker:
         gpu = find_gpu() if self.target is Target.TENSORRT else None
-        return f"{self.library.name} {self.library.version}" + (f" {gpu.name}" if gpu else "")
+        return Maker(f"{self.library.name} {self.library.version}", gpu)
 
     def compile(
         self, model: OnnxModel, folder: Path, *, batchable: bool, max_batch_size: int, progress: Progress

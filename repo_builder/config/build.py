@@ -106,6 +106,7 @@ def build_config(
     config = new_config(name=name, platform=artifact.platform, backend=artifact.backend, max_batch_size=max_batch_size)
     if artifact.backend:
         config.default_model_filename = artifact.filename  # Triton knows the file names of its own backends only
+    config.cc_model_filenames.update(artifact.cc_filenames)
     for tensor in artifact.inputs:
         _add_tensor(config.input.add(), tensor, batched=max_batch_size > 0)
         config.input[-1].is_shape_tensor = tensor.name in artifact.shape_tensors

@@ -36,11 +36,7 @@ def check_config(config: ModelConfig, name: str, artifact: Artifact, labels: tup
             f"config asks for {served!r}; the artifact is of platform {made!r}",
             "drop platform and backend from --config",
         )
-    if config.default_model_filename not in {"", artifact.filename}:
-        raise ConfigError(
-            f"default_model_filename {config.default_model_filename!r} is not {artifact.filename!r}",
-            "drop it from --config",
-        )
+    _check_filenames(config, artifact)
     if config.HasField("ensemble_scheduling"):
         raise ConfigError("config has ensemble_scheduling, but the model is no ensemble", "drop it from --config")
     _check_batching(config, artifact)
@@ -48,6 +44,22 @@ def check_config(config: ModelConfig, name: str, artifact: Artifact, labels: tup
         _check_tensors(config, role, tensors)
     _check_instances(config)
     _check_labels(config, labels)
+
+
+def _check_filenames(config: ModelConfig, artifact: Artifact) -> None:
+    default = config.default_model_filename
+    if artifact.cc_filenames and default:
+        raise ConfigError(
+            f"default_model_filename {default!r} would be tried on every GPU that has no plan of its own",
+            "drop it from --config, or drop --cc-plan",
+        )
+    if default not in {"", artifact.filename}:
+        raise ConfigError(f"default_model_filename {default!r} is not {artifact.filename!r}", "drop it from --config")
+    if dict(config.cc_model_filenames) != dict(artifact.cc_filenames):
+        raise ConfigError(
+            "cc_model_filenames names other files than those that are made",
+            "drop it from --config: --cc-plan builds a plan for the GPU here and names it",
+        )
 
 
 def _check_batching(config: ModelConfig, artifact: Artifact) -> None:

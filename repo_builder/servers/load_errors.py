@@ -34,6 +34,7 @@ def _rule(pattern: str, cause: str, mend: str) -> Rule:
 _CORRECT = "correct config.pbtxt, or publish the model again with repo-builder add"
 
 _AGAIN = "publish it again on this machine with repo-builder add"
+_ADD_PLAN = "add one on this machine: repo-builder add ... --cc-plan"
 _CONTAINER = "repo-builder doctor names the container that loads it; or " + _AGAIN
 
 # TensorRT's own words, and those of Triton's backend for it.
@@ -52,6 +53,17 @@ _TENSORRT_RULES = (
         r"expecting compute (?P<here>[\d.]*\d) got (?:compute )?(?P<built>[\d.]*\d)",
         "its plan was built for GPUs of compute capability {built}, this one has {here}",
         _AGAIN,
+    ),
+    _rule(
+        r"unable to find '[^']*' for .*?; cc_model_filenames has plans for (?P<there>[\d., ]*\d), "
+        r"none for (?P<here>[\d.]*\d)",
+        "it has plans for GPUs of compute capability {there}, none for this one's {here}",
+        _ADD_PLAN,
+    ),
+    _rule(
+        r"unable to find '[^']*model\.plan' for model instance",
+        "it has no model.plan, nor does cc_model_filenames name a plan for this GPU's compute capability",
+        _ADD_PLAN,
     ),
     _rule(
         r"engine cannot run on this GPU, which has compute capability (?P<here>[\d.]*\d)",

@@ -556,7 +556,10 @@ def load_engine(runtime: Any, trt: Any, cuda: Cuda, args: dict[str, str], config
     by_capability = config.get("cc_model_filenames", {})
     path = folder / (by_capability.get(capability) or config.get("default_model_filename") or "model.plan")
     if not path.is_file():
-        raise pb_utils.TritonModelException(f"unable to find {str(path)!r}")
+        others = ", ".join(sorted(by_capability))
+        which = f"; cc_model_filenames has plans for {others}, none for {capability}" if others else ""
+        instance = args.get("model_instance_name", "")
+        raise pb_utils.TritonModelException(f"unable to find {str(path)!r} for model instance {instance!r}{which}")
     manifest = read_manifest(folder)
     logger = runtime.logger
     if hasattr(trt, "init_libnvinfer_plugins"):
@@ -565,7 +568,8 @@ def load_engine(runtime: Any, trt: Any, cuda: Cuda, args: dict[str, str], config
         runtime.engine_host_code_allowed = True  # such a plan brings the runtime that it needs
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        made = manifest.get("engine") or {}
+        several = {plan.get("file"): plan for plan in manifest.get("plans", {}).values()}
+        made = several.get(path.name, manifest).get("engine") or {}
         built_on = (made.get("gpu") or {}).get("name") or "a GPU it does not name"
         built_by = f"; it was built by {made['library']} on {built_on}" if made.get("library") else ""
         name = gpu.name.decode().rstrip("\0")
