@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from repo_builder.config.build import ServingOptions
     from repo_builder.config.image import ImagePreprocessing, image_preset
     from repo_builder.errors import RepoBuilderError
+    from repo_builder.recheck import Rechecked, verify_model
     from repo_builder.repository import Repository
     from repo_builder.samples import SampleOptions
     from repo_builder.servers.local import serve
@@ -27,6 +28,7 @@ _HOMES = {
     "BuildOptions": "build",
     "ImagePreprocessing": "config.image",
     "Published": "add",
+    "Rechecked": "recheck",
     "RepoBuilderError": "errors",
     "Repository": "repository",
     "SampleOptions": "samples",
@@ -36,12 +38,14 @@ _HOMES = {
     "add_model": "add",
     "image_preset": "config.image",
     "serve": "servers.local",
+    "verify_model": "recheck",
 }
 
 __all__ = [
     "BuildOptions",
     "ImagePreprocessing",
     "Published",
+    "Rechecked",
     "RepoBuilderError",
     "Repository",
     "SampleOptions",
@@ -51,6 +55,7 @@ __all__ = [
     "add_model",
     "image_preset",
     "serve",
+    "verify_model",
 ]
 
 

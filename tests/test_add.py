@@ -137,7 +137,7 @@ class TestAgain:
                 raise AssertionError("ONNX Runtime was asked")
 
             monkeypatch.setattr("repo_builder.runtime.open_session", fail)
-            monkeypatch.setattr("repo_builder.build.open_session", fail)
+            monkeypatch.setattr("repo_builder.gate.open_session", fail)
             monkeypatch.setattr("repo_builder.compilers.onnxruntime.open_session", fail)
             monkeypatch.setattr("onnxruntime.InferenceSession", fail)
 

@@ -104,11 +104,13 @@ from repo_builder.cli.compile import compile_command, inspect_command  # noqa: E
 from repo_builder.cli.doctor import doctor  # noqa: E402
 from repo_builder.cli.models import list_models, remove, show  # noqa: E402
 from repo_builder.cli.serve import logs, serve, status, stop  # noqa: E402
+from repo_builder.cli.verify import verify  # noqa: E402
 
 app.command()(add)
 app.command("list")(list_models)
 app.command()(show)
 app.command()(remove)
+app.command()(verify)
 app.command()(serve)
 app.command()(stop)
 app.command()(status)

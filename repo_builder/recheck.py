@@ -1,0 +1,313 @@
+"""The gate again, later: on a version as it was published, or on what a running server answers for it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repo_builder.compilers.base import Artifact, Progress, Target
+from repo_builder.compilers.onnxruntime import FILENAME as ONNX_FILE
+from repo_builder.config.proto import read_config
+from repo_builder.errors import ModelError, RepositoryError, UsageError
+from repo_builder.gate import check_artifact, known_shapes, open_source
+from repo_builder.model import DataType, ModelSpec, TensorSpec
+from repo_builder.onnx_model import read_model
+from repo_builder.passes.shapes import free_zero_axes
+from repo_builder.repository import CONFIG, Repository, file_sha256
+from repo_builder.runtime import open_session
+from repo_builder.samples import SampleOptions, Sampler, index_ranges
+from repo_builder.served import ServedModel
+from repo_builder.trt.options import Profile, TensorRTOptions
+from repo_builder.verify import Reference, Tolerance, Verification
+
+ROUNDS = 5
+"""How often rows are sent together until the server has joined some: a fast model may be done with each before the
+next arrives."""
+
+
+@dataclass(frozen=True)
+class Rechecked:
+    """A version that passed the gate again.
+
+    ``served`` is the URL whose answers were compared, None for the artifact itself; ``joined`` the largest batch that
+    the server made of requests of one row, None where it may make none.  ``hints`` are sentences for a person.
+    """
+
+    name: str
+    version: int
+    target: str
+    source: Path
+    served: str | None
+    joined: int | None
+    verification: Verification
+    hints: tuple[str, ...] = ()
+
+
+def verify_model(
+    name: str,
+    version: int | None = None,
+    *,
+    repository: Path | str = "model_repository",
+    source: Path | str | None = None,
+    served: str | None = None,
+    tolerance: Tolerance | None = None,
+    samples: SampleOptions | None = None,
+    progress: Progress = lambda _: None,
+) -> Rechecked:
+    """Hold a published version to ONNX Runtime on its source once more; nothing in the repository changes.
+
+    Args:
+        name: the model.
+        version: its version; the latest by default.
+        repository: the folder that Triton serves.
+        source: the ONNX file it was made from; not needed where the artifact is that file, byte for byte.
+        served: the HTTP address of a server of this repository.  The same inputs then go to it, whole batches in one
+            request and their rows in requests that are on their way together, so that artifact, configuration,
+            batching and client are checked in one.
+        tolerance: the default is what the version was published with.
+        samples: what is known of the inputs, the same way.
+        progress: called with a line whenever something that takes time begins.
+
+    Raises:
+        VerificationError: an output is outside the tolerance.
+        RepoBuilderError: the version, its source or the server can't be had; see :mod:`repo_builder.errors`.
+    """
+    found = Repository(repository).find(name, version)
+    number = version or found.latest
+    manifest = found.manifest(number) if number else None
+    if number is None or manifest is None:
+        raise RepositoryError(
+            f"{name!r} has no manifest that says what it was made from", "publish it with repo-builder add"
+        )
+    folder = found.folder / str(number)
+    with _readable(folder):
+        recorded = _Recorded.read(folder, manifest)
+    path = _find_source(f"{name}@{number}", folder, manifest, Path(source) if source is not None else None)
+    gate = _Gate.open(path, recorded, samples or recorded.samples_or_refuse(), tolerance, progress)
+    if served is None:
+        progress(f"verifying {name}@{number} against ONNX Runtime on {path.name}")
+        verification = gate.check(_load(folder, recorded), gate.batch_sizes(recorded.artifact.max_batch_size or 0))
+        hints = (_SAME_FILE,) if path.parent == folder else ()
+        return Rechecked(name, number, recorded.target.value, path, None, None, verification, hints)
+    with contextlib.closing(ServedModel(served, name, number, recorded.artifact)) as server:
+        progress(f"verifying what {server.url} answers for {name}@{number} against ONNX Runtime on {path.name}")
+        verification, joined = _check_served(gate, recorded.artifact, server)
+        hints = (_NOT_JOINED,) if joined == 1 else ()
+        return Rechecked(name, number, recorded.target.value, path, server.url, joined, verification, hints)
+
+
+_SAME_FILE = (
+    "the artifact is the source itself, byte for byte, so this compares whole batches with single rows; "
+    "--served URL checks configuration and server too"
+)
+_NOT_JOINED = (
+    "the server joined none of the requests, so its batching is not proved: has config.pbtxt dynamic_batching, "
+    "and is a --max-queue-delay-us of some microseconds right for the model?"
+)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What a manifest says of a version, as the stages of ``add`` have it."""
+
+    target: Target
+    artifact: Artifact
+    batchable: bool
+    looked_for_batch: bool
+    tolerance: Tolerance
+    samples: SampleOptions
+    sample_files: tuple[str, ...]
+    first_profile: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def read(cls, folder: Path, manifest: Mapping[str, Any]) -> _Recorded:
+        """Raises KeyError, TypeError or ValueError where the manifest is not one of ours."""
+        options = manifest["options"]["build"]
+        tensorrt, samples, target = options["tensorrt"], options["samples"], Target(manifest["target"])
+        profiles = tuple(map(_profile, (manifest.get("engine") or {}).get("profiles", ())))
+        asked = tuple(map(_profile, tensorrt["profiles"]))
+        config = read_config(folder / CONFIG)
+        artifact = Artifact(
+            platform=manifest["platform"],
+            filename="",
+            inputs=tuple(map(_tensor, manifest["inputs"])),
+            outputs=tuple(map(_tensor, manifest["outputs"])),
+            max_batch_size=manifest["max_batch_size"],
+            run=None,
+            tolerance=_tolerance_of(target, tensorrt),
+            profiles=profiles,
+            shape_tensors=frozenset(tensor.name for tensor in config.input if tensor.is_shape_tensor),
+        )
+        return cls(
+            target,
+            artifact,
+            manifest["batching"]["batchable"],
+            options["batching"] and manifest["options"]["serving"]["max_batch_size"] != 0,
+            Tolerance(**options["tolerance"]),
+            SampleOptions(
+                ranges={name: (low, high) for name, (low, high) in samples["ranges"].items()},
+                shapes={name: tuple(shape) for name, shape in samples["shapes"].items()},
+                seed=samples["seed"],
+            ),
+            tuple(samples["files"]),
+            asked[0].opt if asked else {},
+        )
+
+    def samples_or_refuse(self) -> SampleOptions:
+        """The published samples; raises UsageError where arrays belonged to them, which no manifest holds."""
+        if self.sample_files:
+            flags = " ".join(f"--input {name}=FILE.npy" for name in self.sample_files)
+            raise UsageError(
+                f"it was published with arrays of your own for {', '.join(self.sample_files)}",
+                f"give them again: {flags}",
+            )
+        return self.samples
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """The source, ready to be compared with."""
+
+    spec: ModelSpec
+    reference: Reference
+    samples: SampleOptions
+    ranges: Mapping[str, int]
+    tolerance: Tolerance
+    batchable: bool
+
+    @classmethod
+    def open(
+        cls,
+        source: Path,
+        recorded: _Recorded,
+        samples: SampleOptions,
+        tolerance: Tolerance | None,
+        progress: Progress,
+    ) -> _Gate:
+        progress("running the source under ONNX Runtime")
+        model = read_model(source)
+        model = model.with_graph(free_zero_axes(model.proto))
+        with tempfile.TemporaryDirectory(prefix="repo-builder-") as folder:
+            for file in model.spec.external_files if model.changed else ():
+                (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
+                (Path(folder) / file).symlink_to((source.parent / file).resolve())
+            session = open_source(model, Path(folder))
+        if recorded.first_profile:
+            samples = known_shapes(samples, recorded.first_profile)
+        ranges = index_ranges(model.proto)
+        reference = Reference.open(model.spec, session, Sampler(model.spec.inputs, samples, ranges))
+        if recorded.looked_for_batch and not recorded.batchable and reference.batch_axis:
+            reference = reference.without_batch_axis()
+        return cls(model.spec, reference, samples, ranges, tolerance or recorded.tolerance, recorded.batchable)
+
+    def check(self, artifact: Artifact, batch_sizes: tuple[int, ...]) -> Verification:
+        sizes = tuple(dict.fromkeys(batch_sizes))
+        result = check_artifact(artifact, self.reference, self.spec, self.samples, self.ranges, sizes, self.tolerance)
+        assert result is not None  # noqa: S101  (the artifact runs)
+        return result
+
+    def batch_sizes(self, largest: int) -> tuple[int, ...]:
+        """One row and the largest batch; (0,) stands for a model without a batch axis."""
+        if largest:
+            return 1, largest
+        return (1,) if self.batchable else (0,)
+
+
+def _check_served(gate: _Gate, artifact: Artifact, server: ServedModel) -> tuple[Verification, int | None]:
+    size = server.max_batch_size
+    verification = gate.check(dataclasses.replace(artifact, run=server.run), gate.batch_sizes(size))
+    if size < 2:
+        return verification, None
+    rows = dataclasses.replace(artifact, run=server.run_rows)
+    for _ in range(ROUNDS):
+        verification = verification.merged(gate.check(rows, (size,)))
+        if server.joined > 1:
+            break
+    return verification, server.joined
+
+
+def _load(folder: Path, recorded: _Recorded) -> Artifact:
+    """The artifact as it is on disk, ready to run."""
+    if recorded.target is Target.ONNXRUNTIME:
+        return dataclasses.replace(recorded.artifact, run=open_session(folder / ONNX_FILE).run)
+    from repo_builder.compilers.tensorrt import FILENAME
+    from repo_builder.plans import load_plan
+    from repo_builder.trt.runner import EngineRunner
+
+    plan = load_plan(folder / FILENAME)
+    runner = EngineRunner(plan.library, plan.engine, plan.info, plan.errors)
+    return dataclasses.replace(
+        recorded.artifact,
+        inputs=plan.info.inputs,
+        outputs=plan.info.outputs,
+        profiles=plan.info.profiles,
+        shape_tensors=plan.info.shape_tensors,
+        run=runner.run,
+    )
+
+
+def _find_source(what: str, folder: Path, manifest: Mapping[str, Any], given: Path | None) -> Path:
+    """The file that a version was made from, by its hash.
+
+    Raises:
+        UsageError: it was not named, or is another one.
+        ModelError: it can't be read.
+    """
+    with _readable(folder):
+        name, wanted, external = (manifest["source"][key] for key in ("file", "sha256", "external_data"))
+    path = given or folder / ONNX_FILE
+    if given is None and not (path.is_file() and _sha256(path) == wanted):
+        raise UsageError(
+            f"{what} was made from {name!r}, SHA-256 {wanted}, which the repository does not keep",
+            f"name the file: --source PATH/TO/{name}",
+        )
+    files = {path: wanted, **{path.parent / file: digest for file, digest in external.items()}}
+    for file, digest in files.items():
+        found = _sha256(file)
+        if found != digest:
+            raise UsageError(
+                f"{file} is not what {what} was made from: its SHA-256 is {found}, not {digest}",
+                f"name the {name!r} that it was made from, or publish this one: repo-builder add",
+            )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}", "check the path and its permissions") from None
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise RepositoryError(
+            f"{folder / 'manifest.json'} is not as this version of repo-builder writes it: {error!r}",
+            "publish the model again with repo-builder add --force",
+        ) from None
+
+
+def _tolerance_of(target: Target, options: Mapping[str, Any]) -> Tolerance:
+    if target is Target.ONNXRUNTIME:
+        return Tolerance()
+    from repo_builder.compilers.tensorrt import tolerance_of
+
+    return tolerance_of(target, TensorRTOptions(fp16=options["fp16"], bf16=options["bf16"], tf32=options["tf32"]))
+
+
+def _tensor(entry: Mapping[str, Any]) -> TensorSpec:
+    shape = tuple(None if size < 0 else int(size) for size in entry["shape"])
+    return TensorSpec(entry["name"], DataType[entry["datatype"]], shape)
+
+
+def _profile(entry: Mapping[str, Mapping[str, list[int]]]) -> Profile:
+    corners = ({name: tuple(shape) for name, shape in entry[corner].items()} for corner in ("min", "opt", "max"))
+    return Profile(*corners)
