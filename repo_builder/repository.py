@@ -8,7 +8,9 @@
     <root>/<model>/<version>/manifest.json  where it came from; config.pbtxt, labels.txt: as published with it
 
 A changed model is put together whole in a folder beside the repository (Triton polls the repository itself and takes
-any folder in it for a model), its untouched files as hard links, and then changes places with the old one.
+any folder in it for a model), its untouched files as hard links, and then changes places with the old one.  Nothing can
+be renamed from one mount into another, so in a repository that is a mount point that folder is a hidden one inside: for
+as long as it is there, Triton logs that it can't load it, and serves the others undisturbed.
 """
 
 from __future__ import annotations
@@ -46,6 +48,11 @@ def check_name(name: str) -> str:
             "letters, digits, '_', '-' and '.', not first '-' or '.': choose one with --name",
         )
     return name
+
+
+def is_stray(name: str) -> bool:
+    """Whether a folder of that name in a repository is sure to be no model: a hidden one, or the filesystem's own."""
+    return name.startswith(".") or name == "lost+found"
 
 
 def parse_reference(text: str) -> tuple[str, int | None]:
@@ -148,7 +155,7 @@ class Repository:
         if not self.root.is_dir():
             return []
         with _readable(self.root):
-            folders = [entry for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+            folders = [entry for entry in self.root.iterdir() if entry.is_dir() and not is_stray(entry.name)]
         return [self._read(folder) for folder in sorted(folders)]
 
     def get(self, name: str) -> Model | None:
@@ -173,7 +180,7 @@ class Repository:
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        """A folder beside the repository, on its filesystem, gone afterwards whatever happens.
+        """A folder beside the repository, on its mount, gone afterwards whatever happens.
 
         What a killed process left there is cleared away.
 
@@ -184,14 +191,9 @@ class Repository:
         try:
             with _made(root.parent):
                 with self._lock():
-                    if root.is_dir() and root.stat().st_dev != root.parent.stat().st_dev:
-                        raise RepositoryError(
-                            f"{self.root} is a mount point, so nothing can be renamed into it from beside it",
-                            f"use a folder below it: --repository {self.root / 'models'}",
-                        )
-                    prefix = f".{root.name}.staging-"
-                    _clear_abandoned(root, prefix)
-                    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root.parent))
+                    home, prefix = _staging_home(root), f".{root.name}.staging-"
+                    _clear_abandoned(root, home, prefix)
+                    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
                     handle = _lock_folder(folder)
                 try:
                     yield folder
@@ -287,11 +289,27 @@ class Repository:
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         """Keep other writers out; readers are never in the way."""
-        handle = _lock_folder(self.root.resolve().parent)
+        handle = _lock_folder(_staging_home(self.root.resolve()))
         try:
             yield
         finally:
             os.close(handle)
+
+
+def _staging_home(root: Path) -> Path:
+    """The folder that staging folders are in, and whose lock keeps other writers out."""
+    mounted = root.is_dir() and _mount(root) != _mount(root.parent)
+    return root if mounted else root.parent
+
+
+def _mount(folder: Path) -> tuple[int, str]:
+    """What a folder shares with those that files can be renamed to: its filesystem, and the mount that shows it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        facts = Path(f"/proc/self/fdinfo/{handle}").read_text(encoding="ascii").split()
+        return os.fstat(handle).st_dev, facts[facts.index("mnt_id:") + 1]
+    finally:
+        os.close(handle)
 
 
 MODEL_FILES = (CONFIG, "labels.txt", "warmup")
@@ -396,9 +414,9 @@ def _readable(folder: Path) -> Iterator[None]:
         raise RepositoryError(f"{folder} can't be read: {error.strerror}", "check its permissions") from None
 
 
-def _clear_abandoned(root: Path, prefix: str) -> None:
+def _clear_abandoned(root: Path, home: Path, prefix: str) -> None:
     """Delete staging folders that no living process holds, and bring back a model that one had moved aside."""
-    for folder in root.parent.iterdir():
+    for folder in home.iterdir():
         if not folder.name.startswith(prefix):
             continue
         with contextlib.suppress(OSError):

@@ -433,6 +433,7 @@ class TestRead:
     def test_strays_are_no_models(self, repository: Path) -> None:
         publish(repository)
         (repository / ".git").mkdir()
+        (repository / "lost+found").mkdir(mode=0)
         (repository / "README.md").write_text("hello")
 
         assert [model.name for model in Repository(repository).models()] == ["net"]
@@ -521,13 +522,46 @@ class TestDisks:
         with untouched(repository.parent), pytest.raises(RepositoryError, match="is full; nothing was changed"):
             publish(repository, config="two")
 
-    def test_a_repository_that_is_a_mount_point(self, small_disk: SmallDisk) -> None:
+    @pytest.mark.parametrize("bound", [False, True])
+    def test_a_repository_that_is_a_mount_point(self, bound: bool, small_disk: SmallDisk) -> None:
+        """Be it of a filesystem of its own, or of a folder of the same one: no rename goes into it."""
         disk = small_disk(256)
+        repository = disk
+        if bound:
+            repository = disk / "mounted"
+            repository.mkdir()
+            (disk / "volume").mkdir()
+            subprocess.run(["mount", "--bind", disk / "volume", repository], check=True)
+        try:
+            beside = set(repository.parent.iterdir())
+            assert publish(repository) == 1
+            assert publish(repository, config="two") == 2
+            assert publish(repository, "other") == 1
+            Repository(repository).remove("other")
+            Repository(repository).remove("net", 1)
 
-        with untouched(disk.parent), pytest.raises(RepositoryError, match="is a mount point") as caught:
-            publish(disk)
-        assert str(disk / "models") in str(caught.value.hint)
-        assert publish(disk / "models") == 1
+            assert [entry.name for entry in repository.iterdir()] == ["net"]
+            assert sorted(entry.name for entry in (repository / "net").iterdir()) == ["2", "config.pbtxt"]
+            assert (repository / "net/config.pbtxt").read_text() == "two"
+            assert set(repository.parent.iterdir()) == beside
+            with untouched(repository), pytest.raises(RepositoryError, match="is full; nothing was changed"):
+                publish(repository, config="x" * 400_000)
+        finally:
+            if bound:
+                subprocess.run(["umount", repository], check=True)
+
+    def test_what_a_killed_process_left_in_a_mount_point_is_cleared(self, small_disk: SmallDisk) -> None:
+        disk = small_disk(256)
+        publish(disk)
+        abandoned = disk / f".{disk.name}.staging-killed"
+        (abandoned / "aside").mkdir(parents=True)
+        (disk / "net").rename(abandoned / "aside/net")
+
+        assert Repository(disk).models() == []
+        assert publish(disk, config="two") == 2
+
+        assert [entry.name for entry in disk.iterdir()] == ["net"]
+        assert sorted(entry.name for entry in (disk / "net").iterdir()) == ["1", "2", "config.pbtxt"]
 
     @pytest.mark.usefixtures("file_modes_hold")
     @pytest.mark.parametrize("what", ["repository", "beside"])

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from repo_builder.errors import ServerError, UsageError
+from repo_builder.repository import is_stray
 from repo_builder.servers.base import ModelState, ModelStatus, ServerOptions
 from repo_builder.servers.load_errors import explain, plan_errors_in_log, reasons_in_log, still_loading
 from repo_builder.servers.ports import Ports
@@ -205,7 +206,7 @@ def checked_repository(root: Path, options: ServerOptions) -> Path:
 
 
 def looks_like_model(entry: Path) -> bool:
-    if not entry.is_dir() or entry.name.startswith("."):
+    if not entry.is_dir() or is_stray(entry.name):
         return False
     return (entry / "config.pbtxt").exists() or any(child.name.isdigit() for child in entry.iterdir())
 
@@ -239,6 +240,7 @@ def model_states(url: str, log_file: Path) -> tuple[ModelStatus, ...]:
     entries = [*index, *({"name": name} for name in unread if name not in named)]
     if "MODE_EXPLICIT" in log:  # only some were asked for: Triton lists the others too, without a state or a reason
         entries = [entry for entry in entries if entry.keys() & {"state", "reason"} or entry["name"] in unread]
+    entries = [entry for entry in entries if not is_stray(entry["name"])]  # a version is being published
     states = [_status(entry, unread, plans) for entry in entries]
     return tuple(sorted(states, key=lambda status: (status.name, status.version or 0)))
 

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 
 from repo_builder.errors import ServerError, UsageError
+from repo_builder.repository import Repository
 from repo_builder.servers import local
 from repo_builder.servers.local import LocalServer, serve
 from repo_builder.servers.ports import Ports, reserve
 from repo_builder.servers.records import ServerRecord, record_path, running_servers, start_time, write_record
+from tests.conftest import SmallDisk
 from tests.servers.repositories import infer, write_identity
 
 COMMAND = [sys.executable, "-m", "repo_builder"]
@@ -369,6 +371,18 @@ def test_polling_takes_up_a_new_version(repository: Path) -> None:
         while not any(status.version == 2 and status.ready for status in server.models):
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+def test_what_is_being_published_into_a_mount_point_is_no_model(small_disk: SmallDisk) -> None:
+    disk = small_disk(256)
+    write_identity(disk, "good")
+    with serve(disk, poll_seconds=1) as server, Repository(disk).staging() as staged:
+        deadline = time.monotonic() + 10
+        while staged.name not in server.log_file.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert [(status.name, status.ready) for status in server.models] == [("good", True)]
+        np.testing.assert_array_equal(infer(server.url, "good", {"x": SAMPLE})["y"], SAMPLE)
 
 
 def test_names_are_not_run_by_a_shell(repository: Path) -> None:
