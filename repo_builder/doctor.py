@@ -300,7 +300,8 @@ def _numbers(model: Model) -> str:
 def _missing_plans(subject: str, plans: list[Plan], host: Host) -> Iterator[Finding]:
     """GPUs here for which a version with a plan for each of several types has none."""
     for folder in dict.fromkeys(plan.path.parent for plan in plans if plan.by_capability):
-        there = sorted(plan.compute_capability or "?" for plan in plans if plan.path.parent == folder)
+        there = [plan.compute_capability or "?" for plan in plans if plan.path.parent == folder]
+        there.sort(key=parse_version)
         if missing := {gpu.compute_capability for gpu in host.gpus}.difference(there):
             text = f"version {folder.name} has plans for compute capability {', '.join(there)}, none for "
             mend = "on this machine, with the options of its other plans: repo-builder add ... --cc-plan"

@@ -208,6 +208,25 @@ def test_plan_of_another_gpu(machine: Machine) -> None:
     assert machine.find("model det").text == ("1/model.plan was built for compute capability 7.5, here is 8.6")
 
 
+def test_plans_for_several_gpus(machine: Machine) -> None:
+    machine.gpu(capability="9.0")
+    folder = machine.model("det", "tensorrt_plan")
+    plans = {}
+    for capability in ("9.0", "8.6", "12.0"):
+        file = f"model_cc{capability.replace('.', '')}.plan"
+        (folder / file).write_bytes(b"ftrt" + bytes(20) + bytes((10, 14, 1, 48)) + bytes(8))
+        plans[capability] = {"file": file, "engine": {"gpu": {"compute_capability": capability}}}
+    manifest = {"schema": MANIFEST_SCHEMA, "files": {}, "plans": plans}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert machine.find("model det") == Finding("model det", Level.OK, "tensorrt_plan, version 1")
+    machine.gpu(capability="8.9")
+    found = machine.find("model det")
+    assert found.level is Level.WRONG
+    assert found.text == "version 1 has plans for compute capability 8.6, 9.0, 12.0, none for 8.9"
+    assert "--cc-plan" in str(found.mend)
+    assert machine.find("container").level is Level.OK
+
+
 def test_plan_of_another_tensorrt_than_the_image_s(machine: Machine) -> None:
     machine.gpu()
     machine.plan("det", (10, 13, 2, 6))

@@ -34,6 +34,10 @@ MESSAGES = {
         "The engine cannot run on this GPU, which has compute capability 9.0",
         "its engine is not for this GPU, of compute capability 9.0",
     ),
+    "no plan for this GPU": (
+        "unable to find '/models/det/1/model.plan' for model instance 'det_0_0'",
+        "it has no model.plan, nor does cc_model_filenames name a plan for this GPU's compute capability",
+    ),
     "max-batch, #5013, #7056": (
         "Internal: autofill failed for model 'det': configuration specified max-batch 8 but TensorRT engine only "
         "supports max-batch 1",

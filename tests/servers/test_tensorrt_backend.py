@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 import repo_builder
+from repo_builder.servers.load_errors import explain
 from tests.servers.fake_gpu import FakeCuda, fake_tensorrt
 
 BACKENDS = Path(repo_builder.__file__).parent / "servers" / "backends"
@@ -88,14 +89,15 @@ class Instance:
         max_batch_size: int = 4,
         engine_batch: int = 4,
         plan: bytes = b"good",
+        plan_file: str = "model.plan",
         manifest: dict[str, Any] | None = None,
         **config: Any,
     ) -> None:
         self.cuda = FakeCuda()
         monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(self.cuda, widths, engine_batch))
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
-        (folder / "1").mkdir()
-        (folder / "1" / "model.plan").write_bytes(plan)
+        (folder / "1").mkdir(exist_ok=True)
+        (folder / "1" / plan_file).write_bytes(plan)
         if manifest:
             (folder / "1" / "manifest.json").write_text(json.dumps(manifest))
         ports = {"data_type": "TYPE_FP32", "dims": ["-1"] if max_batch_size else ["-1", "-1"]}
@@ -229,6 +231,51 @@ def test_a_config_that_contradicts_the_engine_is_refused(
 ) -> None:
     with pytest.raises(Exception, match=message):
         Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], **settings)
+
+
+def test_the_plan_for_this_gpu_s_compute_capability_is_loaded(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/model_cc90.plan").write_bytes(b"good")
+    names = {"8.6": "model.plan", "9.0": "model_cc90.plan"}
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], plan=b"other", cc_model_filenames=names)
+    [response] = instance.run(rows(2, 3))
+    np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * rows(2, 3))
+
+
+def test_a_gpu_that_has_no_plan_gets_the_default_one(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], cc_model_filenames={"8.6": "other.plan"})
+    assert instance.run(rows(1, 3))[0].error is None
+
+
+def test_a_gpu_without_a_plan_says_which_there_are(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = {"8.6": "model_cc86.plan", "12.0": "model_cc120.plan"}
+    with pytest.raises(Exception, match="unable to find") as caught:
+        Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], cc_model_filenames=names, plan_file="model_cc86.plan")
+    assert "cc_model_filenames has plans for 8.6, 12.0, none for 9.0" in str(caught.value)
+    told = explain("twice", str(caught.value))
+    assert told.cause == "it has plans for GPUs of compute capability 8.6, 12.0, none for this one's 9.0"
+    assert told.hint == "add one on this machine: repo-builder add ... --cc-plan"
+
+
+def test_a_refused_plan_is_told_by_its_own_entry_in_the_manifest(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plans = {
+        capability: {"file": file, "engine": {"library": "TensorRT 10.3.0", "gpu": {"name": gpu}}}
+        for capability, file, gpu in (("8.6", "b.plan", "NVIDIA A10"), ("9.0", "model.plan", "NVIDIA GH200"))
+    }
+    manifest = {"engine": plans["8.6"]["engine"], "plans": plans}
+    with pytest.raises(Exception, match=r"built by TensorRT 10\.3\.0 on NVIDIA GH200"):
+        Instance(
+            backend, monkeypatch, tmp_path, widths=[(1, 8)], plan=b"other", manifest=manifest,
+            cc_model_filenames={"9.0": "model.plan"},
+        )  # fmt: skip
 
 
 def test_a_plan_of_another_version_says_what_it_needs_and_what_there_is(

@@ -556,7 +556,7 @@ def load_engine(runtime: Any, trt: Any, cuda: Cuda, args: dict[str, str], config
     by_capability = config.get("cc_model_filenames", {})
     path = folder / (by_capability.get(capability) or config.get("default_model_filename") or "model.plan")
     if not path.is_file():
-        others = ", ".join(sorted(by_capability))
+        others = ", ".join(sorted(by_capability, key=lambda text: (len(text), text)))
         which = f"; cc_model_filenames has plans for {others}, none for {capability}" if others else ""
         instance = args.get("model_instance_name", "")
         raise pb_utils.TritonModelException(f"unable to find {str(path)!r} for model instance {instance!r}{which}")
