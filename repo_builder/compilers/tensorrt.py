@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from repo_builder.trt.build import (
     tidy,
 )
 from repo_builder.trt.cuda import Gpu, find_gpu, require_gpu
+from repo_builder.trt.definition import Definition, describe_definition, has_batch_axis, refuse_conversion
 from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
 from repo_builder.trt.library import Library, load_library, load_plugins
 from repo_builder.trt.log import BuildLog
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from repo_builder.runtime import Arrays
 
 FILENAME = "model.plan"
+GRAPH, GRAPH_DATA = "graph.onnx", "graph.onnx.data"
 KEPT_LOGS = 20
 
 TOLERANCES = {
@@ -94,19 +97,50 @@ class TensorRTCompiler:
             CompileError: TensorRT can't take the model or build the engine, or the engine is not what was asked for.
             UsageError: an option contradicts the model or what this library has.
         """
+        graph = folder / GRAPH
+        try:
+            with self._log() as log:
+                proto = self._write_graph(model, graph, progress)
+
+                def fill(network: Any) -> tuple[Any, bool]:
+                    return parse(self.library, network, graph, proto, log), batchable
+
+                engine = self._build(fill, str(model.spec.path.resolve()), log, max_batch_size, progress)
+                (folder / FILENAME).write_bytes(engine.plan)
+                return self._artifact(engine, graph, log)
+        finally:
+            for file in (graph, folder / GRAPH_DATA, *(folder / name for name in model.spec.external_files)):
+                file.unlink(missing_ok=True)
+
+    def compile_network(
+        self, definition: Definition, folder: Path, *, batching: bool, max_batch_size: int, progress: Progress
+    ) -> Artifact:
+        """Build ``model.plan`` from a network that ``definition(network, tensorrt)`` fills by TensorRT's own calls.
+
+        With ``batching`` the first axes are a batch where all of them are free.  What ``definition`` raises goes
+        through.
+
+        Raises:
+            CompileError: the network is not complete, or can't be built.
+            UsageError: an option contradicts the network or what this library has.
+        """
+        refuse_conversion(self.library, self.options)
+
+        def fill(network: Any) -> tuple[Any, bool]:
+            definition(network, self.library.module)
+            return None, has_batch_axis(network) and batching
+
+        with self._log() as log:
+            engine = self._build(fill, describe_definition(definition), log, max_batch_size, progress)
+            (folder / FILENAME).write_bytes(engine.plan)
+            return self._artifact(engine, None, log)
+
+    @contextlib.contextmanager
+    def _log(self) -> Iterator[BuildLog]:
         if self.target is Target.TENSORRT:
             require_gpu("building for TensorRT")
-        log = BuildLog(self.library, _log_path(self.target), verbose=self.options.verbose)
-        graph = folder / "graph.onnx"
-        try:
-            proto = self._write_graph(model, graph, progress)
-            engine = self._build(graph, proto, model, log, batchable, max_batch_size, progress)
-            (folder / FILENAME).write_bytes(engine.plan)
-            return self._artifact(engine, graph, log, batchable=batchable)
-        finally:
-            log.close()
-            for file in (graph, *(folder / name for name in model.spec.external_files)):
-                file.unlink(missing_ok=True)
+        with contextlib.closing(BuildLog(self.library, _log_path(self.target), verbose=self.options.verbose)) as log:
+            yield log
 
     def _write_graph(self, model: OnnxModel, path: Path, progress: Progress) -> Any:
         """Write the graph that TensorRT is to read, in half precision where the graph decides about that."""
@@ -135,26 +169,25 @@ class TensorRTCompiler:
             proto = converted.proto
         large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > 1 << 30
         if large and proto is not model.proto:
-            onnx.save_model(proto, path, save_as_external_data=True, location="graph.onnx.data")
+            onnx.save_model(proto, path, save_as_external_data=True, location=GRAPH_DATA)
         else:
             onnx.save(proto, path)
         return proto
 
     def _build(
         self,
-        graph: Path,
-        proto: Any,
-        model: OnnxModel,
+        fill: Callable[[Any], tuple[Any, bool]],
+        what: str,
         log: BuildLog,
-        batchable: bool,
         max_batch_size: int,
         progress: Progress,
     ) -> _Engine:
+        """Build the network that ``fill`` makes; it returns what the build needs kept, and whether there is a batch."""
         trt = self.library.module
         load_plugins(self.library, log.logger, self.options.plugins)
         builder = trt.Builder(log.logger)
         network = builder.create_network(network_flags(self.library, self.options))
-        parser = parse(self.library, network, graph, proto, log)
+        kept, batchable = fill(network)
         if self.options.strict and not is_strongly_typed(self.library, self.options):
             _constrain_layers(self.library, network)
         inputs = _network_inputs(network)
@@ -165,7 +198,7 @@ class TensorRTCompiler:
         config = configure(self.library, builder, network, self.options, profiles)
         gpu = find_gpu()
         cache = self._timing_cache(config, gpu)
-        times = BuildTimes(f"{self.identity()} {model.spec.path.resolve()} {self.options.half}")
+        times = BuildTimes(f"{self.identity()} {what} {self.options.half}")
         expected = times.last()
         label = "building the engine" + (f" (last time {expected:.0f} s)" if expected else "")
         progress(label)
@@ -176,7 +209,7 @@ class TensorRTCompiler:
         if cache:
             cache.save()
         plan = bytes(memory)
-        del parser
+        del kept
         runnable, obstacle = self._deserialise(plan, gpu, log)
         _keep_newest(log.path.parent)
         info = (
@@ -218,7 +251,7 @@ class TensorRTCompiler:
                 "--strict takes the precision of every layer from a converted graph; or drop the flag",
             )
 
-    def _artifact(self, engine: _Engine, graph: Path, log: BuildLog, *, batchable: bool) -> Artifact:
+    def _artifact(self, engine: _Engine, graph: Path | None, log: BuildLog) -> Artifact:
         run, unverified = self._runner(engine, graph, log)
         rtx = self.target is Target.TENSORRT_RTX
         return Artifact(
@@ -227,7 +260,7 @@ class TensorRTCompiler:
             filename=FILENAME,
             inputs=engine.info.inputs,
             outputs=engine.info.outputs,
-            max_batch_size=engine.largest_batch if batchable else 0,
+            max_batch_size=engine.largest_batch,
             run=run,
             tools={self.library.name: self.library.version},
             tolerance=tolerance_of(self.target, self.options),
@@ -239,7 +272,7 @@ class TensorRTCompiler:
             details={"engine": self._facts(engine, log)},
         )
 
-    def _runner(self, engine: _Engine, graph: Path, log: BuildLog) -> tuple[Runner | None, str | None]:
+    def _runner(self, engine: _Engine, graph: Path | None, log: BuildLog) -> tuple[Runner | None, str | None]:
         """What to verify by: the engine itself, or the graph it was built from where the engine can't run."""
         if engine.runnable is not None:
             from repo_builder.trt.runner import EngineRunner
@@ -249,7 +282,7 @@ class TensorRTCompiler:
         if not self.served:
             return None, None
         start = f"the engine has not run ({engine.obstacle}): its numbers are unverified"
-        if not half:
+        if not half or graph is None:
             return None, start
         try:
             session = open_session(graph, fused=False)  # its fusions of FP16 graphs can crash ONNX Runtime 1.31
