@@ -194,12 +194,12 @@ class Repository:
                     home, prefix = _staging_home(root), f".{root.name}.staging-"
                     _clear_abandoned(root, home, prefix)
                     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
-                    handle = _lock_folder(folder)
+                    handle = _lock_file(folder / LOCK)
                 try:
                     yield folder
                 finally:
+                    os.close(handle)  # NFS would keep the folder for the sake of a file that is open
                     shutil.rmtree(folder, ignore_errors=True)
-                    os.close(handle)
         except OSError as error:
             raise _write_error(self.root, error) from error
 
@@ -289,15 +289,18 @@ class Repository:
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         """Keep other writers out; readers are never in the way."""
-        handle = _lock_folder(_staging_home(self.root.resolve()))
+        root = self.root.resolve()
+        path = _staging_home(root) / f".{root.name}.lock"
+        handle = _lock_file(path)
         try:
             yield
         finally:
+            path.unlink(missing_ok=True)  # while it is locked: who waits for it makes another
             os.close(handle)
 
 
 def _staging_home(root: Path) -> Path:
-    """The folder that staging folders are in, and whose lock keeps other writers out."""
+    """The folder that staging folders are in, and the lock that keeps other writers out."""
     mounted = root.is_dir() and _mount(root) != _mount(root.parent)
     return root if mounted else root.parent
 
@@ -366,6 +369,9 @@ def _put(tree: Path, target: Path) -> None:
 ASIDE = "aside"
 """Under a staging folder: the old model for a moment, where the filesystem can't exchange two folders."""
 
+LOCK = "lock"
+"""In a staging folder: the file that is locked as long as its process lives."""
+
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two paths atomically with Linux's renameat2; False where kernel or filesystem can't."""
@@ -381,15 +387,29 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
-def _lock_folder(folder: Path) -> int:
-    """A handle that holds the lock of ``folder`` until it is closed."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
+def _lock_file(path: Path, *, wait: bool = True) -> int:
+    """A handle that holds the lock of ``path``, a file made for that, until it is closed.
+
+    A folder could be locked too, but over NFS machines see each other's locks only of files open for writing.
+
+    Raises:
+        BlockingIOError: another holds it, and ``wait`` is False.
+    """
+    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        locked = False
+        try:
+            fcntl.flock(handle, how)
+            locked = os.path.samestat(os.fstat(handle), path.stat())
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ESTALE}:  # not one that was deleted meanwhile
+                raise
+        finally:
+            if not locked:
+                os.close(handle)
+        if locked:
+            return handle
 
 
 @contextlib.contextmanager
@@ -420,15 +440,14 @@ def _clear_abandoned(root: Path, home: Path, prefix: str) -> None:
         if not folder.name.startswith(prefix):
             continue
         with contextlib.suppress(OSError):
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            handle = _lock_file(folder / LOCK, wait=False)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for model in folder.glob(f"{ASIDE}/*"):
                     if not (root / model.name).exists():
                         model.rename(root / model.name)
-                shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(handle)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_error(root: Path, error: OSError) -> RepositoryError:
