@@ -70,7 +70,7 @@ def serve(
     from repo_builder.servers.base import ServerOptions
     from repo_builder.servers.docker import DockerOptions
     from repo_builder.servers.engine import choose_engine, start_server
-    from repo_builder.servers.supervised import no_model_error
+    from repo_builder.servers.supervised import checked_repository, no_model_error
 
     options = ServerOptions(
         http_port=http_port,
@@ -84,13 +84,14 @@ def serve(
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends what Ctrl-C ends, cleaned up
     docker_options = DockerOptions(image, gpus, shm_size)
+    checked_repository(Path(repository), options)
     chosen, why = choose_engine(engine, repository, docker_options)
     note(f"starting tritonserver on {repository}, engine {chosen.value} ({why}) ...")
     with LiveLine() as line:
         server = start_server(chosen, repository, options, docker_options, line)
     with server:
         states = server.models
-        _show(server, states, as_json=json)
+        _show(server, states, detached=detach, as_json=json)
         if not any(status.ready for status in states):
             raise no_model_error(states)
         if detach:
@@ -107,8 +108,10 @@ def stop(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Stop a running server and wait until it is gone."""
+    from repo_builder.servers.installation import clear_abandoned
     from repo_builder.servers.records import running_servers, select_servers, stop_server
 
+    clear_abandoned()
     chosen = select_servers(running_servers(), http_port)
     for record in chosen:
         stop_server(record)
@@ -170,9 +173,9 @@ def _wait(server: SupervisedServer) -> None:
     note("stopped")
 
 
-def _show(server: SupervisedServer, states: Sequence[ModelStatus], *, as_json: bool) -> None:
+def _show(server: SupervisedServer, states: Sequence[ModelStatus], *, detached: bool, as_json: bool) -> None:
     if as_json:
-        return print_json(_record_json(server.record(), states))
+        return print_json({**_record_json(server.record(), states), "detached": detached})
     typer.echo(f"tritonserver {server.version}, {server.place}")
     typer.echo(f"HTTP     {server.url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}")
     note(f"log      {server.log_file}")

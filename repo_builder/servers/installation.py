@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import re
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -15,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repo_builder.errors import MissingExtraError, ServerError
+from repo_builder.servers import supervisor
 
 _BACKENDS = Path(__file__).parent / "backends"
 _SAFE_PATH = re.compile(r"[\w./+@=-]+", re.ASCII)
+_PREFIX, _LOCK = "repo-builder-", "server.lock"
+_SHM_PREFIX = re.compile(r"repo_builder_[0-9a-f]{16}_")
 
 # Triton 24.10 starts a stub with `bash -c " exec STUB MODEL_PATH SHM_NAME ..."` and quotes nothing, so a space in the
 # path of the repository breaks every model and a `;` in a model's name or default_model_filename is a command of its
@@ -78,12 +84,21 @@ def find_installation() -> Installation:
     return found
 
 
+def new_shm_prefix() -> str:
+    """What the names of a server's shared-memory segments begin with."""
+    return f"repo_builder_{secrets.token_hex(8)}_"
+
+
 @dataclass(frozen=True)
 class RunDirectory:
-    """A server's temporary folder: its backends, and the `bash` that starts stubs safely."""
+    """A server's temporary folder: its backends, and the `bash` that starts stubs safely.
+
+    ``lock`` is a file descriptor, for the server's processes to hold: without a holder the folder is abandoned.
+    """
 
     path: Path
     environment: dict[str, str]
+    lock: int
 
     @property
     def backends(self) -> Path:
@@ -91,22 +106,46 @@ class RunDirectory:
 
 
 def make_run_directory(installation: Installation, shm_prefix: str) -> RunDirectory:
-    """Lay out a new server's folder.
+    """Lay out a new server's folder, after clearing away those that killed servers left.
 
     Raises:
         ServerError: the stub can't run here, because this Python has no shared library.
     """
-    temporary = tempfile.gettempdir()
-    base = temporary if _SAFE_PATH.fullmatch(temporary) else "/tmp"  # noqa: S108  (Triton passes it through a shell)
-    path = Path(tempfile.mkdtemp(prefix="repo-builder-", dir=base))
+    clear_abandoned()
+    path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base()))
+    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        return _filled(path, installation, shm_prefix)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.write(lock, shm_prefix.encode())
+        return RunDirectory(path, _fill(path, installation, shm_prefix), lock)
     except BaseException:
+        os.close(lock)
         shutil.rmtree(path, ignore_errors=True)
         raise
 
 
-def _filled(path: Path, installation: Installation, shm_prefix: str) -> RunDirectory:
+def clear_abandoned() -> None:
+    """Remove what servers of this user left whose supervisor was killed: their folders and shared memory."""
+    for path in _base().glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(OSError):
+            lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shm_prefix = os.read(lock, 100).decode(errors="replace")
+                if os.fstat(lock).st_uid == os.getuid() and _SHM_PREFIX.fullmatch(shm_prefix):
+                    supervisor.remove_run_directory(path.parent, shm_prefix)
+            finally:
+                os.close(lock)
+    supervisor.remove_environments(supervisor.TRITON_TMP)
+
+
+def _base() -> Path:
+    temporary = tempfile.gettempdir()
+    return Path(temporary if _SAFE_PATH.fullmatch(temporary) else "/tmp")  # noqa: S108  (Triton passes it through a shell)
+
+
+def _fill(path: Path, installation: Installation, shm_prefix: str) -> dict[str, str]:
+    """Put the backends and the `bash` in place; return the environment to start the server with."""
     python_backend = path / "backends/python"
     python_backend.mkdir(parents=True)
     # Copies, 3 MB: Triton refuses backends behind links that leave its folder, and may change the stub's mode.
@@ -123,7 +162,7 @@ def _filled(path: Path, installation: Installation, shm_prefix: str) -> RunDirec
     bash.chmod(0o700)
     environment = _environment(installation, bash.parent)
     _check_stub(stub, environment)
-    return RunDirectory(path, environment)
+    return environment
 
 
 def _environment(installation: Installation, programs: Path) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,13 @@ from typing import Any
 
 from repo_builder.servers import supervisor
 from repo_builder.servers.base import ServerOptions
-from repo_builder.servers.installation import Installation, RunDirectory, find_installation, make_run_directory
+from repo_builder.servers.installation import (
+    Installation,
+    RunDirectory,
+    find_installation,
+    make_run_directory,
+    new_shm_prefix,
+)
 from repo_builder.servers.ports import Ports, reserve, resolve_host
 from repo_builder.servers.records import record_path
 from repo_builder.servers.supervised import (
@@ -96,12 +101,15 @@ class LocalServer(SupervisedServer):
         self, repository: Path, options: ServerOptions, installation: Installation, ports: Ports, address: str
     ) -> None:
         super().__init__(repository, options, ports, address)
-        shm_prefix = f"repo_builder_{secrets.token_hex(8)}_"
+        shm_prefix = new_shm_prefix()
         run_directory = make_run_directory(installation, shm_prefix)
         self._files = (run_directory.path, shm_prefix, record_path(ports.http))
         watcher = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), *map(str, self._files)]
         command = _command(installation, run_directory, shm_prefix, repository, options, ports, address)
-        self._supervise([*watcher, *command], run_directory.environment, run_directory.path)
+        try:
+            self._supervise([*watcher, *command], run_directory.environment, run_directory.path, run_directory.lock)
+        finally:
+            os.close(run_directory.lock)
 
     def _remove_left(self) -> None:
         supervisor.remove_files(*self._files, self.pid)

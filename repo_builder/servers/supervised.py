@@ -62,9 +62,13 @@ class SupervisedServer:
         self._owner = os.getpid()
 
     def _supervise(
-        self, command: Sequence[str], environment: dict[str, str] | None = None, cwd: Path | str = "/"
+        self,
+        command: Sequence[str],
+        environment: dict[str, str] | None = None,
+        cwd: Path | str = "/",
+        *descriptors: int,
     ) -> None:
-        """Start the supervisor; the server's log is its output."""
+        """Start the supervisor, which inherits ``descriptors``; the server's log is its output."""
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -73,6 +77,7 @@ class SupervisedServer:
                 stdout=log,
                 stderr=log,
                 cwd=cwd,
+                pass_fds=descriptors,
                 start_new_session=True,  # Ctrl-C in the terminal is ours to handle
             )
         self.place = self.place or f"pid {self.pid}"

@@ -35,6 +35,7 @@ STOPPING_S = 0.02
 # Triton's words once every request in flight is answered.  Unloading models, which follows, only frees memory and
 # takes a second a model.
 REQUESTS_DONE = b"unloading models"
+TRITON_TMP = Path("/tmp")  # noqa: S108  (Triton does not ask TMPDIR)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 
 
@@ -118,12 +119,37 @@ def clean_up(child: int, run_directory: Path, shm_prefix: str, record: Path) -> 
 
 def remove_files(run_directory: Path, shm_prefix: str, record: Path, supervisor: int) -> None:
     """Remove what a server whose supervisor had the given process id has in the file system."""
-    for segment in Path("/dev/shm").glob(f"{shm_prefix}*"):  # noqa: S108  (where shm_open puts them)
-        segment.unlink(missing_ok=True)
-    shutil.rmtree(run_directory, ignore_errors=True)
+    remove_run_directory(run_directory, shm_prefix)
+    remove_environments(TRITON_TMP)
     with contextlib.suppress(OSError, ValueError, KeyError):
         if json.loads(record.read_text(encoding="utf-8"))["pid"] == supervisor:
             record.unlink()
+
+
+def remove_run_directory(run_directory: Path, shm_prefix: str) -> None:
+    for segment in Path("/dev/shm").glob(f"{shm_prefix}*"):  # noqa: S108  (where shm_open puts them)
+        segment.unlink(missing_ok=True)
+    shutil.rmtree(run_directory, ignore_errors=True)
+
+
+def remove_environments(folder: Path) -> None:
+    """Remove the empty folders that Triton's Python backend makes at its start and only a slow end would remove.
+
+    Nothing tells which server made one, so they stay as long as any process of this user has that backend loaded.
+    """
+    made = list(folder.glob("python_env_??????"))
+    if made and not any(map(has_python_backend, Path("/proc").glob("[0-9]*"))):
+        for path in made:
+            with contextlib.suppress(OSError):
+                if path.stat().st_uid == os.getuid():
+                    path.rmdir()
+
+
+def has_python_backend(process: Path) -> bool:
+    """Whether a process, given by its folder in /proc, has the backend loaded; other users' don't tell."""
+    with contextlib.suppress(OSError):
+        return b"/libtriton_python.so" in (process / "maps").read_bytes()
+    return False
 
 
 def main() -> int:

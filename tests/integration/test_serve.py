@@ -22,8 +22,10 @@ from repo_builder.servers import local
 from repo_builder.servers.local import LocalServer, serve
 from repo_builder.servers.ports import Ports, reserve
 from repo_builder.servers.records import ServerRecord, record_path, running_servers, start_time, write_record
+from repo_builder.servers.supervisor import has_python_backend, remove_environments
 from tests.conftest import SmallDisk
 from tests.servers.repositories import infer, write_identity
+from tests.support import snapshot
 
 COMMAND = [sys.executable, "-m", "repo_builder"]
 LOCAL = ["--engine", "local", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
@@ -164,6 +166,50 @@ def test_killed_supervisor_leaves_nothing(repository: Path) -> None:
     assert "error: tritonserver was killed by signal 9" in serving.errors
 
 
+def test_what_a_killed_supervisor_left_is_cleared_away_later(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "repo-builder-mine").mkdir()
+    (tmp_path / "repo-builder-empty").mkdir()
+    (tmp_path / "repo-builder-mine/server.lock").write_text("*")
+    (tmp_path / "repo-builder-empty/server.lock").touch()
+    bystanders = snapshot(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert run("serve", "-r", str(repository), "--detach", *LOCAL).returncode == 0
+    (record,) = running_servers()
+    killed = Traces(record)
+    os.kill(killed.supervisor, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while killed.processes():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert killed.run_directory.is_dir()
+    assert run("serve", "-r", str(repository), "--detach", *LOCAL).returncode == 0
+    (record,) = running_servers()
+    killed.assert_gone(within=0)
+    traces = Traces(record)
+    assert run("stop", "--http-port", str(record.http_port)).returncode == 0
+    traces.assert_gone(within=0)
+    assert {path: snapshot(tmp_path)[path] for path in bystanders} == bystanders
+
+
+def test_folders_of_triton_s_own_go_with_the_last_server(repository: Path, tmp_path: Path) -> None:
+    """Python-based backends make them in /tmp whatever TMPDIR says; here stand-ins in another folder."""
+    for name in ("python_env_abcdef", "python_env_filled/1", "python_environment", "another"):
+        (tmp_path / "tmp" / name).mkdir(parents=True)
+    with serve(repository) as server:
+        (tritonserver,) = Traces(server.record()).processes("bin/tritonserver")
+        assert has_python_backend(Path("/proc", str(tritonserver)))
+        remove_environments(tmp_path / "tmp")
+        assert (tmp_path / "tmp/python_env_abcdef").is_dir()
+    others = [process for process in Path("/proc").glob("[0-9]*") if has_python_backend(process)]
+    remove_environments(tmp_path / "tmp")
+    assert (tmp_path / "tmp/python_env_abcdef").is_dir() == bool(others)
+    assert sorted(path.name for path in (tmp_path / "tmp").iterdir() if path.name != "python_env_abcdef") == [
+        *("another", "python_env_filled", "python_environment")
+    ]
+
+
 def test_killed_tritonserver_is_reported_and_cleaned_up(repository: Path) -> None:
     with Foreground(repository) as serving:
         (server,) = serving.traces.processes("bin/tritonserver")
@@ -178,6 +224,7 @@ def test_detach_status_stop(repository: Path) -> None:
     started = run("serve", "-r", str(repository), "--detach", "--json", *LOCAL)
     assert started.returncode == 0, started.stderr
     server = json.loads(started.stdout)
+    assert server["detached"]
     (record,) = running_servers()
     traces = Traces(record)
     try:
@@ -350,8 +397,7 @@ def test_no_repository(tmp_path: Path) -> None:
     ):
         failed = run("serve", "-r", str(tmp_path / path))
         assert failed.returncode == 2
-        assert f"{path} {words}" in failed.stderr
-        assert "hint: repo-builder add MODEL.onnx" in failed.stderr
+        assert failed.stderr.startswith(f"error: {tmp_path / path} {words}\n\nhint: repo-builder add MODEL.onnx")
 
 
 def test_chosen_models_only(repository: Path) -> None:
