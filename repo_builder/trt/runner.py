@@ -123,7 +123,7 @@ def _as_input(spec: TensorSpec, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     import numpy as np
 
     wanted = spec.dtype.numpy_dtype()
-    converted = np.ascontiguousarray(array.astype(wanted, copy=False))
+    converted = np.asarray(array, wanted, order="C")  # unlike ascontiguousarray it keeps scalars scalars
     if array.dtype.kind in "iu" and wanted.kind in "iu" and not np.array_equal(converted, array):
         raise RunError(f"input {spec.name!r} has values that do not fit {spec.dtype.value}, which the engine takes")
     return converted

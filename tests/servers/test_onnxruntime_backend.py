@@ -80,6 +80,18 @@ def write_bfloat16(repository: Path) -> None:
     write_model(repository, "bfloat16", nodes, inputs, outputs, fields)
 
 
+def write_bfloat16_scalars(repository: Path) -> None:
+    """Two scalars, one of them beside the bfloat16 that makes values take another way into ONNX Runtime."""
+    nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Gather", ["table", "index"], ["row"])]
+    inputs: list[Tensor] = [("x", TensorProto.BFLOAT16, []), ("index", TensorProto.INT64, [])]
+    outputs: list[Tensor] = [("y", TensorProto.BFLOAT16, []), ("row", TensorProto.FLOAT, [2])]
+    fields = config(
+        0, {"x": "BF16 dims: [1]", "index": "INT64 dims: [1]"}, {"y": "BF16 dims: [1]", "row": "FP32 dims: [2]"}
+    )
+    table = constant("table", np.arange(6, dtype=np.float32).reshape(3, 2))
+    write_model(repository, "bfloat16_scalars", nodes, inputs, outputs, fields, [table])
+
+
 def write_lookup(repository: Path) -> None:
     """A table of three rows: an index beyond it fails when the model runs, not before."""
     nodes = [helper.make_node("Gather", ["table", "index"], ["row"])]
@@ -174,6 +186,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     for write in (
         write_every_type,
         write_bfloat16,
+        write_bfloat16_scalars,
         write_lookup,
         write_any_length,
         write_unbatched,
@@ -225,6 +238,14 @@ def test_bfloat16_alone_and_joined(server: LocalServer) -> None:
         np.testing.assert_array_equal(received["wide"], sent["x"].astype(np.float32))
     requests_seen, executions = execution_counts(server.url, "bfloat16")
     assert executions < requests_seen
+
+
+def test_scalars_beside_bfloat16_stay_scalars(server: LocalServer) -> None:
+    x = np.array([-2.5], ml_dtypes.bfloat16)
+    received = infer(server.url, "bfloat16_scalars", {"x": x, "index": np.array([1])})
+    np.testing.assert_array_equal(received["y"].astype(np.float32), [-2.5])
+    assert received["row"].shape == (2,)  # of an index [1], [1, 2]
+    np.testing.assert_array_equal(received["row"], [2, 3])
 
 
 def test_concurrent_requests_share_executions(server: LocalServer) -> None:

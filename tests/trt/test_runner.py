@@ -70,6 +70,7 @@ def test_integers_are_narrowed_only_if_they_fit(bench: Bench) -> None:
     ("x", "message"),
     [
         (np.zeros((1, 5), np.float32), r"no profile of the engine takes x \[1, 5\]"),
+        (np.zeros((), np.float32), r"no profile of the engine takes x \[\]"),
         (np.full((1, 3), np.nan, np.float32), "failed to run: NaN is not for this engine"),
     ],
 )

@@ -186,7 +186,7 @@ class TritonPythonModel:
         values = {
             name: self.ort_value.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
             if self.inputs[name].datatype == "TYPE_BF16"
-            else self.ort_value.ortvalue_from_numpy(np.ascontiguousarray(array))
+            else self.ort_value.ortvalue_from_numpy(np.asarray(array, order="C"))
             for name, array in feed.items()
         }
         results = self.session.run_with_ort_values(names, values, self.run_options)

@@ -489,7 +489,7 @@ _set_capsule_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 def source_of(tensor: Any, port: Port) -> Source:
     if tensor.is_cpu() and port.datatype != "TYPE_BF16":
-        array = np.ascontiguousarray(tensor.as_numpy())
+        array = np.asarray(tensor.as_numpy(), order="C")
         return Source(array.ctypes.data, array.shape, array.nbytes, on_device=False, owner=array)
     capsule = tensor.to_dlpack()
     head = _capsule_pointer(capsule, b"dltensor")
