@@ -7,22 +7,24 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from repo_builder import cc_plans
+from repo_builder import cc_plans, network
 from repo_builder.build import Build, BuildOptions
 from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Maker, Progress
 from repo_builder.config.build import ServingOptions
 from repo_builder.config.proto import stated_max_batch_size
 from repo_builder.errors import ModelError, RepositoryError, UsageError
-from repo_builder.onnx_model import OnnxModel, read_model
+from repo_builder.network import ReferenceFunction
+from repo_builder.onnx_model import read_model
 from repo_builder.repository import CONFIG, MANIFEST, MANIFEST_SCHEMA, Model, Repository, check_name, file_sha256
+from repo_builder.trt.definition import Definition
 
 __all__ = ["BuildOptions", "Published", "add_model", "default_name"]
 
@@ -43,8 +45,9 @@ class Published:
 
 
 def add_model(
-    source: Path | str,
+    source: Path | str | Definition,
     *,
+    reference: ReferenceFunction | None = None,
     name: str | None = None,
     repository: Path | str = "model_repository",
     build: BuildOptions | None = None,
@@ -58,8 +61,12 @@ def add_model(
     or killed call leaves the repository as it was.
 
     Args:
-        source: the ONNX file.
-        name: the model's name; by default the file's, or its folder's if the file is called ``model.onnx``.
+        source: the ONNX file; or a function that fills a TensorRT network, called with the ``INetworkDefinition`` and
+            the module, ``tensorrt`` or ``tensorrt_rtx``.  A function's network is always built anew.
+        reference: for such a function, one that computes the same: from the inputs by name, the batch axis too, the
+            outputs by name.  Without it nothing is verified, and a warning says so.
+        name: the model's name; by default the file's, or its folder's if the file is called ``model.onnx``, or the
+            function's.
         repository: the folder Triton serves; made when missing.
         build: how to compile and verify.
         serving: what to write into config.pbtxt.
@@ -69,19 +76,23 @@ def add_model(
     Raises:
         RepoBuilderError: see :mod:`repo_builder.errors`.
     """
-    source, build, serving = Path(source), build or BuildOptions(), _with_config(serving or ServingOptions())
+    build, serving = build or BuildOptions(), _with_config(serving or ServingOptions())
     if name is not None:
         check_name(name)
     store = Repository(repository)
     compiler, why = choose_compiler(build.target, build.tensorrt)
     if build.cc_plan:
         cc_plans.refuse_misuse(compiler.target, build.tensorrt)
-    progress(f"reading {source}")
-    origin = _Origin.read(source)
-    name = name or check_name(default_name(source))
+    if callable(source):
+        network.refuse_misuse(compiler.target, why, build)
+        origin = _of_definition(source, reference)
+    else:
+        progress(f"reading {source}")
+        origin = _of_file(Path(source), reference)
+    name = name or check_name(origin.name)
     maker, options = compiler.identity(), _plain({"build": build, "serving": serving})
-    fingerprint = _fingerprint(origin, maker, options)
-    new_plan = cc_plans.NewPlan(origin.describe(), options, maker) if build.cc_plan and not force else None
+    fingerprint = _fingerprint(origin.facts, maker, options) if origin.recognisable else None
+    new_plan = cc_plans.NewPlan(origin.facts, options, maker) if build.cc_plan and not force else None
     current = store.get(name)
     if current and not force:
         latest = current.latest
@@ -98,14 +109,14 @@ def add_model(
             cc_plans.version_to_join(current, new_plan)  # what would be refused is refused before it is built
     started = time.perf_counter()
     with store.staging() as staged:
-        stages = Build(name, origin.model, build, serving, staged, progress)
+        stages = origin.stages(name, build, serving, staged, progress)
         stages.run(compiler)
         manifest = {
             "schema": MANIFEST_SCHEMA,
             "name": name,
             "version": 0,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "source": origin.describe(),
+            "source": origin.facts,
             "fingerprint": fingerprint,
             "target": compiler.target.value,
             "target_reason": why,
@@ -162,30 +173,43 @@ def default_name(source: Path) -> str:
 
 @dataclass(frozen=True)
 class _Origin:
-    """The source file, read and hashed."""
+    """What is to be published: what the manifest says of it, the name it has by itself, the stages that build it.
 
-    model: OnnxModel
-    sha256: str
-    external: Mapping[str, str]
+    ``recognisable``: equal ``facts`` make it the same model.
+    """
 
-    @classmethod
-    def read(cls, path: Path) -> _Origin:
-        model = read_model(path)
-        try:
-            external = {file.as_posix(): file_sha256(path.parent / file) for file in model.spec.external_files}
-            return cls(model, file_sha256(path), external)
-        except OSError as error:
-            raise ModelError(f"{error.filename} can't be read: {error.strerror}", "check its permissions") from None
+    facts: Mapping[str, Any]
+    name: str
+    stages: Callable[..., Build]
+    recognisable: bool = True
 
-    def describe(self) -> dict[str, Any]:
-        spec = self.model.spec
-        return {
-            "file": spec.path.name,
-            "sha256": self.sha256,
-            "external_data": dict(self.external),
-            "ir_version": spec.ir_version,
-            "opset": spec.opset,
+
+def _of_file(path: Path, reference: ReferenceFunction | None) -> _Origin:
+    """An ONNX file, read and hashed."""
+    if reference is not None:
+        raise UsageError(f"{path} is its own reference", "leave out reference=: it is for a network definition")
+    model = read_model(path)
+    try:
+        facts = {
+            "file": path.name,
+            "sha256": file_sha256(path),
+            "external_data": {file.as_posix(): file_sha256(path.parent / file) for file in model.spec.external_files},
+            "ir_version": model.spec.ir_version,
+            "opset": model.spec.opset,
         }
+    except OSError as error:
+        raise ModelError(f"{error.filename} can't be read: {error.strerror}", "check its permissions") from None
+    return _Origin(facts, default_name(path), lambda name, *rest: Build(name, model, *rest))
+
+
+def _of_definition(definition: Definition, reference: ReferenceFunction | None) -> _Origin:
+    """A function that defines a network: what it will do can't be told from it."""
+    return _Origin(
+        network.describe_source(definition),
+        getattr(definition, "__name__", type(definition).__name__),
+        lambda name, *rest: network.NetworkBuild(name, definition, reference, *rest),
+        recognisable=False,
+    )
 
 
 def _with_config(serving: ServingOptions) -> ServingOptions:
@@ -196,10 +220,10 @@ def _with_config(serving: ServingOptions) -> ServingOptions:
     return serving if size is None else dataclasses.replace(serving, max_batch_size=size)
 
 
-def _fingerprint(origin: _Origin, maker: Maker, options: Mapping[str, Any]) -> str:
+def _fingerprint(source: Mapping[str, Any], maker: Maker, options: Mapping[str, Any]) -> str:
     """The SHA-256 of everything that decides what gets published."""
     facts = {
-        "source": [origin.sha256, sorted(origin.external.items())],
+        "source": [source["sha256"], sorted(source["external_data"].items())],
         "compiler": str(maker),
         "options": options,
     }

@@ -84,20 +84,11 @@ class Build:
         self.model_folder.mkdir()
         self.reference: Reference | None = None
         self.verification: Verification | None = None
+        self.index_ranges: dict[str, int] = {}
         self.labels = _read_labels(serving.labels) if serving.labels else None
 
     def run(self, compiler: Compiler) -> None:
-        self._copy_external_data()
-        self.batching = self._prepare()
-        self.model = self.model.with_graph(self.batching.proto)
-        self.progress(f"compiling for {compiler.target.value}")
-        self.artifact: Artifact = compiler.compile(
-            self.model,
-            self.version_folder,
-            batchable=self.batching.batchable,
-            max_batch_size=wanted_max_batch_size(self.serving),
-            progress=self.progress,
-        )
+        self.artifact: Artifact = self.compile(compiler)
         if self.build.cc_plan:
             self.artifact = name_by_capability(self.artifact, self.version_folder)
         self.max_batch_size = choose_max_batch_size(
@@ -110,6 +101,20 @@ class Build:
         self.config = config
         self._verify()
         self._write_model_files(render_config(config))
+
+    def compile(self, compiler: Compiler) -> Artifact:
+        """Prepare the source and build the artifact, leaving ``model``, ``batching`` and ``reference``."""
+        self._copy_external_data()
+        self.batching = self._prepare()
+        self.model = self.model.with_graph(self.batching.proto)
+        self.progress(f"compiling for {compiler.target.value}")
+        return compiler.compile(
+            self.model,
+            self.version_folder,
+            batchable=self.batching.batchable,
+            max_batch_size=wanted_max_batch_size(self.serving),
+            progress=self.progress,
+        )
 
     def _copy_external_data(self) -> None:
         for file in self.model.spec.external_files:
@@ -157,10 +162,11 @@ class Build:
         self.progress("running the source under ONNX Runtime")
         session = open_source(self.model, self.version_folder)
         self.index_ranges = index_ranges(self.model.proto)
-        sampler = Sampler(self.model.spec.inputs, self._samples(), self.index_ranges)
+        sampler = Sampler(self.model.spec.inputs, self.samples(), self.index_ranges)
         return Reference.open(self.model.spec, session, sampler)
 
-    def _samples(self) -> SampleOptions:
+    def samples(self) -> SampleOptions:
+        """What is known of the inputs, the shapes too that an engine is tuned for."""
         profiles = self.build.tensorrt.profiles
         return known_shapes(self.build.samples, profiles[0].opt) if profiles else self.build.samples
 
@@ -202,12 +208,12 @@ class Build:
         sizes = tuple(dict.fromkeys((1, self.max_batch_size))) if self.max_batch_size else (0,)
         if self.batching.batchable and not self.max_batch_size:
             sizes = (1,)
-        self.progress("verifying against ONNX Runtime on the source")
+        self.progress(f"verifying against {self.reference.session.runner}")
         self.verification = check_artifact(
             self.artifact,
             self.reference,
             self.model.spec,
-            self._samples(),
+            self.samples(),
             self.index_ranges,
             sizes,
             self.build.tolerance,

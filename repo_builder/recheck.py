@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from repo_builder.cc_plans import plans_of
 from repo_builder.compilers.base import Artifact, Progress, Target
 from repo_builder.compilers.onnxruntime import FILENAME as ONNX_FILE
 from repo_builder.config.proto import read_config
-from repo_builder.errors import ModelError, RepositoryError, UsageError
+from repo_builder.errors import CompileError, ModelError, RepositoryError, UsageError
 from repo_builder.gate import check_artifact, known_shapes, open_source
 from repo_builder.model import DataType, ModelSpec, TensorSpec
+from repo_builder.network import FunctionSession, ReferenceFunction
 from repo_builder.onnx_model import read_model
 from repo_builder.passes.shapes import free_zero_axes
 from repo_builder.repository import CONFIG, Repository, file_sha256
@@ -41,7 +43,7 @@ class Rechecked:
     name: str
     version: int
     target: str
-    source: Path
+    source: str
     served: str | None
     joined: int | None
     verification: Verification
@@ -54,6 +56,7 @@ def verify_model(
     *,
     repository: Path | str = "model_repository",
     source: Path | str | None = None,
+    reference: ReferenceFunction | None = None,
     served: str | None = None,
     tolerance: Tolerance | None = None,
     samples: SampleOptions | None = None,
@@ -66,6 +69,7 @@ def verify_model(
         version: its version; the latest by default.
         repository: the folder that Triton serves.
         source: the ONNX file it was made from; not needed where the artifact is that file, byte for byte.
+        reference: for a network that a function defined, the function that computes the same.
         served: the HTTP address of a server of this repository.  The same inputs then go to it, whole batches in one
             request and their rows in requests that are on their way together, so that artifact, configuration,
             batching and client are checked in one.
@@ -87,18 +91,31 @@ def verify_model(
     folder = found.folder / str(number)
     with _readable(folder):
         recorded = _Recorded.read(folder, manifest)
-    path = _find_source(f"{name}@{number}", folder, manifest, Path(source) if source is not None else None)
-    gate = _Gate.open(path, recorded, samples or recorded.samples_or_refuse(), tolerance, progress)
+    samples = samples or recorded.samples_or_refuse()
+    if "definition" in manifest["source"]:
+        if reference is None or source is not None:
+            raise UsageError(
+                f"{name}@{number} was made from the network definition {manifest['source']['definition']}",
+                "verify it from Python: repo_builder.verify_model(NAME, reference=FUNCTION)",
+            )
+        origin = str(manifest["source"]["definition"])
+        gate = _Gate.open_function(reference, origin, recorded, samples, tolerance)
+    else:
+        path = _find_source(f"{name}@{number}", folder, manifest, Path(source) if source is not None else None)
+        origin = str(path)
+        progress("running the source under ONNX Runtime")
+        gate = _Gate.open(path, recorded, samples, tolerance)
+    whose = f"{gate.reference.session.runner} for {Path(origin).name}"
     if served is None:
-        progress(f"verifying {name}@{number} against ONNX Runtime on {path.name}")
+        progress(f"verifying {name}@{number} against {whose}")
         verification = gate.check(_load(folder, recorded), gate.batch_sizes(recorded.artifact.max_batch_size or 0))
-        hints = (_SAME_FILE,) if path.parent == folder else ()
-        return Rechecked(name, number, recorded.target.value, path, None, None, verification, hints)
+        hints = (_SAME_FILE,) if Path(origin) == folder / ONNX_FILE else ()
+        return Rechecked(name, number, recorded.target.value, origin, None, None, verification, hints)
     with contextlib.closing(ServedModel(served, name, number, recorded.artifact)) as server:
-        progress(f"verifying what {server.url} answers for {name}@{number} against ONNX Runtime on {path.name}")
+        progress(f"verifying what {server.url} answers for {name}@{number} against {whose}")
         verification, joined = _check_served(gate, recorded.artifact, server)
         hints = (_NOT_JOINED,) if joined == 1 else ()
-        return Rechecked(name, number, recorded.target.value, path, server.url, joined, verification, hints)
+        return Rechecked(name, number, recorded.target.value, origin, server.url, joined, verification, hints)
 
 
 _SAME_FILE = (
@@ -122,6 +139,7 @@ class _Recorded:
     tolerance: Tolerance
     samples: SampleOptions
     sample_files: tuple[str, ...]
+    cc_filenames: Mapping[str, str]
     first_profile: Mapping[str, tuple[int, ...]]
 
     @classmethod
@@ -155,6 +173,7 @@ class _Recorded:
                 seed=samples["seed"],
             ),
             tuple(samples["files"]),
+            {plan.capability: plan.file for plan in plans_of(manifest)},
             asked[0].opt if asked else {},
         )
 
@@ -187,9 +206,7 @@ class _Gate:
         recorded: _Recorded,
         samples: SampleOptions,
         tolerance: Tolerance | None,
-        progress: Progress,
     ) -> _Gate:
-        progress("running the source under ONNX Runtime")
         model = read_model(source)
         model = model.with_graph(free_zero_axes(model.proto))
         with tempfile.TemporaryDirectory(prefix="repo-builder-") as folder:
@@ -204,6 +221,23 @@ class _Gate:
         if recorded.looked_for_batch and not recorded.batchable and reference.batch_axis:
             reference = reference.without_batch_axis()
         return cls(model.spec, reference, samples, ranges, tolerance or recorded.tolerance, recorded.batchable)
+
+    @classmethod
+    def open_function(
+        cls,
+        function: ReferenceFunction,
+        name: str,
+        recorded: _Recorded,
+        samples: SampleOptions,
+        tolerance: Tolerance | None,
+    ) -> _Gate:
+        artifact = recorded.artifact
+        spec = ModelSpec(Path(name), artifact.inputs, artifact.outputs, (), 0, 0)
+        if recorded.first_profile:
+            samples = known_shapes(samples, recorded.first_profile)
+        session = FunctionSession(artifact.inputs, artifact.outputs, function)
+        reference = Reference(spec, session, Sampler(spec.inputs, samples, {}), batch_axis=recorded.batchable)
+        return cls(spec, reference, samples, {}, tolerance or recorded.tolerance, recorded.batchable)
 
     def check(self, artifact: Artifact, batch_sizes: tuple[int, ...]) -> Verification:
         sizes = tuple(dict.fromkeys(batch_sizes))
@@ -237,9 +271,17 @@ def _load(folder: Path, recorded: _Recorded) -> Artifact:
         return dataclasses.replace(recorded.artifact, run=open_session(folder / ONNX_FILE).run)
     from repo_builder.compilers.tensorrt import FILENAME
     from repo_builder.plans import load_plan
+    from repo_builder.trt.cuda import find_gpu
     from repo_builder.trt.runner import EngineRunner
 
-    plan = load_plan(folder / FILENAME)
+    gpu, files = find_gpu(), recorded.cc_filenames
+    here = files.get(gpu.compute_capability) if gpu else next(iter(files.values()), None)
+    if files and here is None:
+        raise CompileError(
+            f"{folder} has plans for compute capability {', '.join(files)} and none for this GPU",
+            "repo-builder add --cc-plan here adds one; or verify on a machine with such a GPU",
+        )
+    plan = load_plan(folder / (here or FILENAME))
     runner = EngineRunner(plan.library, plan.engine, plan.info, plan.errors)
     return dataclasses.replace(
         recorded.artifact,

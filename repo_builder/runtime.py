@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from repo_builder.errors import MissingExtraError, ModelError
 from repo_builder.model import DataType, TensorSpec
@@ -41,8 +41,12 @@ class RunError(Exception):
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded ONNX model.  ``inputs`` and ``outputs`` are as the runtime sees them, not as the file says."""
+    """A loaded ONNX model.  ``inputs`` and ``outputs`` are as the runtime sees them, not as the file says.
 
+    ``runner`` is what messages call that which runs it.
+    """
+
+    runner: ClassVar[str] = "ONNX Runtime"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     _session: Any

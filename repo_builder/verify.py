@@ -175,7 +175,7 @@ class Reference:
 
     def _failure(self, reason: str) -> ModelError:
         return ModelError(
-            f"ONNX Runtime can't run {self._spec.path} on random inputs: {reason}",
+            f"{self.session.runner} can't run {self._spec.path} on random inputs: {reason}",
             f"give its inputs meaning: {flags_for(self._spec)}",
         )
 
@@ -185,7 +185,7 @@ class Reference:
         for name, expected in row[1].items():
             if _is_float(expected) and np.isnan(expected).any():
                 raise ModelError(
-                    f"output {name!r} of {self._spec.path} is NaN under ONNX Runtime on random inputs",
+                    f"output {name!r} of {self._spec.path} is NaN under {self.session.runner} on random inputs",
                     f"give its inputs meaning: {flags_for(self._spec)}",
                 )
         return row
@@ -224,29 +224,29 @@ def verify(
             why = f"the artifact does not run at batch size {size or 1}: {error}"
             raise VerificationError(why, "choose a smaller --max-batch-size, or --no-batching") from None
         for name, want in expected.items():
-            report = _compare_shapes_first(name, outputs[name], want, tolerance, size)
+            if outputs[name].shape != want.shape:
+                raise _shape_error(name, outputs[name].shape, want.shape, reference.session.runner, size)
+            report = compare(name, outputs[name], want, tolerance)
             reports[name] = _worse(reports.get(name), report)
     result = Verification(batch_sizes, tolerance.rtol, tolerance.atol, seed, tuple(reports.values()))
     worst = result.worst
     if worst.mismatched:
         raise VerificationError(
-            f"output {worst.name!r} is not what ONNX Runtime computes from the source: {worst.mismatched} of "
-            f"{worst.elements} elements differ, by up to {worst.max_absolute_error:.3g}",
+            f"output {worst.name!r} is not what {reference.session.runner} computes from the source: "
+            f"{worst.mismatched} of {worst.elements} elements differ, by up to {worst.max_absolute_error:.3g}",
             "if that is close enough for you, allow it with --rtol and --atol",
         )
     return result
 
 
-def _compare_shapes_first(
-    name: str, actual: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: Tolerance, size: int
-) -> OutputReport:
-    if actual.shape != expected.shape:
-        raise VerificationError(
-            f"output {name!r} has shape {list(actual.shape)} at batch size {size or 1}; "
-            f"ONNX Runtime's from the source is {list(expected.shape)}",
-            "if its first axis is no batch: --no-batching",
-        )
-    return compare(name, actual, expected, tolerance)
+def _shape_error(
+    name: str, actual: tuple[int, ...], expected: tuple[int, ...], runner: str, size: int
+) -> VerificationError:
+    return VerificationError(
+        f"output {name!r} has shape {list(actual)} at batch size {size or 1}; {runner}'s from the source is "
+        f"{list(expected)}",
+        "if its first axis is no batch: --no-batching",
+    )
 
 
 def compare(name: str, actual: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: Tolerance) -> OutputReport:

@@ -47,7 +47,7 @@ def test_reports_every_output_and_changes_nothing(tmp_path: Path, repository: Pa
 def test_a_published_source_needs_no_name_and_says_so(tmp_path: Path, repository: Path) -> None:
     add_model(save(linear(), tmp_path / "net.onnx"), repository=repository, build=BUILD)
     checked = verify_model("net", repository=repository)
-    assert checked.source == repository / "net/1/model.onnx"
+    assert checked.source == str(repository / "net/1/model.onnx")
     assert "byte for byte" in checked.hints[0]
 
 

@@ -148,7 +148,10 @@ def _print_manifest(manifest: dict[str, Any]) -> None:
 def _manifest_lines(manifest: dict[str, Any]) -> Iterator[str]:
     source = manifest["source"]
     yield f"version {manifest['version']}, made {manifest['created']} in {manifest['seconds']:.1f} s"
-    yield f"  source    {source['file']}, SHA-256 {source['sha256']}, opset {source['opset']}"
+    if "definition" in source:
+        yield f"  source    network definition {source['definition']} in {source['file'] or 'no file'}"
+    else:
+        yield f"  source    {source['file']}, SHA-256 {source['sha256']}, opset {source['opset']}"
     yield f"  target    {manifest['target']} ({manifest['target_reason']})"
     for line in describe_plans(manifest):
         yield f"  plan      {line}"

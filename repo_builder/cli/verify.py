@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -49,6 +49,8 @@ def verify(
     debug: DebugOption = False,  # noqa: ARG001  (read by main)
 ) -> None:
     """Hold a published model, or a server's answers, to ONNX Runtime on the source once more."""
+    from dataclasses import asdict
+
     from repo_builder.recheck import verify_model
     from repo_builder.repository import parse_reference
 
@@ -66,7 +68,7 @@ def verify(
             progress=progress,
         )
     if json:
-        print_json(_as_json(checked))
+        print_json(asdict(checked))
     else:
         _print(checked)
     for hint in checked.hints:
@@ -80,12 +82,6 @@ def _tolerance(rtol: float | None, atol: float | None) -> Tolerance | None:
     from repo_builder.verify import Tolerance
 
     return Tolerance(atol=atol) if rtol is None else Tolerance(rtol=rtol, atol=atol)
-
-
-def _as_json(checked: Rechecked) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {**asdict(checked), "source": str(checked.source)}
 
 
 def _print(checked: Rechecked) -> None:

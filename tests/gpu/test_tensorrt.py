@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import pytest
 
 import repo_builder
 from client import Client, InferenceRejected
+from repo_builder import Tolerance, verify_model
 from repo_builder.add import BuildOptions, add_model
 from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Target
 from repo_builder.config.build import ServingOptions
 from repo_builder.config.proto import read_config
-from repo_builder.errors import CompileError, MissingExtraError, RepoBuilderError, ServerError
+from repo_builder.errors import CompileError, MissingExtraError, RepoBuilderError, ServerError, VerificationError
 from repo_builder.plans import benchmark_plan, compile_plan, inspect_plan
 from repo_builder.runtime import open_session
 from repo_builder.trt.cuda import find_gpu
@@ -208,3 +210,46 @@ def test_shapes_that_the_source_does_not_take_publish_nothing(tmp_path: Path) ->
     with pytest.raises(RepoBuilderError):
         add(tmp_path, network(32), profiles=(big,))
     assert not (tmp_path / "models" / "net").exists()
+
+
+def test_a_network_definition_is_held_to_numpy_and_served(tmp_path: Path) -> None:
+    path = Path(repo_builder.__file__).parents[1] / "examples" / "convnet" / "network.py"
+    spec = importlib.util.spec_from_file_location("convnet_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    build = BuildOptions(target=Target.TENSORRT, tensorrt=options())
+    published = add_model(example.convnet, reference=example.numpy_convnet, repository=tmp_path / "models", build=build)
+    assert published.manifest["unverified"] is None
+    [output] = published.manifest["verification"]["outputs"]
+    assert output["cosine_error"] < 1e-4
+    again = verify_model("convnet", repository=tmp_path / "models", reference=example.numpy_convnet)
+    assert again.verification.batch_sizes == (1, 8)
+    with repo_builder.serve(tmp_path / "models") as server:
+        served = verify_model(
+            "convnet", repository=tmp_path / "models", reference=example.numpy_convnet, served=server.url
+        )
+    assert served.verification.outputs[0].mismatched == 0
+
+
+def test_verify_runs_the_published_plan_and_the_served_one(tmp_path: Path) -> None:
+    add(tmp_path, network(), ServingOptions(max_batch_size=8, max_queue_delay_us=2000), fp16=True)
+    source = tmp_path / "net.onnx"
+    checked = verify_model("net", repository=tmp_path / "models", source=source)
+    assert 0 < checked.verification.outputs[0].cosine_error < 1e-4
+    with repo_builder.serve(tmp_path / "models") as server:
+        served = verify_model("net", repository=tmp_path / "models", source=source, served=server.url)
+    assert served.joined is not None
+    assert served.joined > 1
+    with pytest.raises(VerificationError, match="output 'y' is not what"):
+        verify_model("net", repository=tmp_path / "models", source=source, tolerance=Tolerance(rtol=0, atol=0))
+
+
+def test_verify_compares_at_the_ends_of_every_profile(tmp_path: Path) -> None:
+    add(tmp_path, embedding(), profiles=(lengths(1, 8, 16), lengths(32, 48, 64)))
+    elements = verify_model("net", repository=tmp_path / "models", source=tmp_path / "net.onnx").verification
+    assert elements.outputs[0].elements == 6 * (1 + 8) * 16  # six lengths, one row and eight
+    with repo_builder.serve(tmp_path / "models") as server:
+        served = verify_model("net", repository=tmp_path / "models", source=tmp_path / "net.onnx", served=server.url)
+    assert served.verification.outputs[0].mismatched == 0
