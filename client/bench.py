@@ -55,6 +55,13 @@ def bench(
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Send at these times: seconds, one a line.")
     ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="MLPerf's single-stream, multi-stream, server or offline, of 600s a level."),
+    ] = None,
+    target_latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help="That p99 has to keep in --scenario server.")
+    ] = None,
     duration: Annotated[
         str | None, typer.Option(metavar="TIME", help="Of each level; 10s without --requests.", show_default=False)
     ] = None,
@@ -80,11 +87,16 @@ def bench(
         int | None, typer.Option(metavar="N", min=1, max=256, help="Processes.", show_default="by the cores")
     ] = None,
     connections: Annotated[int, typer.Option(metavar="N", min=1, max=20_000, help="The most that --rate opens.")] = 512,
-    percentile: Annotated[float, typer.Option(metavar="P", help="That the run must be able to claim.")] = 99.0,
+    percentile: Annotated[
+        float | None, typer.Option(metavar="P", help="That the run must be able to claim.", show_default="99")
+    ] = None,
     fail_if: Annotated[
         list[str] | None, typer.Option(metavar="CONDITION", help="'p99>20ms', 'errors>0.1%'...; exit code 99.")
     ] = None,
     floor: Annotated[bool, typer.Option(help="Measure the generator itself afterwards.")] = True,
+    metrics_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Triton's metrics, for GPU use; found by itself where possible.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Save everything that was measured.")
     ] = None,
@@ -126,6 +138,9 @@ def bench(
             workers=workers,
             connections=connections,
             percentile=percentile,
+            scenario=scenario,
+            target_latency=target_latency,
+            metrics_url=metrics_url,
             fail_if=tuple(fail_if or ()),
             floor=floor,
             output=output,

@@ -12,6 +12,7 @@ from typing import Any, Final
 from client.errors import InputError
 from client.load.html import load_name
 from client.load.result import FORMAT
+from client.report import printable
 
 QUANTILES: Final = ("p50", "p90", "p99")
 
@@ -113,6 +114,14 @@ def differences(before: Saved, after: Saved) -> Iterator[str]:
     for what, part, names in pairs:
         if any(before.document[part].get(name) != after.document[part].get(name) for name in names):
             yield f"{what} differ"
+    files = [saved.document["model"].get("files_sha256") or {} for saved in (before, after)]
+    if all(files):
+        changed = sorted(name for name in {*files[0], *files[1]} if files[0].get(name) != files[1].get(name))
+        if changed:
+            yield f"the model's files differ: {', '.join(map(printable, changed))}"
+    scenarios = [(saved.document.get("scenario") or {}).get("name") for saved in (before, after)]
+    if scenarios[0] != scenarios[1]:
+        yield "the scenarios differ"
 
 
 def slower(levels: Sequence[LevelChange], limit: float) -> list[str]:

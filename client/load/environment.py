@@ -15,11 +15,12 @@ from client.client import Client
 from client.errors import ClientError
 from client.load.result import Environment, Model
 from client.load.server_statistics import Batching
+from client.load.server_usage import Whereabouts, model_files
 from client.metadata import ModelMetadata
 
 
-def describe_model(model: ModelMetadata, config: Mapping[str, Any]) -> Model:
-    """The model, with a hash of the configuration that it is served with."""
+def describe_model(model: ModelMetadata, config: Mapping[str, Any], where: Whereabouts) -> Model:
+    """The model, with hashes of the configuration that it is served with and of its files."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"))
     return Model(
         name=model.name,
@@ -28,10 +29,11 @@ def describe_model(model: ModelMetadata, config: Mapping[str, Any]) -> Model:
         config_sha256=hashlib.sha256(text.encode()).hexdigest(),
         batching=Batching.of(config),
         image=model.image is not None,
+        files_sha256=model_files(where.process, model.name, model.version),
     )
 
 
-def describe_environment(client: Client) -> Environment:
+def describe_environment(client: Client, where: Whereabouts) -> Environment:
     """This machine, and the server's own name for itself."""
     try:
         described = client.server_metadata()
@@ -46,6 +48,7 @@ def describe_environment(client: Client) -> Environment:
         cpus=os.cpu_count() or 1,
         hostname=platform.node(),
         server=server,
+        server_unseen=where.unseen,
     )
 
 

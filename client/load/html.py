@@ -10,7 +10,10 @@ import numpy as np
 
 from client.load.histogram import bucket_middle, decode
 from client.load.plots import Axis, Series, bar_chart, line_chart, linear_axis, log_axis, stacked_bar
-from client.load.report import count, milliseconds
+from client.load.report import count, milliseconds, scenario_line, usage_rows
+from client.load.result import ScenarioResult
+from client.load.server_metrics import GpuUsage
+from client.load.server_process import ProcessUsage
 from client.report import Table
 
 _STYLE: Final = """
@@ -41,7 +44,7 @@ svg .label{fill:var(--ink)}svg .grid{stroke:var(--rule);stroke-width:1}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{color:var(--soft);font-weight:600}th:first-child,td:first-child{text-align:left}
-td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
+table.words td{text-align:left;white-space:normal;overflow-wrap:anywhere}
 ul{margin:.3rem 0;padding-left:1.2rem}
 @media(max-width:520px){body{padding:.8rem}svg text{font-size:17px}table{font-size:.82rem}
 th,td{padding:.25rem .3rem;white-space:normal}figure,.card{padding:.6rem}}
@@ -96,9 +99,10 @@ def load_name(load: Document) -> str:
 
 
 def _verdict(document: Document) -> str:
+    scenario = f"<p>{escape(scenario_line(ScenarioResult(**document['scenario'])))}</p>" if document["scenario"] else ""
     if document["valid"]:
-        return '<p><span class="valid">VALID</span></p>'
-    return '<p><span class="invalid">INVALID</span>: the reasons are with each load below.</p>'
+        return f'<p><span class="valid">VALID</span></p>{scenario}'
+    return f'<p><span class="invalid">INVALID</span>: the reasons are with each load below.</p>{scenario}'
 
 
 def _facts(document: Document) -> str:
@@ -116,6 +120,8 @@ def _facts(document: Document) -> str:
             f"floor: against a server that does nothing the generator has p50 {milliseconds(floor['p50_ms'])} ms and "
             f"makes {floor['throughput']:,.0f} requests/s at concurrency {floor['concurrency']}"
         )
+    if environment["server_unseen"]:
+        lines.append(environment["server_unseen"])
     return "".join(f'<p class="soft">{escape(line)}</p>' for line in lines)
 
 
@@ -199,7 +205,8 @@ def _level(level: Document, batch: int, more: str = "") -> str:
         parts.append(f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in findings)}</ul>")
     if level["dynamic_batching"]:
         parts.append(f"<p>{escape(level['dynamic_batching'])}</p>")
-    cards = [_latency_card(level), more, _timeline(level), _split(level), _batches(level), _errors(level)]
+    cards = [_latency_card(level), more, _timeline(level), _split(level), _batches(level)]
+    cards += [_usage(level), _errors(level)]
     return "".join([*parts, f'<div class="grid2">{"".join(cards)}</div>'])
 
 
@@ -253,6 +260,15 @@ def _batches(level: Document) -> str:
         return ""
     bars = [(str(entry["size"]), float(entry["executions"])) for entry in level["server"]["batches"]]
     return bar_chart("Batches that the server made", bars, "items in a batch", "executions")
+
+
+def _usage(level: Document) -> str:
+    process = ProcessUsage(**level["server_process"]) if level["server_process"] else None
+    rows = usage_rows(process, [GpuUsage(**gpu) for gpu in level["gpus"]])
+    if not rows:
+        return ""
+    lines = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
+    return f'<div class="card"><h3>What the server used</h3><table class="words">{lines}</table></div>'
 
 
 def _errors(level: Document) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from client.load.result import Level, RunResult
+from client.load.result import Level, RunResult, ScenarioResult
+from client.load.server_metrics import GpuUsage
+from client.load.server_process import ProcessUsage
 from client.load.statistics import Estimate, Latency
 from client.report import Table, printable
 
@@ -40,7 +42,7 @@ def result_tables(result: RunResult) -> Iterator[Table]:
 
 
 def closing_lines(result: RunResult) -> Iterator[str]:
-    """The floor and the verdicts."""
+    """The floor, what a scenario gave and the verdicts."""
     if result.floor is not None:
         floor = result.floor
         yield (
@@ -48,6 +50,10 @@ def closing_lines(result: RunResult) -> Iterator[str]:
             f"p99 {milliseconds(floor.p99_ms)} ms, and makes {floor.throughput:,.0f} requests/s "
             f"at concurrency {floor.concurrency}"
         )
+    if result.environment.server_unseen:
+        yield f"note: {result.environment.server_unseen}"
+    if result.scenario is not None:
+        yield scenario_line(result.scenario)
     for level in result.levels:
         name = f"{level.load}: " if len(result.levels) > 1 else ""
         for note in level.notes:
@@ -58,6 +64,41 @@ def closing_lines(result: RunResult) -> Iterator[str]:
             yield f"{name}VALID"
         for reason in level.verdict.reasons:
             yield f"{name}INVALID: {printable(reason)}"
+
+
+def scenario_line(scenario: ScenarioResult) -> str:
+    """A scenario's metric in a sentence."""
+    found = f"none, {scenario.reason}" if scenario.value is None else f"{scenario.value:.6g} {scenario.unit}"
+    rules = "; ".join(scenario.shortfalls)
+    short = f"; not by MLPerf's rules: {rules}" if rules else "; duration and count are by MLPerf's rules"
+    return f"scenario {scenario.name}: {scenario.metric}: {found}{short}"
+
+
+def process_cells(usage: ProcessUsage) -> Iterator[tuple[str, str]]:
+    """What the server's processes used, as pairs of a name and a text."""
+    processes = "1 process" if usage.processes == 1 else f"{usage.processes} processes"
+    yield f"CPU of {usage.name}", f"{usage.cpu_s:.2f} s, {usage.cores:.2f} cores on average ({processes})"
+    mean, peak = usage.memory_mean_bytes / 1e6, usage.memory_peak_bytes / 1e6
+    yield "memory, resident", f"{mean:,.0f} MB on average, {peak:,.0f} MB at most"
+
+
+def gpu_cells(gpu: GpuUsage) -> Iterator[tuple[str, str]]:
+    """What a GPU was used, likewise; what the server doesn't export is left out."""
+    if gpu.utilization_mean is not None and gpu.utilization_peak is not None:
+        yield f"utilisation of {gpu.uuid}", f"{gpu.utilization_mean:.0%} on average, {gpu.utilization_peak:.0%} at most"
+    if gpu.memory_peak_bytes is not None:
+        whole = f" of {gpu.memory_total_bytes / 1e6:,.0f} MB" if gpu.memory_total_bytes else ""
+        yield "its memory", f"{gpu.memory_peak_bytes / 1e6:,.0f} MB at most{whole}"
+    if gpu.power_mean_w is not None:
+        yield "its power", f"{gpu.power_mean_w:.1f} W on average"
+    if gpu.energy_j is not None:
+        yield "its energy", f"{gpu.energy_j:,.0f} J"
+
+
+def usage_rows(process: ProcessUsage | None, gpus: Iterable[GpuUsage]) -> list[tuple[str, str]]:
+    """All that is known of what the server used."""
+    cells = [*process_cells(process)] if process else []
+    return cells + [cell for gpu in gpus for cell in gpu_cells(gpu)]
 
 
 def _overview(result: RunResult) -> Table:
@@ -96,6 +137,10 @@ def _details(level: Level, result: RunResult) -> Iterator[Table]:
         ]
         header = ("batch size", "executions", "", "infer ms")
         yield Table("batches that the server made", header, tuple(batches), ">>>>", (level.batching or "",))
+    used = usage_rows(level.usage.process, level.usage.gpus)
+    if used:
+        cells = tuple((printable(name), text) for name, text in used)
+        yield Table("what the server used", ("", "over the window"), cells, "<<")
     if statistics.errors:
         kinds = [(kind.kind, f"{kind.count:,}", printable(kind.message)[:80]) for kind in statistics.kinds]
         notes = tuple(

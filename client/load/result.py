@@ -15,6 +15,7 @@ from client.load.floor import Floor
 from client.load.histogram import encode
 from client.load.schedule import Load
 from client.load.server_statistics import Batching, ServerWindow
+from client.load.server_usage import ServerUsage
 from client.load.statistics import Statistics
 from client.load.verdict import Generator, Threshold, Verdict
 
@@ -47,11 +48,15 @@ class Level:
     verdict: Verdict
     broken_thresholds: tuple[str, ...]
     notes: tuple[str, ...]
+    usage: ServerUsage
 
 
 @dataclass(frozen=True)
 class Model:
-    """What was under load; ``config_sha256`` is of its configuration on the server, keys sorted."""
+    """What was under load; ``config_sha256`` is of its configuration on the server, keys sorted.
+
+    ``files_sha256`` are the files of its version by name; None when they are not on this machine.
+    """
 
     name: str
     version: str
@@ -59,6 +64,7 @@ class Model:
     config_sha256: str
     batching: Batching
     image: bool = False
+    files_sha256: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the generator ran, and what it ran against."""
+    """Where the generator ran, and what it ran against; ``server_unseen`` says why the server's process wasn't seen."""
 
     client_version: str
     python: str
@@ -92,6 +98,23 @@ class Environment:
     cpus: int
     hostname: str
     server: str
+    server_unseen: str = ""
+
+
+@dataclass(frozen=True)
+class ScenarioResult:
+    """The metric of one of MLPerf's scenarios; ``value`` None: there is none, for ``reason``.
+
+    ``shortfalls`` are what the run lacks to be by MLPerf's rules.
+    """
+
+    name: str
+    metric: str
+    value: float | None
+    unit: str
+    target_latency_ms: float | None
+    reason: str
+    shortfalls: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -104,10 +127,15 @@ class RunResult:
     floor: Floor | None
     levels: tuple[Level, ...]
     thresholds: tuple[Threshold, ...] = field(default=())
+    scenario: ScenarioResult | None = None
 
     @property
     def valid(self) -> bool:
-        return bool(self.levels) and all(level.verdict.valid for level in self.levels)
+        """Whether every level is; of a scenario that tries several, whether it found its metric on one that is."""
+        valid = [level.verdict.valid for level in self.levels]
+        if self.scenario is not None:
+            return self.scenario.value is not None and any(valid)
+        return bool(valid) and all(valid)
 
     @property
     def broken_thresholds(self) -> tuple[str, ...]:
@@ -122,6 +150,7 @@ class RunResult:
             "model": asdict(self.model),
             "environment": asdict(self.environment),
             "floor": asdict(self.floor) if self.floor else None,
+            "scenario": asdict(self.scenario) if self.scenario else None,
             "thresholds": [threshold.text for threshold in self.thresholds],
             "levels": [_level(level, self.settings.batch) for level in self.levels],
         }
@@ -172,6 +201,8 @@ def _level(level: Level, batch: int) -> dict[str, Any]:
         "error_windows": [asdict(window) for window in statistics.error_windows],
         "timeline": [asdict(entry) for entry in statistics.timeline],
         "server": asdict(level.server) if level.server else None,
+        "server_process": asdict(level.usage.process) if level.usage.process else None,
+        "gpus": [asdict(gpu) for gpu in level.usage.gpus],
         "mean_response_split": [asdict(part) for part in level.split],
         "dynamic_batching": level.batching,
         "generator": asdict(level.generator),

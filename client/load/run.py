@@ -18,8 +18,10 @@ from client.load.environment import describe_environment, describe_model
 from client.load.floor import Floor, measure_floor
 from client.load.records import Records, Sample, Setup
 from client.load.result import Level, Part, RunResult, Settings
+from client.load.scenario import MIN_DURATION_S, Asked, Scenario, batch_of, judge_scenario, loads_of, read_scenario
 from client.load.schedule import MAX_CONNECTIONS, Load, Window
 from client.load.server_statistics import Batching, ServerWindow, difference, explain_batching
+from client.load.server_usage import Watch, Whereabouts, locate
 from client.load.statistics import QUANTILES, Statistics, summarise
 from client.load.verdict import Generator, Threshold, judge
 from client.load.workers import PhaseResult, Workers, resolve
@@ -49,6 +51,8 @@ class Plan:
     percentile: float = 0.99
     thresholds: tuple[Threshold, ...] = ()
     floor: bool = True
+    scenario: Asked | None = None
+    metrics_url: str | None = None
 
 
 class Observer:
@@ -81,6 +85,9 @@ def run_load(
     workers: int | None = None,
     fail_if: Sequence[str] = (),
     floor: bool = True,
+    scenario: str | None = None,
+    target_latency_ms: float | None = None,
+    metrics_url: str | None = None,
 ) -> RunResult:
     """Put a model under load and measure it.
 
@@ -91,17 +98,22 @@ def run_load(
 
     Each ``concurrency`` is a closed loop with that many requests in flight; each ``rate`` an open loop of
     requests a second.  Without either, concurrency 1.  A level ends after ``duration_s`` (10 s if ``requests``
-    isn't given either) or ``requests``.  Random inputs are sent unless ``data`` says otherwise.
+    isn't given either) or ``requests``.  Random inputs are sent unless ``data`` says otherwise.  ``scenario`` is one
+    of MLPerf's (see :mod:`client.load.scenario`), of 600 s a level.
 
     Raises :class:`client.ClientError` when the run can't start.  What goes wrong later is part of the result.
     """
     concurrencies = [concurrency] if isinstance(concurrency, int) else list(concurrency)
     rates = [rate] if isinstance(rate, int | float) else list(rate)
-    if not concurrencies and not rates:
-        concurrencies = [1]
-    loads = [Load(concurrency=level) for level in concurrencies] + [Load(rate=r, poisson=poisson) for r in rates]
+    asked = Asked(read_scenario(scenario), target_latency_ms) if scenario else None
+    if asked is not None:
+        loads = list(loads_of(asked, concurrencies, rates))
+    else:
+        if not concurrencies and not rates:
+            concurrencies = [1]
+        loads = [Load(concurrency=level) for level in concurrencies] + [Load(rate=r, poisson=poisson) for r in rates]
     if duration_s is None and requests is None:
-        duration_s = DEFAULT_DURATION_S
+        duration_s = default_duration(asked)
     plan = Plan(
         loads=tuple(loads),
         window=Window(duration_s or 0.0, requests),
@@ -111,11 +123,19 @@ def run_load(
         seed=seed,
         timeout_s=timeout_s,
         workers=workers,
+        percentile=asked.scenario.quantile if asked else Plan.percentile,
         thresholds=tuple(map(Threshold.parse, fail_if)),
         floor=floor,
+        scenario=asked,
+        metrics_url=metrics_url,
     )
     with Client(url) as client:
         return carry_out(client, model, version, plan)
+
+
+def default_duration(asked: Asked | None) -> float:
+    """Seconds of a level for which neither a time nor a number is given."""
+    return MIN_DURATION_S if asked else DEFAULT_DURATION_S
 
 
 def carry_out(
@@ -126,8 +146,10 @@ def carry_out(
     _check(client, plan)
     model = client.metadata(name or client.default_model(), version)
     config = client.configuration(model.name, model.version)
-    bodies = bodies_module.build(model, client.address, plan.data, plan.batch, plan.seed)
+    bodies = bodies_module.build(model, client.address, plan.data, _batch(model, plan), plan.seed)
     family, address = resolve(client.address)
+    where = locate(client.address, family, str(address[0]), client.address.port, plan.metrics_url)
+    described = describe_model(model, config, where), describe_environment(client, where)
     observer.run_started(model, client.url, plan, bodies)
     setup = Setup(family, address, bodies.requests, round(plan.timeout_s * 1e9))
     count = plan.workers or default_workers(plan.loads)
@@ -135,7 +157,7 @@ def carry_out(
     samples: list[Sample] = []
     with Workers(setup, count) as workers:
         for load in plan.loads:
-            level, seen = _run_level(client, model, config, plan, bodies, workers, load, observer)
+            level, seen = _run_level(client, model, config, plan, bodies, workers, load, observer, where)
             levels.append(level)
             samples += seen
             observer.level_ended(level)
@@ -145,12 +167,20 @@ def carry_out(
     floor = _floor(plan, bodies, samples, count) if plan.floor and samples and not interrupted else None
     return RunResult(
         settings=_settings(client, plan, bodies, count),
-        model=describe_model(model, config),
-        environment=describe_environment(client),
+        model=described[0],
+        environment=described[1],
         floor=floor,
         levels=tuple(levels),
         thresholds=plan.thresholds,
+        scenario=judge_scenario(plan.scenario, levels, bodies.batch, plan.window.seconds) if plan.scenario else None,
     )
+
+
+def _batch(model: ModelMetadata, plan: Plan) -> int | None:
+    """Items of a request; None where arrays are sent as they are."""
+    if plan.scenario is None or (plan.scenario.scenario is Scenario.OFFLINE and plan.data.inputs):
+        return plan.batch
+    return batch_of(plan.scenario.scenario, plan.batch, model.max_batch_size)
 
 
 def default_workers(loads: Sequence[Load]) -> int:
@@ -178,6 +208,7 @@ def _run_level(
     workers: Workers,
     load: Load,
     observer: Observer,
+    where: Whereabouts,
 ) -> tuple[Level, list[Sample]]:
     """Warm up, wait until nothing is in flight, measure, wait again; the server's counters are read in between."""
     window = Window(0.0, plan.window.requests) if load.trace_ns else plan.window
@@ -187,11 +218,13 @@ def _run_level(
     before = _statistics(client, model)
     observer.level_started(load, window)
     started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    watch = Watch(where)
     if phase.interrupted:  # in the warm-up: nothing was measured
         phase = PhaseResult(interrupted=True)
     else:
         phases = load.phases(len(workers), window, plan.seed, plan.max_connections)
-        phase = workers.run(phases, observer.records)
+        with watch:
+            phase = workers.run(phases, observer.records)
     after = _statistics(client, model)
     cut_short = phase.interrupted or window.requests is not None or not window.seconds
     statistics = summarise(
@@ -217,6 +250,7 @@ def _run_level(
         verdict=judge(statistics, generator, plan.percentile),
         broken_thresholds=tuple(filter(None, (entry.broken_by(statistics) for entry in plan.thresholds))),
         notes=tuple(notes),
+        usage=watch.usage,
     )
     return level, phase.samples
 

@@ -17,7 +17,8 @@ from client.load.html import report_page
 from client.load.live import Progress
 from client.load.report import closing_lines, perf_analyzer_csv, result_tables
 from client.load.result import RunResult, write_text
-from client.load.run import DEFAULT_DURATION_S, Observer, Plan, carry_out
+from client.load.run import Observer, Plan, carry_out, default_duration
+from client.load.scenario import Asked, loads_of, read_scenario
 from client.load.schedule import (
     Load,
     Window,
@@ -57,7 +58,10 @@ class Options:
     timeout: float
     workers: int | None
     connections: int
-    percentile: float
+    percentile: float | None
+    scenario: str | None
+    target_latency: str | None
+    metrics_url: str | None
     fail_if: tuple[str, ...]
     floor: bool
     output: Path | None
@@ -98,10 +102,12 @@ def make_plan(options: Options) -> Plan:
     seconds = parse_duration(options.duration, "--duration") if options.duration else 0.0
     if options.duration and not seconds:
         raise UsageError("--duration must be more than 0")
+    asked = _scenario(options)
     if not seconds and options.requests is None and not options.trace:
-        seconds = DEFAULT_DURATION_S
+        seconds = default_duration(asked)
+    percentile = (asked.scenario.quantile if asked else Plan.percentile) if options.percentile is None else None
     return Plan(
-        loads=_loads(options),
+        loads=_loads(options, asked),
         window=Window(seconds, options.requests),
         warmup=parse_warmup(options.warmup),
         data=LoadData(
@@ -116,13 +122,30 @@ def make_plan(options: Options) -> Plan:
         timeout_s=options.timeout,
         workers=options.workers,
         max_connections=options.connections,
-        percentile=round(options.percentile / 100, 6),
+        percentile=percentile or round((options.percentile or 0.0) / 100, 6),
         thresholds=tuple(map(Threshold.parse, options.fail_if)),
         floor=options.floor,
+        scenario=asked,
+        metrics_url=options.metrics_url,
     )
 
 
-def _loads(options: Options) -> tuple[Load, ...]:
+def _scenario(options: Options) -> Asked | None:
+    target = options.target_latency
+    if options.scenario is None:
+        if target is not None:
+            raise UsageError("--target-latency is for --scenario server", "--fail-if 'p99>15ms' sets a limit elsewhere")
+        return None
+    if options.poisson or options.trace:
+        raise UsageError("--scenario has its own way to send requests: --poisson and --trace can't go with it")
+    scenario = read_scenario(options.scenario)
+    return Asked(scenario, None if target is None else parse_duration(target, "--target-latency") * 1e3)
+
+
+def _loads(options: Options, asked: Asked | None) -> tuple[Load, ...]:
+    if asked is not None:
+        concurrencies = parse_concurrencies(options.concurrency) if options.concurrency else ()
+        return loads_of(asked, concurrencies, parse_rates(options.rate) if options.rate else ())
     if options.trace is not None:
         return (read_trace(options.trace),)
     if options.rate is not None:

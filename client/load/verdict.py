@@ -12,7 +12,9 @@ from client.errors import UsageError
 from client.load.statistics import Latency, Statistics
 
 STABILITY: Final = 0.10
-"""Throughput and median of each third of the window lie within this of their mean, as perf_analyzer has it."""
+"""Throughput and median of each third of the window lie within this of their mean, as perf_analyzer has it.
+
+Of an open loop, the median alone: its throughput is its schedule's."""
 
 BUSY_WORKER: Final = 0.90
 LATE_FRACTION: Final = 0.05
@@ -150,10 +152,10 @@ def _too_little(statistics: Statistics, quantile: float) -> list[str]:
 
 def _unstable(statistics: Statistics) -> list[str]:
     reasons = []
-    for name, values, unit in (
-        ("throughput", [rate for rate, _ in statistics.thirds], "requests/s"),
-        ("median response time", [median for _, median in statistics.thirds], "ms"),
-    ):
+    found = [("median response time", [median for _, median in statistics.thirds], "ms")]
+    if statistics.lateness is None:  # in an open loop the schedule says how many requests come when
+        found.insert(0, ("throughput", [rate for rate, _ in statistics.thirds], "requests/s"))
+    for name, values, unit in found:
         mean = sum(values) / len(values)
         if max(abs(value - mean) for value in values) > STABILITY * mean:
             thirds = ", ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,219 @@
+"""The server's processes, when it runs on this machine: found by the port that it listens on, read through /proc.
+
+A tritonserver with Python-based backends is a process for itself and one for each instance of a model, its children;
+all of them count.  The files are described in proc(5); times in them are in clock ticks, resident memory in pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_PROC: Final = Path("/proc")
+_LISTENING: Final = "0A"
+_FORWARDERS: Final = frozenset({"docker-proxy", "rootlessport", "slirp4netns", "ssh", "kubectl"})
+"""Programs that listen in the place of a server that is elsewhere."""
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """The process that listens on a port: its short name and its command line."""
+
+    pid: int
+    name: str
+    arguments: tuple[str, ...]
+
+    def flags(self, name: str) -> list[str]:
+        """Every value of ``--name=VALUE`` or ``--name VALUE`` on its command line."""
+        found = []
+        for argument, following in zip(self.arguments, (*self.arguments[1:], ""), strict=True):
+            if argument.startswith(f"--{name}="):
+                found.append(argument.partition("=")[2])
+            elif argument == f"--{name}":
+                found.append(following)
+        return found
+
+    def path(self, path: str) -> Path:
+        """A path of the process, which may have another root folder (a container's), as this process can open it."""
+        inside = os.path.join(_link(_PROC / str(self.pid) / "cwd") or "/", path)  # noqa: PTH118  (an absolute one wins)
+        return _PROC / str(self.pid) / "root" / inside.lstrip("/")
+
+
+@dataclass(frozen=True)
+class ProcessUsage:
+    """What the server's processes used over a window.
+
+    ``cpu_s`` is CPU time, user and system; ``cores`` that by the window's seconds.  Memory is resident bytes of all
+    of them; pages that they share count in each.
+    """
+
+    pid: int
+    name: str
+    processes: int
+    cpu_s: float
+    cores: float
+    memory_mean_bytes: int
+    memory_peak_bytes: int
+
+
+@dataclass(frozen=True)
+class _Stat:
+    """A process at one moment; ``started`` tells it from a later one of the same number."""
+
+    pid: int
+    name: str
+    parent: int
+    cpu_ticks: int
+    started: int
+    resident_pages: int
+
+
+def is_local(family: int, host: str) -> bool:
+    """Whether an IP address is one of this machine's: only those can be bound."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+def find_server(family: int, host: str, port: int) -> ServerProcess | None:
+    """The process that listens on a local IP address and port; None if it can't be seen.
+
+    It can't when it is another user's, or in a container whose port is forwarded.
+    """
+    for inode in _listeners(family, host, port):
+        holders = {pid for pid in _pids() if inode in _sockets(pid)}
+        parents = {stat.pid: stat.parent for stat in filter(None, map(_stat, holders))}
+        first = [pid for pid, parent in parents.items() if parent not in parents]  # a fork holds its parent's sockets
+        for pid in first:
+            found = _describe(pid)
+            if found is not None and found.name not in _FORWARDERS:
+                return found
+    return None
+
+
+class ProcessMeter:
+    """Adds up what a process and its descendants use, those that come and go between two readings too."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = server
+        self._ticks: dict[tuple[int, int], tuple[int, int]] = {}  # at the first and at the last reading
+        self._resident: list[int] = []
+        self._most = 0
+
+    def read(self) -> None:
+        """Take a reading; a server that has ended adds nothing."""
+        first = not self._resident
+        found = list(_family(self._server.pid))
+        for stat in found:
+            key = stat.pid, stat.started
+            # A process that wasn't there at the first reading has used all its time in the window.
+            begin = self._ticks[key][0] if key in self._ticks else stat.cpu_ticks if first else 0
+            self._ticks[key] = begin, stat.cpu_ticks
+        if found:
+            self._resident.append(sum(stat.resident_pages for stat in found))
+        self._most = max(self._most, len(found))
+
+    def usage(self, seconds: float) -> ProcessUsage | None:
+        """What was used between the first reading and the last, ``seconds`` apart; None if nothing was seen."""
+        if not self._resident:
+            return None
+        ticks = sum(end - begin for begin, end in self._ticks.values())
+        cpu_s = ticks / os.sysconf("SC_CLK_TCK")
+        page = os.sysconf("SC_PAGE_SIZE")
+        return ProcessUsage(
+            pid=self._server.pid,
+            name=self._server.name,
+            processes=self._most,
+            cpu_s=cpu_s,
+            cores=cpu_s / seconds,
+            memory_mean_bytes=sum(self._resident) * page // len(self._resident),
+            memory_peak_bytes=max(self._resident) * page,
+        )
+
+
+def _listeners(family: int, host: str, port: int) -> list[str]:
+    """Inodes of the sockets that listen there: on this very address first, on every address of the machine then."""
+    exact = _hexadecimal(socket.inet_pton(family, host))
+    tables = [("tcp6", {exact: 0, "0" * 32: 1})]
+    if family == socket.AF_INET:
+        tables = [("tcp", {exact: 0, "0" * 8: 1}), ("tcp6", {"0" * 32: 1})]  # a socket of IPv6 may take IPv4, too
+    found: list[tuple[int, str]] = []
+    for table, ranks in tables:
+        for line in _read(_PROC / "net" / table).splitlines()[1:]:
+            fields = line.split()
+            address, _, at = fields[1].partition(":")
+            if fields[3] == _LISTENING and int(at, 16) == port and address in ranks:
+                found.append((ranks[address], fields[9]))
+    return [inode for _, inode in sorted(found)]
+
+
+def _hexadecimal(address: bytes) -> str:
+    """An address as the kernel prints it: words of 32 bits, each in this machine's byte order."""
+    return "".join(address[at : at + 4][::-1].hex().upper() for at in range(0, len(address), 4))
+
+
+def _describe(pid: int) -> ServerProcess | None:
+    stat = _stat(pid)
+    if stat is None:
+        return None
+    return ServerProcess(pid, stat.name, tuple(_read(_PROC / str(pid) / "cmdline").split("\0")[:-1]))
+
+
+def _family(root: int) -> Iterator[_Stat]:
+    """The process and its descendants."""
+    stats = {stat.pid: stat for stat in filter(None, map(_stat, _pids()))}
+    members = _descendants(root, {pid: stat.parent for pid, stat in stats.items()})
+    yield from (stats[pid] for pid in members if pid in stats)
+
+
+def _descendants(root: int, parents: Mapping[int, int]) -> Sequence[int]:
+    members = [root]
+    for member in members:
+        members += [pid for pid, parent in parents.items() if parent == member]
+    return members
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdecimal()]
+
+
+def _stat(pid: int) -> _Stat | None:
+    name, _, rest = _read(_PROC / str(pid) / "stat").partition("(")[2].rpartition(")")
+    fields = rest.split()
+    if len(fields) < 22 or fields[0] == "Z":
+        return None
+    # The numbers of proc(5) less three: the pid and the name are cut off, and it counts from 1.
+    return _Stat(pid, name, int(fields[1]), int(fields[11]) + int(fields[12]), int(fields[19]), int(fields[21]))
+
+
+def _sockets(pid: int) -> set[str]:
+    """Inodes of a process's sockets; none of another user's."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(_PROC / str(pid) / "fd"):
+            target = _link(Path(entry.path))
+            if target.startswith("socket:["):
+                found.add(target[8:-1])
+    return found
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

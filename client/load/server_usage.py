@@ -1,0 +1,147 @@
+"""Where the server is, and what its processes and GPUs use while a load is on it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from client.errors import ClientError, ConnectionFailed
+from client.load.server_metrics import METRICS_PORT, GpuMeter, GpuUsage, metrics_url
+from client.load.server_process import ProcessMeter, ProcessUsage, ServerProcess, find_server, is_local
+from client.transport import Url
+
+_INTERVAL_S: Final = 1.0  # a reading of some hundred processes takes 10 ms of CPU
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where the server runs: its ``process`` when that is on this machine and can be seen, else ``unseen`` says why.
+
+    ``metrics`` is where its GPUs' metrics are, None when it exports none.
+    """
+
+    process: ServerProcess | None
+    unseen: str
+    metrics: Url | None
+
+
+@dataclass(frozen=True)
+class ServerUsage:
+    """What the server used over a window; None and empty where that can't be told."""
+
+    process: ProcessUsage | None = None
+    gpus: tuple[GpuUsage, ...] = field(default=())
+
+
+def locate(url: Url, family: int, host: str, port: int, metrics: str | None = None) -> Whereabouts:
+    """Find the server's process and the GPUs' metrics; :class:`ClientError` if there are none at a given URL.
+
+    Without ``metrics``, the metrics' port is the one on the process's command line, else Triton's 8002 beside its 8000.
+    """
+    process, unseen = None, ""
+    if not is_local(family, host):
+        unseen = "the server is not on this machine: the CPU and memory that it used are not known"
+    else:
+        process = find_server(family, host, port)
+        if process is None:
+            unseen = "the server's process can't be seen (another user's, or in a container): its CPU and memory"
+            unseen += " are not known"
+    return Whereabouts(process, unseen, _metrics(url, process, metrics))
+
+
+def _metrics(url: Url, process: ServerProcess | None, given: str | None) -> Url | None:
+    """Where metrics of at least one GPU are."""
+    if given is not None:
+        found = metrics_url(given)
+    elif process is not None and process.name == "tritonserver":
+        found = Url("http", url.host, _metrics_port(process), "/metrics")
+    elif url.port == 8000:
+        found = Url("http", url.host, METRICS_PORT, "/metrics")
+    else:
+        return None
+    meter = GpuMeter(found)
+    try:
+        return found if meter.fetch() else None
+    except ClientError as error:
+        if given is None:
+            return None
+        raise ConnectionFailed(f"{found}: {error.message}", "--metrics-url http://HOST:8002/metrics") from error
+    finally:
+        meter.close()
+
+
+def _metrics_port(process: ServerProcess) -> int:
+    given = process.flags("metrics-port")
+    return int(given[-1]) if given else METRICS_PORT
+
+
+class Watch:
+    """Reads what the server uses every second while the ``with`` block lasts; ``usage`` is the result."""
+
+    def __init__(self, where: Whereabouts) -> None:
+        self._process = ProcessMeter(where.process) if where.process else None
+        self._gpus = GpuMeter(where.metrics) if where.metrics else None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+        self.usage = ServerUsage()
+
+    def __enter__(self) -> Watch:
+        self._began = time.perf_counter()
+        self._read()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._read()
+        seconds = time.perf_counter() - self._began
+        self.usage = ServerUsage(
+            self._process.usage(seconds) if self._process else None, self._gpus.usage() if self._gpus else ()
+        )
+        if self._gpus:
+            self._gpus.close()
+
+    def _go_on(self) -> None:
+        while not self._ended.wait(_INTERVAL_S):
+            self._read()
+
+    def _read(self) -> None:
+        if self._process:
+            self._process.read()
+        if self._gpus:
+            self._gpus.read()
+
+
+def model_files(process: ServerProcess | None, name: str, version: str) -> dict[str, str] | None:
+    """SHA-256 of every file of a model's version, by its path in the version's folder.
+
+    None when the folder can't be read: the server or its repository is not on this machine.
+    """
+    if process is None:
+        return None
+    for repository in (*process.flags("model-repository"), *process.flags("model-store")):
+        folder = process.path(repository) / name / version
+        try:
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            found = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        except OSError:
+            continue
+        if found:
+            return found
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
