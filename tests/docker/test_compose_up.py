@@ -130,6 +130,24 @@ def test_the_container_is_hardened(project: Project, engine: Any) -> None:
     assert addresses == ["127.0.0.1"] * 3
 
 
+def test_a_server_that_ends_comes_back_and_one_that_is_stopped_ends_well(project: Project, engine: Any) -> None:
+    assert project("up", "--detach", "--wait").returncode == 0
+    (container,) = engine.containers.list(filters={"label": f"com.docker.compose.project={project.name}"})
+    container.exec_run(["sh", "-c", "kill 1"])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (
+        container.attrs["RestartCount"] == 1 and container.attrs["State"].get("Health", {}).get("Status") == "healthy"
+    ):
+        time.sleep(0.3)
+        container.reload()
+    assert container.attrs["RestartCount"] == 1
+    assert container.health == "healthy"
+    assert project("stop").returncode == 0
+    container.reload()
+    assert container.status == "exited"
+    assert container.attrs["State"]["ExitCode"] == 0  # 137, had it been killed after the grace period
+
+
 def test_one_broken_model_makes_the_container_unhealthy_but_the_others_are_served(
     project: Project, tmp_path: Path
 ) -> None:
