@@ -155,15 +155,8 @@ def test_errors_are_one_tree_and_drawn_in_full() -> None:
     assert {cls.exit_code for cls in classes} == {1, 2}
 
 
-CORE = [
-    path
-    for path in modules("repo_builder")
-    if not {"servers", "trt"} & set(path.parts) and path.name not in {"graph.py", "errors.py"}
-]
-
-
-@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_error_of_the_core_carries_a_hint(path: Path) -> None:
+@pytest.mark.parametrize("path", modules("repo_builder"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_error_carries_a_hint(path: Path) -> None:
     names = {name for name, cls in vars(errors).items() if isinstance(cls, type)} - {"MissingExtraError"}
     without = [
         f"line {node.lineno}: {ast.unparse(node)}"

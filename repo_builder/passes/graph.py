@@ -134,7 +134,9 @@ def infer_types(proto: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(light)
     except onnx.shape_inference.InferenceError as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"the types inside the graph contradict each other: {reason}") from None
+        raise ModelError(
+            f"the types inside the graph contradict each other: {reason}", "export the model again"
+        ) from None
     _copy_value_info(inferred.graph, proto.graph)
 
 

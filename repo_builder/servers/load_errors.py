@@ -218,6 +218,16 @@ RULES = (
         "correct the names in config.pbtxt",
     ),
     _rule(
+        r"optional input '(?P<tensor>.*?)' has no default in the model",
+        "config.pbtxt has optional: true for input {tensor!r}, which the model needs",
+        "drop optional from config.pbtxt",
+    ),
+    _rule(
+        r"optional input '(?P<tensor>.*?)' is not supported with batching",
+        "config.pbtxt has optional: true for input {tensor!r}, which can't be with batching",
+        "take the input out of config.pbtxt: the model has a default; or set max_batch_size: 0 and whole dims",
+    ),
+    _rule(
         r"configuration (?:has|expects) (?P<config>\d+) inputs.*?(?:the model has|model provides) (?P<actual>\d+)",
         "config.pbtxt has {config} inputs, the model has {actual}",
         "list every input of the model in config.pbtxt",
@@ -241,6 +251,11 @@ RULES = (
         r"Protobuf parsing failed|No graph was found in the protobuf|ModelProto does not have a graph|INVALID_PROTOBUF",
         "the model file is no whole ONNX model",
         "export or copy it again, then repo-builder add",
+    ),
+    _rule(
+        r"(?P<what>parameter '.*?' can't be .*?)(?:\n|$)",
+        "config.pbtxt's {what}",
+        "correct it under parameters in config.pbtxt",
     ),
     _rule(
         r"onnxruntime can't be imported: (?P<what>.*)", "onnxruntime can't be used: {what}",

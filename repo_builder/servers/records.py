@@ -90,7 +90,7 @@ def select_servers(servers: list[ServerRecord], http_port: str) -> list[ServerRe
             ports = ", ".join(str(record.http_port) for record in servers)
             raise UsageError(f"{len(servers)} servers run", f"--http-port takes one of {ports}, or all")
         if not servers:
-            raise ServerError("no server runs")
+            raise ServerError("no server runs", "repo-builder serve starts one")
         return servers
     if not http_port.isdecimal():
         raise UsageError(f"{http_port!r} is not a port", "--http-port takes a number or all")
@@ -109,7 +109,9 @@ def stop_server(record: ServerRecord) -> None:
     try:
         _signal(record, signal.SIGTERM)
     except PermissionError:
-        raise ServerError(f"the server at {record.url} is not yours to stop (pid {record.pid})") from None
+        raise ServerError(
+            f"the server at {record.url} is not yours to stop (pid {record.pid})", "its user or root can"
+        ) from None
     deadline = time.monotonic() + STOP_S
     while is_running(record):
         if time.monotonic() > deadline:
@@ -163,4 +165,6 @@ def follow_log(record: ServerRecord, lines: int = 0, *, follow: bool = False) ->
                         line = ""
                 time.sleep(FOLLOW_S)
     except OSError as error:
-        raise ServerError(f"{record.log_file} can't be read: {error.strerror}") from None
+        raise ServerError(
+            f"{record.log_file} can't be read: {error.strerror}", "--log-file, when the server starts, names another"
+        ) from None

@@ -264,7 +264,8 @@ def _status(entry: dict[str, str], unread: Mapping[str, str], plans: Mapping[str
 def no_model_error(broken: Sequence[ModelStatus]) -> ServerError:
     """The error of a server that could load none of its models: the first one's cause and hint."""
     more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-    return ServerError(f"no model could be loaded: {broken[0].name}: {broken[0].cause}{more}", broken[0].hint)
+    hint = broken[0].hint or "the server's log may tell more"
+    return ServerError(f"no model could be loaded: {broken[0].name}: {broken[0].cause}{more}", hint)
 
 
 def request_json(method: str, url: str, path: str) -> Any:

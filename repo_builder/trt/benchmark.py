@@ -100,7 +100,7 @@ def measure(
         bench.repeat(duration_s, iterations)
         wall = time.perf_counter() - began
     except CudaError as error:
-        raise CompileError(f"the benchmark stopped: CUDA says {error}") from None
+        raise CompileError(f"the benchmark stopped: CUDA says {error}", _SMALLER) from None
     finally:
         bench.free()
     h2d, compute, d2h, enqueue = (list(column) for column in zip(*bench.times, strict=True))
@@ -109,6 +109,9 @@ def measure(
     return Performance(
         count, wall, count / wall, spread(latency), spread(enqueue), spread(h2d), spread(compute), spread(d2h)
     )
+
+
+_SMALLER = "see with nvidia-smi what else uses the GPU; smaller --opt-shapes at its build need less memory"
 
 
 class _Bench:
@@ -122,13 +125,16 @@ class _Bench:
         self._events = [call("cudaEventCreate") for _ in range(4)]
         self._context = engine.create_execution_context()
         if self._context is None:
-            raise CompileError("can't make an execution context: is there memory left on the GPU?")
+            raise CompileError("the engine can't make an execution context", _SMALLER)
         if profile != self._context.active_optimization_profile:
             self._context.set_optimization_profile_async(profile, self._stream)
         for spec in info.inputs:
             shape = shapes.get(spec.name, spec.dims)
             if not self._context.set_input_shape(spec.name, shape):
-                raise CompileError(f"the engine does not take {list(shape)} for {spec.name!r}")
+                raise CompileError(
+                    f"the engine does not take {list(shape)} for {spec.name!r}",
+                    "repo-builder inspect shows its profiles; build it with --opt-shapes to measure others",
+                )
         self._ins = [self._place(spec.name, spec.dtype.numpy_dtype().itemsize) for spec in info.inputs]
         self._outs = [self._place(spec.name, spec.dtype.numpy_dtype().itemsize) for spec in info.outputs]
 
@@ -136,7 +142,10 @@ class _Bench:
         """Host address, device address and bytes of a tensor."""
         shape = tuple(self._context.get_tensor_shape(name))
         if -1 in shape:
-            raise CompileError(f"the size of {name!r} depends on the data, so it can't be benchmarked")
+            raise CompileError(
+                f"the size of {name!r} depends on the data, so it can't be benchmarked",
+                "publish it with repo-builder add and measure it served: python -m client.bench",
+            )
         nbytes = max(math.prod(shape) * itemsize, 1)
         self._host.append(int(call("cudaHostAlloc", nbytes, 0)))
         self._device.append(int(call("cudaMalloc", nbytes)))
@@ -161,7 +170,7 @@ class _Bench:
         call("cudaEventRecord", sent, self._stream)
         began = time.perf_counter()
         if not self._context.execute_async_v3(self._stream):
-            raise CompileError("the engine failed to run")
+            raise CompileError("the engine failed to run", _SMALLER)
         enqueue = (time.perf_counter() - began) * 1e3
         call("cudaEventRecord", done, self._stream)
         for host, device, nbytes in self._outs:

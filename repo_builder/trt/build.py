@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,8 @@ def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> N
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/repo-builder, made if missing, or a folder in the temporary one where that can't be made."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "repo-builder")
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  (no error without a home)
+    folder = Path(base, "repo-builder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -174,12 +175,11 @@ class TimingCache:
         self.path = path or cache_folder() / "timing" / f"{identity}.cache"
         self._config = config
         self._asked = path is not None
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            data = b""
-        except OSError as error:
-            raise UsageError(f"--timing-cache {self.path} can't be read: {error.strerror}") from None
+        data = b""
+        with self._told_if_asked():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path.parent).close()  # what can't be written is told before the build
+            data = self.path.read_bytes() if self.path.exists() else b""
         cache = config.create_timing_cache(data)
         self.hit = bool(data) and bool(config.set_timing_cache(cache, ignore_mismatch=False))
         if data and not self.hit and self._asked:
@@ -192,12 +192,24 @@ class TimingCache:
 
     def save(self) -> None:
         """Write it back, whole or not at all; a default one that can't be written is no error."""
-        with contextlib.nullcontext() if self._asked else contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._told_if_asked():
             handle, name = tempfile.mkstemp(dir=self.path.parent)
-            with os.fdopen(handle, "wb") as file:
-                file.write(bytes(self._config.get_timing_cache().serialize()))
-            Path(name).replace(self.path)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(bytes(self._config.get_timing_cache().serialize()))
+                Path(name).replace(self.path)
+            except OSError:
+                Path(name).unlink(missing_ok=True)
+                raise
+
+    @contextlib.contextmanager
+    def _told_if_asked(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._asked:
+                why = f"--timing-cache {self.path} can't be used: {error.strerror}"
+                raise UsageError(why, "name a file that can be read and written, or leave the flag out") from None
 
 
 class BuildTimes:

@@ -388,17 +388,18 @@ def execution_providers(args: dict[str, str], onnxruntime: Any) -> list[Any]:
 
 
 def checked_inputs(config: dict[str, Any], session: Any) -> list[Port]:
-    required = session.get_inputs()
+    required = [node.name for node in session.get_inputs()]
+    for name in [io["name"] for io in config["input"] if io.get("optional")]:
+        if name in required:
+            raise pb_utils.TritonModelException(f"optional input {name!r} has no default in the model")
+        if config["max_batch_size"] > 0:
+            raise pb_utils.TritonModelException(f"optional input {name!r} is not supported with batching")
     declared = [io["name"] for io in config["input"] if not io.get("optional")]
     if len(declared) != len(required):
         raise pb_utils.TritonModelException(
-            f"configuration has {len(declared)} inputs {declared}, "
-            f"the model has {len(required)}: {[node.name for node in required]}"
+            f"configuration has {len(declared)} inputs {declared}, the model has {len(required)}: {required}"
         )
-    nodes = {node.name: node for node in (*required, *session.get_overridable_initializers())}
-    for io in config["input"]:
-        if io.get("optional") and config["max_batch_size"] > 0:
-            raise pb_utils.TritonModelException(f"optional input {io['name']!r} needs max_batch_size: 0")
+    nodes = {node.name: node for node in (*session.get_inputs(), *session.get_overridable_initializers())}
     return [checked_port("input", io, nodes, config["max_batch_size"]) for io in config["input"]]
 
 
