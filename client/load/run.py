@@ -296,19 +296,21 @@ def _split(statistics: Statistics, phase: PhaseResult, server: ServerWindow) -> 
     response, service = statistics.response.mean_ms.value, statistics.service.mean_ms.value
     send = sum(end.send_ns for end in phase.ends) / max(1, statistics.requests) / 1e6
     receive = sum(end.receive_ns for end in phase.ends) / answered / 1e6
-    network = service - send - server.total_ms - receive
-    if network < 0:  # the server's account is not of these requests alone
-        return ()
     core = server.queue_ms + server.compute_input_ms + server.compute_infer_ms + server.compute_output_ms
+    outside = service - send - receive - core
+    if outside < 0:  # the server's account is not of these requests alone
+        return ()
+    # Triton's total may end after the answer is sent: what it has of its own can't be more than there is.
+    rest = min(max(server.total_ms - core, 0.0), outside)
     return (
         Part("waiting to be sent", response - service),
         Part("client send", send),
-        Part("network and server front end", network),
+        Part("network and server front end", outside - rest),
         Part("server queue", server.queue_ms),
         Part("server compute input", server.compute_input_ms),
         Part("server compute infer", server.compute_infer_ms),
         Part("server compute output", server.compute_output_ms),
-        Part("server, rest", server.total_ms - core),
+        Part("server, rest", rest),
         Part("client receive", receive),
     )
 

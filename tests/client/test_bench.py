@@ -87,6 +87,23 @@ class TestOutput:
         with pytest.raises(jsonschema.ValidationError):
             validator.validate({**broken, "more": 1})
 
+    def test_scenario(self, tmp_path: Path) -> None:
+        script = Script(delays_s=(0.001,))
+        document = saved(tmp_path / "a.json", "--scenario", "single-stream", "--requests", 100, script=script)
+        jsonschema.validate(document, SCHEMA)
+        assert document["scenario"]["shortfalls"] == [f"{document['levels'][0]['window_s']:.1f} s of at least 600 s"]
+        assert 1.0 < document["scenario"]["value"] < 100
+        rates = ("--scenario", "server", "--rate", "500,600", "--target-latency", "1us", "--requests", 30)
+        done = bench(script, *rates, "--html", tmp_path / "a.html")
+        assert done.returncode == 1
+        assert "scenario server: highest Poisson rate with p99 within 0.001 ms: none, no rate kept it" in done.stdout
+        assert "scenario server: highest Poisson rate" in (tmp_path / "a.html").read_text()
+
+    def test_what_the_server_used(self, tmp_path: Path) -> None:
+        done = bench(Script(delays_s=(0.001,)), "--requests", 50, "--html", tmp_path / "a.html")
+        assert re.search(r"CPU of python\S* +\d+\.\d\d s, \d", done.stdout)
+        assert "CPU of python" in (tmp_path / "a.html").read_text()
+
     def test_json_on_stdout_is_the_same_document(self) -> None:
         done = bench(Script(), "--requests", 50, "--json")
         jsonschema.validate(json.loads(done.stdout), SCHEMA)
@@ -186,6 +203,11 @@ class TestExitCodes:
             (("--fail-if", "p99"), "is no condition"),
             (("--concurrency", "0"), "is no list of levels"),
             (("--percentile", "98"), "--percentile takes one of"),
+            (("--scenario", "mlperf"), "--scenario takes single-stream, multi-stream, server, offline"),
+            (("--scenario", "server"), "needs the rates to try and the bound on latency"),
+            (("--scenario", "single-stream", "--batch", "2"), "sends 1 samples a query"),
+            (("--target-latency", "5ms"), "is for --scenario server"),
+            (("--metrics-url", "https://127.0.0.1"), "plain HTTP"),
             (("--output", "/none/here.json"), "its folder does not exist"),
             (("--input-range", "x=5:1"), "is not a range"),
             (("--input-range", "y=0:1"), "has no input 'y'"),
@@ -267,6 +289,18 @@ class TestCompare:
         changes = comparison["levels"][0]["changes"]
         assert {change["metric"] for change in changes} == {"throughput", "mean", "p50", "p90", "p99"}
         assert all(change["noise"] and change["relative"] == 0 for change in changes)
+
+    def test_another_model_is_told_of(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
+        documents = [json.loads(runs[0].read_text()) for _ in range(2)]
+        for document, digest in zip(documents, ("aa", "bb"), strict=True):
+            document["model"]["files_sha256"] = {"model.onnx": digest, "labels.txt": "cc"}
+        documents[1]["model"]["config_sha256"] = "other"
+        for name, document in zip("ab", documents, strict=True):
+            (tmp_path / name).write_text(json.dumps(document))
+        done = command("compare", tmp_path / "a", tmp_path / "b")
+        assert "note: the model's files differ: model.onnx\n" in done.stdout
+        assert "note: the model's configurations differ\n" in done.stdout
+        assert "differ" not in command("compare", runs[0], runs[0]).stdout
 
     def test_page(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
         command("compare", *runs, "--html", tmp_path / "page.html")

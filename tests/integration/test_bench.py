@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -127,6 +128,22 @@ def test_pictures_and_arrays(server: Server, tmp_path: Path) -> None:
     assert whole.server is not None
     assert parts.server is not None
     assert (whole.server.inferences, parts.server.inferences) == (240, 60)
+
+
+def test_what_the_server_used_and_served(server: Server, repository: Path) -> None:
+    """The tritonserver and its models' processes are found, and so are the model's files."""
+    result = run_load("linear", url=server.url, requests=400, warmup_s=0, floor=False, metrics_url=server.metrics_url)
+    used = result.levels[0].usage
+    assert used.process is not None
+    assert used.process.name == "tritonserver"
+    assert used.process.processes > 1
+    assert used.process.cpu_s > 0.01
+    assert used.process.memory_peak_bytes > 50e6
+    assert used.gpus == ()  # the real metrics, of a server without a GPU
+    digest = hashlib.sha256((repository / "linear" / "1" / "model.onnx").read_bytes()).hexdigest()
+    assert result.model.files_sha256 is not None
+    assert result.model.files_sha256["model.onnx"] == digest
+    assert result.environment.server_unseen == ""
 
 
 def test_misuse(server: Server, tmp_path: Path) -> None:

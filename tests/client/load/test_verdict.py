@@ -12,7 +12,7 @@ from client import UsageError
 from client.load.records import Outcome
 from client.load.statistics import Lateness, Statistics
 from client.load.verdict import Generator, Threshold, judge
-from tests.client.load.test_statistics import evenly, store_of, summary
+from tests.client.load.test_statistics import START, evenly, store_of, summary
 
 QUIET = Generator(
     workers=1,
@@ -73,6 +73,15 @@ def test_no_answers() -> None:
 def test_a_drift_is_not_stable() -> None:
     found = reasons(measured(response=np.linspace(1e6, 2e6, 1000)))
     assert ["not stable: the median response time" in text for text in found] == [True]
+
+
+def test_the_throughput_of_an_open_loop_is_its_schedules() -> None:
+    """A Poisson process of 100 a third leaves the 10% by chance alone."""
+    done = np.sort(np.random.default_rng(0).uniform(1, 10e9, 1000)).astype(np.int64)
+    done[:500] //= 2  # twice as many in the first quarter
+    closed = summary(store_of(START + np.sort(done), np.broadcast_to(2_000_000, 1000)))
+    assert ["not stable: the throughput" in text for text in reasons(closed)] == [True]
+    assert not reasons(replace(closed, lateness=Lateness(0.1, 0.2, 0.3)))
 
 
 def test_a_late_generator() -> None:
