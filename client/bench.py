@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from client.infer import report_error, split_version
+from client.command import report_error, run_app
+from client.infer import split_version
 
 app = typer.Typer(
     add_completion=False,
@@ -162,9 +163,7 @@ def bench(
 
 def main() -> None:
     """Run the command line."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    app(prog_name="python -m client.bench")
+    run_app(app, "python -m client.bench")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,7 @@ from client.protocol import (
     model_path,
 )
 from client.tensors import Array, as_tensor
+from client.text import listed, one_line
 from client.topk import Classification
 from client.transport import HttpTransport, Transport, Url
 
@@ -58,16 +60,18 @@ class Client:
     """A client of one Triton server, over one connection that is kept open.
 
     ``url``: ``host:port`` or a whole URL; without one, the environment's ``TRITON_URL``, else
-    http://localhost:8000.  ``timeout``: seconds to wait for the connection and for each next piece of an
-    answer.  Use it as a context manager, or call :meth:`close`; a closed client connects anew when used.
+    http://localhost:8000.  ``timeout``: seconds to wait for each next piece of an answer, and for the
+    connection, but for that at most 10.  Use it as a context manager, or call :meth:`close`; a closed client
+    connects anew when used.
 
-    Not thread-safe: give each thread its own.  Nothing is sent twice: a request that fails is yours to repeat.
-    Every method raises :class:`client.ClientError`.
+    Not thread-safe: give each thread (and each forked process) its own.  A connection that the server closed
+    is replaced when it is next used.  An inference that was sent whole is never sent again, since a model may
+    keep state: if it fails, repeating it is your decision.  Every method raises :class:`client.ClientError`.
     """
 
     def __init__(self, url: str | None = None, *, timeout: float = 30.0, transport: Transport | None = None) -> None:
         if not timeout > 0:
-            raise UsageError(f"the timeout must be more than 0 s, not {timeout:g}")
+            raise UsageError(f"the timeout must be more than 0 s, not {timeout:g}", "--timeout 30 waits 30 s")
         self._url = Url.from_environment() if url is None else Url.parse(url)
         self._transport = HttpTransport(self._url, timeout) if transport is None else transport
         self._known: dict[tuple[str, str], ModelMetadata] = {}
@@ -128,9 +132,10 @@ class Client:
         if len(ready) == 1:
             return ready[0]
         if ready:
-            raise UsageError(f"{self.url} serves several models: {', '.join(ready)}", "choose with --model NAME")
+            raise UsageError(f"{self.url} serves several models: {listed(ready)}", "choose with --model NAME")
         failed = next((f": {_state(state)}" for state in states if state.reason), "")
-        raise ModelNotReady(f"{self.url} has no model that is ready{failed}")
+        hint = None if states else "add one with repo-builder add MODEL.onnx"
+        raise ModelNotReady(f"{self.url} has no model that is ready{failed}", hint)
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """Ask the server about a model: its tensors, batching, labels and image preprocessing."""
@@ -183,7 +188,7 @@ class Client:
         model's maximum and prepared by the preprocessing in its configuration.
         """
         if top < 1:
-            raise UsageError(f"top must be at least 1, not {top}")
+            raise UsageError(f"top must be at least 1, not {top}", "top=1 is the best class alone")
         if isinstance(images, str | bytes | os.PathLike | Image.Image):
             images = [images]
         name = self.default_model() if model is None else model
@@ -223,21 +228,25 @@ class Client:
             message = str(json.loads(response.body)["error"])
         except (ValueError, KeyError, TypeError):
             return self._not_triton(response)
-        if (response.status, message) == (404, "Not Found"):  # of a path, as web servers say, not of a model
+        no_number = version != "" and not version.isdecimal()  # Triton knows no such path
+        # What its HTTP port never says of a path of ours, but its metrics port and other web servers do.
+        if ((response.status, message) == (404, "Not Found") and not no_number) or response.status == 405:
             return self._not_triton(response)
-        rejected = InferenceRejected(_one_line(message.removeprefix("[request id: <id_unknown>] ")))
+        rejected = InferenceRejected(one_line(message.removeprefix("[request id: <id_unknown>] ")))
         if not model:
             return rejected
         try:
             states = self.models()
-        except ClientError:
-            return rejected
+        except ClientError as error:
+            return error if no_number else rejected
         return _missing(states, model, version) or rejected
 
     def _not_triton(self, response: Response) -> BadResponse:
+        page = " with a web page" if "html" in response.headers.get("content-type", "") else ""
+        target = response.headers.get("location")
+        to = f" and redirects to {target}" if target else ""
         return BadResponse(
-            f"{self.url} answers (HTTP status {response.status}), but not as a Triton server does",
-            "check --url: the port is Triton's HTTP port (8000 by default), the path its prefix if it has one",
+            f"{self.url} answers{page} (HTTP status {response.status}{to}), but not as Triton's HTTP port does"
         )
 
 
@@ -246,10 +255,13 @@ def check_inputs(model: ModelMetadata, inputs: Mapping[str, npt.ArrayLike]) -> l
     known = {tensor.name: tensor for tensor in model.inputs}
     for name in inputs:
         if name not in known:
-            raise InputError(f"model {model.name!r} has no input {name!r}; it has {', '.join(known)}")
+            raise InputError(
+                f"model {model.name!r} has no input {name!r}; it has {', '.join(known)}",
+                "name the arrays as the model names its inputs",
+            )
     missing = [tensor for tensor in model.inputs if tensor.name not in inputs and not tensor.optional]
     if missing:
-        raise InputError(f"model {model.name!r} also needs {', '.join(map(str, missing))}")
+        raise InputError(f"model {model.name!r} also needs {', '.join(map(str, missing))}", "give an array for each")
     return [Tensor(name, known[name].datatype, _check(model, known[name], inputs[name])) for name in inputs]
 
 
@@ -259,12 +271,23 @@ def _check(model: ModelMetadata, tensor: TensorMetadata, value: npt.ArrayLike) -
     try:
         array = as_tensor(value, tensor.datatype)
     except InputError as error:
-        raise InputError(f"{expected}, but {error.message}") from None
+        raise InputError(f"{expected}, but {error.message}", error.hint) from None
     same_rank = array.ndim == len(wanted)
     if not same_rank or any(axis not in {-1, side} for axis, side in zip(wanted, array.shape, strict=True)):
-        raise InputError(f"{expected}, but the array is {format_shape(array.shape)}")
-    if model.batched and array.shape[0] > model.max_batch_size:
-        raise InputError(f"{expected} in batches up to {model.max_batch_size}, but the array has {len(array)}")
+        batch = f", the first is the batch of up to {model.max_batch_size}" if model.batched else ""
+        free = f"-1 is a free axis{batch}; " if -1 in wanted else ""
+        raise InputError(
+            f"{expected}, but the array is {format_shape(array.shape)}",
+            f"{free}np.reshape and np.transpose change the axes of an array",
+        )
+    if model.batched and len(array) == 0:
+        # Triton itself refuses it for a reason that isn't true, waits for ever, or ends (division by zero).
+        raise InputError(f"{expected}, but the array is a batch of none", "a batch has at least one item")
+    if model.batched and len(array) > model.max_batch_size:
+        raise InputError(
+            f"{expected} in batches up to {model.max_batch_size}, but the array has {len(array)}",
+            f"send at most {model.max_batch_size} at a time",
+        )
     return array
 
 
@@ -274,13 +297,15 @@ def _missing(states: Iterable[ModelState], model: str, version: str) -> ClientEr
     of_model = [state for state in states if state.name == model]
     if not of_model:
         names = sorted({state.name for state in states})
-        there = f"it has {', '.join(names)}" if names else "it has none"
-        return UnknownModel(f"the server has no model {model!r}; {there}")
+        close = difflib.get_close_matches(model, names, n=1)
+        hint = f"did you mean --model {close[0]}?" if close else None
+        return UnknownModel(f"the server has no model {model!r}; it has {listed(names) or 'none'}", hint)
     if version:
-        versions = ", ".join(state.version for state in of_model if state.version)
+        versions = [state.version for state in of_model if state.version]
         of_model = [state for state in of_model if state.version == version]
         if not of_model:
-            return UnknownModel(f"model {model!r} has no version {version}; it has {versions or 'none'}")
+            hint = "without a version the newest that is ready is taken"
+            return UnknownModel(f"model {model!r} has no version {version}; it has {listed(versions) or 'none'}", hint)
     if any(state.ready for state in of_model):
         return None
     return ModelNotReady(f"model {_state(of_model[-1])}")
@@ -288,10 +313,5 @@ def _missing(states: Iterable[ModelState], model: str, version: str) -> ClientEr
 
 def _state(state: ModelState) -> str:
     version = f" version {state.version}" if state.version else ""
-    reason = f": {_one_line(state.reason)}" if state.reason else ""
+    reason = f": {one_line(state.reason)}" if state.reason else ""
     return f"{state.name!r}{version} is {state.state}{reason}"
-
-
-def _one_line(text: str) -> str:
-    """The first line; a Python-based backend's traceback follows it."""
-    return text.strip().partition("\n")[0].strip()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from client.command import report_error, run_app
 from client.errors import UsageError
-from client.infer import report_error
 
 if TYPE_CHECKING:
     from client.load.comparison import LevelChange, Saved
@@ -130,9 +130,7 @@ def _entry(after: Saved, levels: Sequence[LevelChange]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    app(prog_name="python -m client.compare")
+    run_app(app, "python -m client.compare")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ MAX_PIXELS: Final = 178_956_970
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image"
 Pixels: TypeAlias = npt.NDArray[np.float32]
 
+_BROKEN: Final = "copy the file again from where it came, or leave it out"
 _EXIF_ORIENTATION: Final = 0x0112
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -155,7 +156,7 @@ def to_dtype(pixels: Pixels, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
     file: io.BytesIO | Path = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
     if isinstance(file, Path) and file.is_dir():
-        raise InputError(f"{name} is a folder, not a picture")
+        raise InputError(f"{name} is a folder, not a picture", "name the files in it")
     try:
         # Only named formats: some of Pillow's others start programs (EPS) or have no limits.
         return Image.open(file, formats=FORMATS)
@@ -164,11 +165,15 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
     except UnidentifiedImageError:
         size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
         if size == 0:
-            raise InputError(f"{name} is empty") from None
-        raise InputError(f"{name} is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from None
+            raise InputError(f"{name} is empty", _BROKEN) from None
+        hint = (
+            "arrays go with --input NAME=FILE.npy" if name.endswith(".npy") else "save it as one of them, such as PNG"
+        )
+        raise InputError(f"{name} is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture", hint) from None
     except Exception as error:  # a header can break a decoder as well as the data can
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise InputError(f"{name}: {reason or f'the picture is broken: {error}'}") from error
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{name}: {error.strerror}", "a FILE is a picture or a folder of pictures") from error
+        raise InputError(f"{name}: the picture is broken: {error}", _BROKEN) from error
 
 
 def _too_large(name: str, what: str) -> InputError:
@@ -191,7 +196,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         flat = _flatten(image)
     # Pillow's decoders raise whatever they trip over in a broken file, struct.error and IndexError too.
     except Exception as error:
-        raise InputError(f"{name}: the picture is broken: {error}") from error
+        raise InputError(f"{name}: the picture is broken: {error}", _BROKEN) from error
     try:
         method = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # broken EXIF data doesn't make a sound picture unreadable

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.errors import ClientError, UsageError
+from client.command import exit_code, run_app
+from client.errors import UsageError
 
 app = typer.Typer(
     add_completion=False,
@@ -56,7 +53,11 @@ def infer(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of --random.")] = 0,
     shape: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=1x3x224x224", help="For a random input with free axes; repeatable."),
+        typer.Option(metavar="NAME=1x3x224x224", help="Of a random input with free axes; repeatable."),
+    ] = None,
+    input_range: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LOW:HIGH", help="Of the values of a random input; repeatable."),
     ] = None,
     output_dir: Annotated[
         Path | None,
@@ -66,7 +67,8 @@ def infer(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Classify pictures with a model on a Triton server, or run any model on arrays."""
-    try:
+
+    def command() -> int:
         from client.session import Options, run
 
         name, version = split_version(model, model_version)
@@ -84,20 +86,12 @@ def infer(
             random=random,
             seed=seed,
             shapes=tuple(shape or ()),
+            ranges=tuple(input_range or ()),
             output_dir=output_dir,
         )
-        code = run(options, as_json=as_json)
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Whoever read stdout has gone, as `head` does; what is left in the buffer must not be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        code = report_error(error)
-    raise typer.Exit(code)
+        return run(options, as_json=as_json)
+
+    raise typer.Exit(exit_code(command, debug=debug))
 
 
 def split_version(model: str | None, version: str) -> tuple[str | None, str]:
@@ -106,19 +100,8 @@ def split_version(model: str | None, version: str) -> tuple[str | None, str]:
     if not (at and name and number.isdecimal()):
         return model, version
     if version and version != number:
-        raise UsageError(f"--model asks for version {number}, --model-version for {version}")
+        raise UsageError(f"--model asks for version {number}, --model-version for {version}", "one of them is enough")
     return name, number
-
-
-def report_error(error: Exception) -> int:
-    """Write an error for a person to stderr and return its exit code."""
-    known = isinstance(error, ClientError)
-    message = str(error) if known else f"unexpected {type(error).__name__}: {error}"
-    hint = error.hint if isinstance(error, ClientError) else "--debug shows where it comes from"
-    typer.echo(f"error: {message}", err=True)
-    if hint:
-        typer.echo(f"\nhint: {hint}", err=True)
-    return error.exit_code if isinstance(error, ClientError) else 1
 
 
 def main() -> None:
@@ -126,9 +109,7 @@ def main() -> None:
     # Pillow warns of what it repairs or refuses; what matters of that is an error with the file's name.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    app(prog_name="python -m client.infer")
+    run_app(app, "python -m client.infer")
 
 
 if __name__ == "__main__":

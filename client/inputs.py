@@ -12,7 +12,8 @@ import numpy as np
 from client.errors import InputError, UsageError
 from client.image import SUFFIXES
 from client.metadata import ModelMetadata, TensorMetadata, format_shape
-from client.tensors import BYTES, Array, numpy_dtype
+from client.tensors import BF16, BYTES, Array, numpy_dtype
+from client.text import listed
 
 MAX_RANDOM_BYTES: Final = 2**30
 
@@ -33,19 +34,20 @@ def find_pictures(paths: Iterable[Path], on_error: Callable[[Path, InputError], 
             if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
         )
         if not found:
-            on_error(path, InputError(f"{path} is a folder without pictures ({', '.join(sorted(SUFFIXES))})"))
+            message = f"{path} is a folder without pictures ({', '.join(sorted(SUFFIXES))})"
+            on_error(path, InputError(message, "name the files themselves if they have other names"))
         yield from found
 
 
-def parse_assignments(arguments: Sequence[str], option: str) -> dict[str, str]:
+def parse_assignments(arguments: Sequence[str], option: str, example: str = "NAME=VALUE") -> dict[str, str]:
     """``NAME=VALUE`` of a repeatable option; the name ends at the first ``=``."""
     pairs: dict[str, str] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if not (name and equals and value):
-            raise UsageError(f"{option} {argument!r} is not NAME=VALUE")
+            raise UsageError(f"{option} {argument!r} is not NAME=VALUE", f"such as {option} {example}")
         if name in pairs:
-            raise UsageError(f"{option} names {name!r} twice")
+            raise UsageError(f"{option} names {name!r} twice", f"give {option} {name}=... once")
         pairs[name] = value
     return pairs
 
@@ -57,7 +59,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = (-1,)
     if min(shape) < 0:
-        raise UsageError(f"{text!r} is not a shape, such as 1x3x224x224")
+        raise UsageError(f"{text!r} is not a shape", "such as --shape NAME=1x3x224x224")
     return shape
 
 
@@ -69,17 +71,28 @@ def parse_range(text: str) -> tuple[float, float]:
     except ValueError:
         limits = (1.0, 0.0)
     if not -float("inf") < limits[0] <= limits[1] < float("inf"):
-        raise UsageError(f"{text!r} is not a range LOW:HIGH, such as -1:1")
+        raise UsageError(f"{text!r} is not a range LOW:HIGH", "such as --input-range NAME=-1:1")
     return limits
 
 
-def read_arrays(model: ModelMetadata, files: Mapping[str, str]) -> dict[str, Array]:
-    """Load ``.npy`` files for the inputs they name and give each the batch axis that it lacks."""
+def read_arrays(
+    model: ModelMetadata, files: Mapping[str, str], note: Callable[[str], None] | None = None
+) -> dict[str, Array]:
+    """Load ``.npy`` files for the inputs they name and give each the batch axis and the dtype of its input.
+
+    A dtype is changed among floats and among integers, where every value fits; ``note`` is told of it.
+    """
     known = {tensor.name: tensor for tensor in model.inputs}
-    for name in files:
+    arrays = {}
+    for name, file in files.items():
         if name not in known:
-            raise UsageError(f"model {model.name!r} has no input {name!r}; it has {', '.join(known)}")
-    return {name: with_batch_axis(model, known[name], _read(Path(file))) for name, file in files.items()}
+            raise _no_input(model, name, "--input")
+        given = _read(Path(file))
+        array = _converted(given, known[name].datatype, file)
+        if note is not None and array.dtype != given.dtype and given.dtype.kind != "V":
+            note(f"input {name!r}: {given.dtype.name} of {file} is sent as {known[name].datatype}")
+        arrays[name] = with_batch_axis(model, known[name], array)
+    return arrays
 
 
 def with_batch_axis(model: ModelMetadata, tensor: TensorMetadata, array: Array) -> Array:
@@ -113,9 +126,9 @@ def random_arrays(
     for option, names in (("--shape", shapes), ("--input-range", ranges)):
         for name in names:
             if name not in known:
-                raise UsageError(f"model {model.name!r} has no input {name!r}; it has {', '.join(sorted(known))}")
+                raise _no_input(model, name, option)
             if name in given:
-                raise UsageError(f"{option} {name} has no use: --input gives its values")
+                raise UsageError(f"{option} {name} has no use: --input gives its values", f"leave out {option} {name}")
     generator = np.random.default_rng(seed)
     size = batch or next((len(array) for array in given.values() if model.batched and array.ndim), 1)
     arrays = {}
@@ -127,23 +140,59 @@ def random_arrays(
     return arrays
 
 
+def _no_input(model: ModelMetadata, name: str, option: str) -> UsageError:
+    names = [tensor.name for tensor in model.inputs]
+    return UsageError(f"model {model.name!r} has no input {name!r}; it has {listed(names)}", f"{option} {names[0]}=...")
+
+
 def _read(path: Path) -> Array:
     try:
         with path.open("rb") as file:
             # A pickle runs code of its maker's when it is loaded, so object arrays are refused.
             array = np.load(file, allow_pickle=False)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: {error.strerror or error}", "check the path after --input NAME=") from error
     except (ValueError, EOFError, MemoryError, BadZipFile) as error:
-        if "allow_pickle" in str(error):
+        if str(error).startswith("Object arrays"):
             raise InputError(
-                f"{path} holds Python objects or isn't a .npy file",
+                f"{path} holds Python objects",
                 "save text as a NumPy string array: np.save(FILE, np.array(['a', 'b']))",
             ) from error
-        raise InputError(f"{path} is not a sound .npy file: {error}") from error
+        if path.suffix.lower() in SUFFIXES:
+            hint = f"a picture goes without --input: python -m client.infer {path}"
+        else:
+            hint = "np.save(FILE, array) writes one"
+        why = "" if "pickle" in str(error) else f": {error}"
+        raise InputError(f"{path} is not a sound .npy file{why}", hint) from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an .npz archive", "save each array as a .npy file of its own")
     return array
+
+
+def _converted(array: Array, datatype: str, file: str) -> Array:
+    """``array`` in the dtype of ``datatype`` if both are floats, or integers, and it can hold every value.
+
+    Other arrays come back as they are, for :func:`client.tensors.as_tensor` to take or to refuse.
+    """
+    wanted = numpy_dtype(datatype)
+    if datatype == BF16 and array.dtype == np.dtype("V2"):
+        return array.view(wanted)  # a .npy file keeps the bytes of bfloat16, but not its name
+    floats = array.dtype.kind == "f" and (wanted.kind == "f" or datatype == BF16)
+    if array.dtype.newbyteorder("=") == wanted or not (floats or (array.dtype.kind in "iu" and wanted.kind in "iu")):
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = array.astype(wanted)
+    if floats:
+        fits = bool((np.isfinite(result) == np.isfinite(array)).all())
+    else:
+        limits = np.iinfo(wanted)
+        fits = array.size == 0 or (int(array.min()) >= limits.min and int(array.max()) <= limits.max)
+    if fits:
+        return result
+    raise InputError(
+        f"{file} is {array.dtype.name} with values from {array.min()} to {array.max()}: more than {datatype} can hold",
+        f"np.clip, or divide, before the cast to {wanted}",
+    )
 
 
 def _random_shape(model: ModelMetadata, tensor: TensorMetadata, shape: str | None, size: int) -> tuple[int, ...]:
@@ -170,9 +219,11 @@ def _random(
 ) -> Array:
     dtype = numpy_dtype(tensor.datatype)
     if int(np.prod(shape, dtype=np.float64)) * dtype.itemsize > MAX_RANDOM_BYTES:
-        raise UsageError(f"a random {tensor.name!r} of {format_shape(shape)} is larger than 1 GiB")
+        message = f"a random {tensor.name!r} of {format_shape(shape)} is larger than 1 GiB"
+        raise UsageError(message, f"make it smaller with --shape {tensor.name}=... or --batch")
     if limits and tensor.datatype in {BYTES, "BOOL"}:
-        raise UsageError(f"--input-range {tensor.name} has no use: the input is {tensor.datatype}")
+        message = f"--input-range {tensor.name} has no use: the input is {tensor.datatype}"
+        raise UsageError(message, f"leave out --input-range {tensor.name}")
     if tensor.datatype == BYTES:
         words = np.array(["tiger", "cup", "rocket", "a longer text, with spaces"], dtype=np.object_)
         return generator.choice(words, shape)
@@ -182,7 +233,8 @@ def _random(
         low, high = limits or (0, 9)
         known = np.iinfo(dtype)
         if low != int(low) or high != int(high) or low < known.min or high > known.max:
-            raise UsageError(f"--input-range {tensor.name} takes whole numbers that {tensor.datatype} can hold")
+            message = f"--input-range {tensor.name} takes whole numbers that {tensor.datatype} can hold"
+            raise UsageError(message, f"such as --input-range {tensor.name}=0:9")
         return generator.integers(int(low), int(high), shape, dtype=dtype, endpoint=True)
     if limits:
         return generator.uniform(*limits, shape).astype(dtype)

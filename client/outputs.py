@@ -63,6 +63,11 @@ class OutputFolder:
 def storable(array: Array) -> Array:
     """``array`` in a dtype that a ``.npy`` file can hold without pickling."""
     if array.dtype.kind == "O":
+        if any(element.endswith(b"\0") for element in array.flat):
+            raise ClientError(
+                "a text of the output ends in NUL bytes, which NumPy's byte strings lose",
+                "leave out --output-dir; in Python, Client.infer returns it whole",
+            )
         return array.astype(np.bytes_)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 

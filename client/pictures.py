@@ -98,12 +98,15 @@ class PictureModel:
 
     def request(self, array: Array, top: int) -> Request:
         """The request of a batch, for the ``top`` classes of each item; for all raw outputs if ``top`` is 0."""
-        sent = array if len(self.metadata.full_shape(self.input)) == array.ndim else array[0]
         outputs = []
         if top:
             outputs = [RequestedOutput(self.require_classes().name, top if self._uses_extension else 0)]
-        tensor = Tensor(self.input.name, self.input.datatype, sent)
-        return inference_request(self.metadata.name, self.metadata.version, [tensor], outputs)
+        return inference_request(self.metadata.name, self.metadata.version, [self.tensor(array)], outputs)
+
+    def tensor(self, array: Array) -> Tensor:
+        """A batch as the model's input."""
+        sent = array if len(self.metadata.full_shape(self.input)) == array.ndim else array[0]
+        return Tensor(self.input.name, self.input.datatype, sent)
 
     def read_classes(self, response: Response, count: int, top: int) -> list[list[Classification]]:
         """The best classes of each of ``count`` items of an answer to :meth:`request`."""
@@ -121,7 +124,8 @@ class PictureModel:
         if self.classes is None:
             raise UsageError(
                 f"model {self.metadata.name!r} has no output that is a list of classes: "
-                f"{', '.join(map(str, self.metadata.outputs))}"
+                f"{', '.join(map(str, self.metadata.outputs))}",
+                "python -m client.infer shows such outputs as they are, and --output-dir saves them",
             )
         return self.classes
 
@@ -144,7 +148,9 @@ class PictureModel:
             name = f"{os.fspath(picture)}: " if isinstance(picture, str | os.PathLike) else ""
             raise InputError(
                 f"{name}the picture becomes {format_shape(pixels.shape)}, "
-                f"but the input takes {self.input.datatype} {format_shape(self.input.shape)}"
+                f"but the input takes {self.input.datatype} {format_shape(self.input.shape)}",
+                "image_preprocessing in the model's config.pbtxt ends in another shape: add it again with --resize, "
+                "--crop or --layout",
             )
         return pixels
 

@@ -15,6 +15,7 @@ from client.exchange import LatencyReport
 from client.latency import LatencySummary, samples_needed
 from client.metadata import ModelMetadata, format_shape
 from client.tensors import Array
+from client.text import printable
 from client.topk import Classification
 
 _STAGES: Final = ("preprocess", "request", "postprocess")
@@ -36,11 +37,6 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     align: str
     notes: tuple[str, ...] = ()
-
-
-def printable(text: object) -> str:
-    """``text`` without what a terminal would obey: a label may hold escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def show(table: Table) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from client.client import Client, check_inputs
-from client.errors import InputError, UsageError
+from client.errors import InferenceRejected, InputError, UsageError
 from client.exchange import Exchange
 from client.image import Picture
-from client.inputs import find_pictures, parse_assignments, random_arrays, read_arrays
+from client.inputs import find_pictures, parse_assignments, parse_range, random_arrays, read_arrays
 from client.metadata import ModelMetadata
 from client.outputs import OutputFolder
 from client.pictures import Batch, PictureModel
@@ -24,12 +24,12 @@ from client.report import (
     classes_table,
     latency_json,
     latency_table,
-    printable,
     show,
     tensors_json,
     tensors_table,
 )
 from client.tensors import Array
+from client.text import printable
 from client.topk import Classification
 
 
@@ -50,6 +50,7 @@ class Options:
     random: bool = False
     seed: int = 0
     shapes: tuple[str, ...] = ()
+    ranges: tuple[str, ...] = ()
     output_dir: Path | None = None
 
 
@@ -69,6 +70,7 @@ class Failure:
 
     file: str
     message: str
+    hint: str | None
 
 
 def run(options: Options, *, as_json: bool) -> int:
@@ -82,9 +84,11 @@ def run(options: Options, *, as_json: bool) -> int:
         results = _picture_answers(options, exchange) if options.files else _array_answers(options, exchange)
         entries: list[dict[str, Any]] = []
         failed = False
+        hints: dict[str, None] = {}  # in order, each once: a folder may have many files that are broken in one way
         for result in results:
             if isinstance(result, Failure):
                 failed = True
+                hints |= {result.hint: None} if result.hint else {}
                 _note(f"error: {result.message}")
             if as_json:
                 entries.append(_entry(model, result))
@@ -103,17 +107,35 @@ def run(options: Options, *, as_json: bool) -> int:
         elif report:
             show(latency_table(report, "picture" if options.files else "item"))
     sys.stdout.flush()
+    if hints:
+        sys.stderr.write("\n")
+    for hint in hints:
+        _note(f"hint: {hint}")
     return 1 if failed else 0
 
 
 def _check(options: Options) -> None:
-    arrays = bool(options.inputs) or options.random
-    if options.files and arrays:
-        raise UsageError("pictures can't go together with --input or --random: a request has one or the other")
-    if options.shapes and not options.random:
-        raise UsageError("--shape is for --random")
+    """What can be refused before a server is asked."""
+    _assignments(options)
+    if options.files and (options.inputs or options.random):
+        flag = "--random" if options.random else "--input"
+        raise UsageError(f"pictures can't go together with {flag}", f"leave out {options.files[0]}, or {flag}")
+    for flag, given in (("--shape", options.shapes), ("--input-range", options.ranges)):
+        if given and not options.random:
+            raise UsageError(f"{flag} is for random values", f"--random {flag} {given[0]}")
     if options.batch and options.inputs and not options.random:
-        raise UsageError("--batch is for pictures and --random; the arrays of --input have their batch size")
+        raise UsageError(
+            "--batch is for pictures and --random; the arrays of --input have their batch size", "leave out --batch"
+        )
+
+
+def _assignments(options: Options) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """By input: files, shapes and ranges."""
+    return (
+        parse_assignments(options.inputs, "--input", "image=FILE.npy"),
+        parse_assignments(options.shapes, "--shape", "image=1x3x224x224"),
+        parse_assignments(options.ranges, "--input-range", "ids=0:9"),
+    )
 
 
 def _picture_answers(options: Options, exchange: Exchange) -> Iterator[Answer | Failure]:
@@ -123,7 +145,7 @@ def _picture_answers(options: Options, exchange: Exchange) -> Iterator[Answer | 
     failures: list[Failure] = []
 
     def on_error(picture: Picture, error: InputError) -> None:
-        failures.append(Failure(str(picture), error.message))
+        failures.append(Failure(str(picture), error.message, error.hint))
 
     def read(batch: Batch, response: Response) -> list[Answer]:
         names = [str(picture) for picture in batch.pictures]
@@ -150,10 +172,28 @@ def _picture_answers(options: Options, exchange: Exchange) -> Iterator[Answer | 
 
 def _array_answers(options: Options, exchange: Exchange) -> Iterator[Answer]:
     model = exchange.model
-    arrays = read_arrays(model, parse_assignments(options.inputs, "--input"))
+    tensors = check_inputs(model, _arrays(options, model))
+    try:
+        outputs = exchange.send(
+            lambda: inference_request(model.name, model.version, tensors),
+            inference_outputs,
+            items=len(tensors[0].array) if model.batched else 1,
+        )
+    except InferenceRejected as error:
+        hint = "see the values of --input: the model can't use them"
+        if options.random:
+            hint = "--input-range NAME=LOW:HIGH and --shape set what --random sends, --input NAME=FILE.npy sends values"
+        raise InferenceRejected(error.message, hint) from error
+    yield _saved(Answer(None, outputs=outputs), OutputFolder(options.output_dir) if options.output_dir else None)
+
+
+def _arrays(options: Options, model: ModelMetadata) -> dict[str, Array]:
+    """The arrays of ``--input`` and ``--random``: one for each input that must have one."""
+    files, shapes, ranges = _assignments(options)
+    arrays = read_arrays(model, files, _note)
     if options.random:
-        shapes = parse_assignments(options.shapes, "--shape")
-        arrays |= random_arrays(model, arrays, shapes, options.batch, options.seed)
+        limits = {name: parse_range(text) for name, text in ranges.items()}
+        arrays |= random_arrays(model, arrays, shapes, options.batch, options.seed, limits)
     missing = [tensor for tensor in model.inputs if tensor.name not in arrays and not tensor.optional]
     if missing:
         picture = "pictures, " if model.image and not arrays else ""
@@ -161,13 +201,7 @@ def _array_answers(options: Options, exchange: Exchange) -> Iterator[Answer]:
         raise UsageError(
             f"model {model.name!r} needs {', '.join(map(str, missing))}", f"send {picture}{flags}, or --random"
         )
-    tensors = check_inputs(model, arrays)
-    outputs = exchange.send(
-        lambda: inference_request(model.name, model.version, tensors),
-        inference_outputs,
-        items=len(tensors[0].array) if model.batched else 1,
-    )
-    yield _saved(Answer(None, outputs=outputs), OutputFolder(options.output_dir) if options.output_dir else None)
+    return arrays
 
 
 def _saved(answer: Answer, folder: OutputFolder | None, prefix: str = "") -> Answer:
@@ -190,7 +224,7 @@ def _show(model: ModelMetadata, answer: Answer) -> None:
 
 def _entry(model: ModelMetadata, result: Answer | Failure) -> dict[str, Any]:
     if isinstance(result, Failure):
-        return {"file": result.file, "error": result.message}
+        return {"file": result.file, "error": result.message, "hint": result.hint}
     if result.classes:
         return {"file": result.file, "classes": classes_json(result.classes)}
     return {"file": result.file, "outputs": tensors_json(model, result.outputs, result.saved)}

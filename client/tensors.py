@@ -54,7 +54,8 @@ def as_tensor(value: npt.ArrayLike, datatype: str) -> Array:
         try:
             return np.asarray(value, dtype=wanted)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"the values can't be {datatype}: {error}") from None
+            hint = "np.array(values, dtype) shows which of them can't"
+            raise InputError(f"the values can't be {datatype}: {error}", hint) from None
     array = np.asarray(value)
     if datatype == BYTES and array.dtype.kind in "SUO":
         return array.astype(np.object_)
@@ -62,4 +63,6 @@ def as_tensor(value: npt.ArrayLike, datatype: str) -> Array:
         return array.astype(wanted, copy=False)
     if datatype == BF16 and array.dtype == np.float32:
         return array.astype(wanted)
-    raise InputError(f"the dtype is {array.dtype}, and {datatype} takes {wanted if datatype != BYTES else 'str'}")
+    kind = "text" if array.dtype.kind in "SU" else array.dtype.name
+    dtype = {BYTES: "np.str_", BF16: "np.float32"}.get(datatype, f"np.{wanted}")
+    raise InputError(f"the array is {kind} {list(array.shape)}", f"cast it first: array.astype({dtype})")

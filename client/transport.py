@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -20,6 +20,12 @@ from client.protocol import Request, Response, http_head
 
 DEFAULT_URL: Final = "http://localhost:8000"
 URL_VARIABLE: Final = "TRITON_URL"
+CONNECT_SECONDS: Final = 10.0
+"""A server that can be reached accepts within moments; only its answers may take as long as a model runs."""
+
+_SIGNS_OF_NO_TLS: Final = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"}
+_PROTOCOLS: Final = {"\x15\x03": "TLS", "\x00\x00": "HTTP/2 (as a gRPC port does)"}
+"""By the first bytes of an answer: a TLS alert, and an HTTP/2 frame (a short one of at most 255 bytes)."""
 
 
 class Transport(Protocol):
@@ -79,26 +85,36 @@ class Url:
 class HttpTransport:
     """One kept-open connection to ``url``; not thread-safe.
 
-    ``timeout``: seconds to wait for the connection, and for each next piece of an answer.
+    ``timeout``: seconds to wait for each next piece of an answer, and for the connection, but for that never
+    more than :data:`CONNECT_SECONDS`.
     """
 
-    def __init__(self, url: Url, timeout: float) -> None:
+    def __init__(self, url: Url, timeout: float, context: ssl.SSLContext | None = None) -> None:
         self._url = url
         self._timeout = timeout
+        self._context = context
         self._socket: socket.socket | None = None
 
     def send(self, request: Request) -> Response:
-        """Send ``request`` once, never twice, and read the whole answer."""
-        connection = self._connected()
+        """Send ``request`` and read the whole answer.
+
+        A server may close an idle connection at the very moment that it is used again.  Then the request is
+        sent once more over a new one, if no harm can come of it: it only asks (GET), or the server can't have
+        run it because it never got all of it.  An inference that was sent whole is never repeated: a model may
+        keep state from request to request.
+        """
+        if self._socket is not None and _readable(self._socket):
+            self.close()  # the server closed it while it was idle
+        reused = self._socket is not None
         try:
-            response = self._exchange(connection, request)
-        except BaseException as error:
-            # Nothing half-sent or half-read may be left for the next request, whatever broke this one.
-            self.close()
-            if isinstance(error, OSError | http.client.HTTPException):
-                raise self._explain(error) from error
-            raise
-        return response
+            try:
+                return self._exchange(request)
+            except ConnectionError as error:
+                if not reused or not (request.method == "GET" or isinstance(error, _SentInPart)):
+                    raise
+                return self._exchange(request)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._explain(error) from error
 
     def close(self) -> None:
         """Close the connection; the next :meth:`send` opens another."""
@@ -107,21 +123,33 @@ class HttpTransport:
             self._socket = None
 
     def _connected(self) -> socket.socket:
-        """The open connection: a new one if there is none or the server closed it while it was idle."""
-        if self._socket is not None and _readable(self._socket):
-            self.close()
         if self._socket is None:
             https = self._url.scheme == "https"
-            kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
-            connection = kind(self._url.host, self._url.port, timeout=self._timeout)
+            host, port, timeout = self._url.host, self._url.port, min(self._timeout, CONNECT_SECONDS)
+            connection = (
+                http.client.HTTPSConnection(host, port, timeout=timeout, context=self._context)
+                if https
+                else http.client.HTTPConnection(host, port, timeout=timeout)
+            )
             try:
                 connection.connect()
             except (OSError, UnicodeError) as error:  # UnicodeError: a host name that IDNA can't encode
-                raise self._no_server(error) from error
+                # http.client keeps the TCP connection in `sock` before it begins with TLS.
+                raise (self._no_tls(error) if connection.sock else self._no_server(error)) from error
+            connection.sock.settimeout(self._timeout)
             self._socket = connection.sock
         return self._socket
 
-    def _exchange(self, connection: socket.socket, request: Request) -> Response:
+    def _exchange(self, request: Request) -> Response:
+        connection = self._connected()
+        try:
+            return self._send_and_read(connection, request)
+        except BaseException:
+            # Nothing half-sent or half-read may be left for the next request, whatever broke this one.
+            self.close()
+            raise
+
+    def _send_and_read(self, connection: socket.socket, request: Request) -> Response:
         head = http_head(request, self._url.netloc, self._url.prefix)
         # http.client's own request() sends head and body apart, which wakes the server twice and was measured
         # slower at every size of body.  Only its parser of answers is used.
@@ -134,7 +162,7 @@ class HttpTransport:
                 try:
                     answer.begin()
                 except (OSError, http.client.HTTPException):
-                    raise broken from None
+                    raise _SentInPart(broken.errno, broken.strerror) from None
             else:
                 answer.begin()
             headers = {name.lower(): value for name, value in answer.getheaders()}
@@ -144,13 +172,8 @@ class HttpTransport:
         return Response(answer.status, headers, body)
 
     def _no_server(self, error: Exception) -> ConnectionFailed:
-        if isinstance(error, ssl.SSLError):
-            return ConnectionFailed(
-                f"no secure connection to {self._url}: {getattr(error, 'verify_message', '') or error.reason}",
-                "SSL_CERT_FILE names the certificates to trust; without TLS the URL begins with http://",
-            )
         if isinstance(error, TimeoutError):
-            reason = f"no connection within {self._timeout:g} s"
+            reason = f"no connection within {min(self._timeout, CONNECT_SECONDS):g} s"
         else:
             reason = str(getattr(error, "strerror", None) or error)
         return ConnectionFailed(
@@ -158,31 +181,56 @@ class HttpTransport:
             "start one with repo-builder serve, or say where it is with --url",
         )
 
+    def _no_tls(self, error: Exception) -> ConnectionFailed:
+        hint = f"without TLS it is --url {replace(self._url, scheme='http')}"
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            reason = error.verify_message
+            hint = "SSL_CERT_FILE=FILE.pem in the environment names the certificate to trust"
+        elif isinstance(error, ssl.SSLEOFError) or reason in _SIGNS_OF_NO_TLS:
+            reason = "what answers speaks no TLS"
+        return ConnectionFailed(f"no secure connection to {self._url}: {reason.replace('_', ' ')}", hint)
+
     def _explain(self, error: OSError | http.client.HTTPException) -> ClientError:
         if isinstance(error, TimeoutError):
-            return RequestTimeout(
-                f"{self._url} gave no answer within {self._timeout:g} s", "--timeout SECONDS waits longer"
-            )
-        if isinstance(error, http.client.RemoteDisconnected):
-            return ConnectionFailed(f"{self._url} closed the connection without an answer")
+            return RequestTimeout(f"{self._url} gave no answer within {self._timeout:g} s")
         if isinstance(error, http.client.IncompleteRead):
             return ConnectionFailed(f"{self._url} closed the connection in the middle of its answer")
+        if isinstance(error, ConnectionError):
+            secure = f"--url {replace(self._url, scheme='https')} if the server speaks TLS; "
+            hint = f"{'' if self._url.scheme == 'https' else secure}repo-builder status says if it still runs"
+            if isinstance(error, http.client.RemoteDisconnected):
+                return ConnectionFailed(f"{self._url} closed the connection without an answer", hint)
+            return ConnectionFailed(f"the connection to {self._url} broke: {error.strerror or error}", hint)
         if isinstance(error, http.client.HTTPException):
-            return BadResponse(
-                f"what answers at {self._url} doesn't speak HTTP",
-                "Triton's HTTP port is 8000 by default; 8001 is gRPC, 8002 metrics",
-            )
+            return self._no_http(getattr(error, "line", ""))
         return ConnectionFailed(f"the connection to {self._url} broke: {error.strerror or error}")
+
+    def _no_http(self, first_line: object) -> BadResponse:
+        for start, protocol in _PROTOCOLS.items():
+            if str(first_line).startswith(start):
+                hint = f"--url {replace(self._url, scheme='https')}" if protocol == "TLS" else None
+                return BadResponse(f"what answers at {self._url} speaks {protocol}, not plain HTTP", hint)
+        return BadResponse(f"what answers at {self._url} doesn't speak HTTP")
+
+
+class _SentInPart(ConnectionError):  # noqa: N818
+    """The connection broke before all of a request was sent, and no answer had come."""
 
 
 def _send_all(connection: socket.socket, head: bytes, body: bytes) -> None:
-    """Send head and body together, without joining them in memory where the socket can do that."""
+    """Send head and body together, without joining them in memory where the socket can do that.
+
+    An error means that the last byte was not sent; so nothing is tried once it was.
+    """
     if isinstance(connection, ssl.SSLSocket):
         connection.sendall(head + body)
         return
     sent = connection.sendmsg([head, body])
-    connection.sendall(head[sent:])
-    connection.sendall(memoryview(body)[max(0, sent - len(head)) :])
+    if sent < len(head):
+        connection.sendall(head[sent:])
+    if sent < len(head) + len(body):
+        connection.sendall(memoryview(body)[max(0, sent - len(head)) :])
 
 
 def _readable(connection: socket.socket) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from client.errors import InputError
 from client.load.html import load_name
 from client.load.result import FORMAT
-from client.report import printable
+from client.text import printable
 
 QUANTILES: Final = ("p50", "p90", "p99")
 

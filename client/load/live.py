@@ -15,7 +15,7 @@ from client.load.result import Level
 from client.load.run import Observer, Plan
 from client.load.schedule import Load, Window
 from client.metadata import ModelMetadata
-from client.report import printable
+from client.text import printable
 
 if TYPE_CHECKING:
     from rich.live import Live

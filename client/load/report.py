@@ -11,7 +11,8 @@ from client.load.result import Level, RunResult, ScenarioResult
 from client.load.server_metrics import GpuUsage
 from client.load.server_process import ProcessUsage
 from client.load.statistics import Estimate, Latency
-from client.report import Table, printable
+from client.report import Table
+from client.text import printable
 
 _CSV_SERVER: Final = (
     ("Server Queue", "server queue"),

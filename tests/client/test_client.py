@@ -100,14 +100,19 @@ class TestInfer:
             ({"z": np.zeros(3, np.float32)}, "has no input 'z'; it has x"),
             ({"x": np.zeros(3, np.float32)}, r"takes FP32 \[-1, 3\], but the array is \[3\]"),
             ({"x": np.zeros((1, 4), np.float32)}, r"takes FP32 \[-1, 3\], but the array is \[1, 4\]"),
-            ({"x": np.zeros((1, 3))}, "the dtype is float64, and FP32 takes float32"),
+            ({"x": np.zeros((1, 3))}, r"takes FP32 \[-1, 3\], but the array is float64 \[1, 3\]"),
             ({"x": np.zeros((3, 3), np.float32)}, "in batches up to 2, but the array has 3"),
+            ({"x": np.zeros((0, 3), np.float32)}, r"takes FP32 \[-1, 3\], but the array is a batch of none"),
+            ({"x": []}, r"takes FP32 \[-1, 3\], but the array is \[0\]"),
+            ({"x": np.array([["1", "2", "3"]])}, r"takes FP32 \[-1, 3\], but the array is text \[1, 3\]"),
+            ({"x": [["one", 2, 3]]}, "takes FP32 .* but the values can't be FP32: could not convert"),
         ],
     )
     def test_arrays_that_do_not_fit(self, inputs: dict[str, Any], message: str) -> None:
         transport = server()
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as caught:
             Client(transport=transport).infer("net", inputs)
+        assert caught.value.hint
         assert not any(request.path.endswith("/infer") for request in transport.requests)
 
 
@@ -124,8 +129,29 @@ class TestErrors:
             Client(transport=server(index=[])).metadata("cat")
 
     def test_unknown_version(self) -> None:
-        with pytest.raises(UnknownModel, match="'net' has no version 7; it has 1"):
-            Client(transport=server()).metadata("net", "7")
+        index = [dict(READY, version=version) for version in ("10", "2")]
+        for version in ("7", "x", "-1", "1.0"):
+            transport = server(index=index)
+            if not version.isdecimal():  # Triton has no such path, and says so in the words of any web server
+                transport.answers[f"/v2/models/net/versions/{version}"] = Response(404, {}, b'{"error":"Not Found"}')
+            with pytest.raises(UnknownModel, match=f"'net' has no version {version}; it has 2, 10$"):
+                Client(transport=transport).metadata("net", version)
+
+    def test_unknown_version_where_no_triton_is(self) -> None:
+        elsewhere = Response(404, {}, b'{"error":"Not Found"}')
+        transport = FakeTransport(dict.fromkeys(["/v2/models/net/versions/x", "/v2/repository/index"], elsewhere))
+        with pytest.raises(BadResponse, match="HTTP status 404"):
+            Client(transport=transport).metadata("net", "x")
+
+    def test_name_that_is_almost_right(self) -> None:
+        with pytest.raises(UnknownModel) as caught:
+            Client(transport=server(index=[READY, dict(READY, name="resnet50")])).metadata("resnet5O")
+        assert caught.value.hint == "did you mean --model resnet50?"
+
+    def test_many_models_are_no_page_of_names(self) -> None:
+        many = [dict(READY, name=f"model_{number:03}") for number in range(500)]
+        with pytest.raises(UsageError, match=r"model_019 and 480 more$"):
+            Client(transport=server(index=many)).default_model()
 
     def test_model_that_is_not_ready(self) -> None:
         with pytest.raises(ModelNotReady, match=r"^model 'bad' version 2 is UNAVAILABLE: Internal: no such file$"):
@@ -136,11 +162,24 @@ class TestErrors:
             Client(transport=FakeTransport({})).metadata("cat")
 
     @pytest.mark.parametrize(
-        "answer", [Response(200, {}, b"<html>"), Response(404, {}, b"nginx"), Response(404, {}, b"[]")]
+        ("answer", "what"),
+        [
+            (
+                Response(200, {"content-type": "text/html; charset=utf-8"}, b"<html>"),
+                "with a web page (HTTP status 200)",
+            ),
+            (Response(404, {}, b"nginx"), "(HTTP status 404)"),
+            (Response(404, {}, b"[]"), "(HTTP status 404)"),
+            (Response(404, {}, b'{"error": "Not Found"}'), "(HTTP status 404)"),
+            (Response(405, {}, b'{"error":"Method Not Allowed"}'), "(HTTP status 405)"),
+            (Response(301, {"location": "https://box/v2"}, b""), "(HTTP status 301 and redirects to https://box/v2)"),
+        ],
     )
-    def test_what_is_no_triton(self, answer: Response) -> None:
-        with pytest.raises(BadResponse, match="not as a Triton server does"):
+    def test_what_is_no_triton(self, answer: Response, what: str) -> None:
+        with pytest.raises(BadResponse) as caught:
             Client(transport=server(index=answer)).models()
+        assert f"answers {what}, but not as Triton's HTTP port does" in caught.value.message
+        assert "--url" in str(caught.value.hint)
 
     @pytest.mark.parametrize("index", [{}, 3, ["x"], [{}]])
     def test_list_of_models_that_cannot_be_read(self, index: Any) -> None:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from client.client import check_inputs
 from client.errors import ClientError, InputError, UsageError
 from client.inputs import find_pictures, parse_assignments, parse_shape, random_arrays, read_arrays
 from client.metadata import ModelMetadata, TensorMetadata
 from client.outputs import OutputFolder, storable
+from client.tensors import numpy_dtype
 
 
 def model(*inputs: TensorMetadata, max_batch_size: int = 8) -> ModelMetadata:
@@ -56,7 +61,7 @@ class TestAssignments:
 
 
 class TestReadArrays:
-    def save(self, path: Path, array: np.ndarray) -> str:  # type: ignore[type-arg]
+    def save(self, path: Path, array: npt.NDArray[Any]) -> str:
         np.save(path, array)
         return str(path)
 
@@ -106,9 +111,98 @@ class TestReadArrays:
     def test_pickles_are_never_loaded(self, tmp_path: Path) -> None:
         path = tmp_path / "x.npy"
         np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
-        with pytest.raises(InputError, match="Python objects") as caught:
+        with pytest.raises(InputError, match=r"holds Python objects$") as caught:
             read_arrays(model(X), {"x": str(path)})
         assert "NumPy string array" in str(caught.value.hint)
+
+    def test_files_that_are_something_else(self, tmp_path: Path) -> None:
+        for name, hint in (("cat.jpg", "python -m client.infer"), ("x.npy", "np.save")):
+            (tmp_path / name).write_bytes(b"\xff\xd8\xff\xe0 JFIF")
+            with pytest.raises(InputError, match=r"is not a sound \.npy file$") as caught:
+                read_arrays(model(X), {"x": str(tmp_path / name)})
+            assert hint in str(caught.value.hint)
+
+    @pytest.mark.parametrize(
+        ("given", "datatype", "note"),
+        [
+            (np.array([[1.5, -2, np.inf]], np.float64), "FP32", "float64 of FILE is sent as FP32"),
+            (np.array([[1.5, -2, np.nan]], np.float32), "FP64", "float32 of FILE is sent as FP64"),
+            (np.array([[1.5, -2, 0]], np.float64), "FP16", "float64 of FILE is sent as FP16"),
+            (np.array([[1.5, -2, 0]], np.float64), "BF16", "float64 of FILE is sent as BF16"),
+            (np.array([[1.5, -2, 0]], np.float16), "BF16", "float16 of FILE is sent as BF16"),
+            (np.array([[1.5, -2, 0]], np.float32), "BF16", "float32 of FILE is sent as BF16"),
+            (np.array([[1.5, -2, 0]], ml_dtypes.bfloat16), "BF16", None),
+            (np.array([[1, -2, 127]], np.int64), "INT8", "int64 of FILE is sent as INT8"),
+            (np.array([[1, 2, 255]], np.int32), "UINT8", "int32 of FILE is sent as UINT8"),
+            (np.array([[1, 2, 3]], np.uint8), "INT64", "uint8 of FILE is sent as INT64"),
+            (np.array([[1, 2, 2**64 - 1]], np.uint64), "UINT64", None),
+            (np.zeros((1, 0), np.int64), "INT32", "int64 of FILE is sent as INT32"),
+            (np.array([[1.5, -2, 0]], ">f4"), "FP32", None),
+            (np.array([[1.5, -2, 0]], ">f8"), "FP32", "float64 of FILE is sent as FP32"),
+            (np.asfortranarray([[1.5, -2], [3, 4]], np.float32), "FP32", None),
+        ],
+    )  # fmt: skip
+    def test_dtypes_that_hold_the_values(
+        self,
+        tmp_path: Path,
+        given: npt.NDArray[Any],
+        datatype: str,
+        note: str | None,
+    ) -> None:
+        file = self.save(tmp_path / "x.npy", given)
+        notes: list[str] = []
+        tensor = TensorMetadata("x", datatype, (-1,))
+        (sent,) = check_inputs(model(tensor), read_arrays(model(tensor), {"x": file}, notes.append))
+        assert sent.array.dtype == numpy_dtype(datatype)
+        assert np.array_equal(sent.array.astype(np.float64), given.astype(np.float64), equal_nan=True)
+        assert [text.replace(file, "FILE") for text in notes] == ([f"input 'x': {note}"] if note else [])
+
+    @pytest.mark.parametrize(
+        ("given", "datatype", "message"),
+        [
+            (np.array([1e5]), "FP16", "is float64 with values from 100000.0 to 100000.0: more than FP16 can hold"),
+            (np.array([1e300, 0]), "FP32", "more than FP32 can hold"),
+            (np.array([300]), "UINT8", "is int64 with values from 300 to 300: more than UINT8 can hold"),
+            (np.array([-1]), "UINT64", "more than UINT64 can hold"),
+            (np.array([2**63], np.uint64), "INT64", "more than INT64 can hold"),
+        ],
+    )
+    def test_values_that_do_not_fit(
+        self,
+        tmp_path: Path,
+        given: npt.NDArray[Any],
+        datatype: str,
+        message: str,
+    ) -> None:
+        file = self.save(tmp_path / "x.npy", given)
+        with pytest.raises(InputError, match=message):
+            read_arrays(model(TensorMetadata("x", datatype, (-1,))), {"x": file})
+
+    @pytest.mark.parametrize(
+        ("given", "datatype"),
+        [
+            (np.array([[1, 2]], np.uint8), "FP32"),
+            (np.array([[1.0, 2.0]]), "INT64"),
+            (np.array([[0, 1]]), "BOOL"),
+            (np.array([[True]]), "INT8"),
+            (np.array([["1.5"]]), "FP32"),
+            (np.array([[1.5]]), "BYTES"),
+            (np.array([[1j]]), "FP32"),
+            (np.zeros((1, 1), "V2"), "FP16"),
+            (np.zeros((1, 1), [("a", "f4")]), "FP32"),
+        ],
+    )  # fmt: skip
+    def test_another_kind_of_values_is_never_cast(
+        self,
+        tmp_path: Path,
+        given: npt.NDArray[Any],
+        datatype: str,
+    ) -> None:
+        tensor = TensorMetadata("x", datatype, (-1,))
+        arrays = read_arrays(model(tensor), {"x": self.save(tmp_path / "x.npy", given)})
+        with pytest.raises(InputError, match=f"takes {datatype} .* but the array is ") as caught:
+            check_inputs(model(tensor), arrays)
+        assert "array.astype(np." in str(caught.value.hint)
 
     def test_archive(self, tmp_path: Path) -> None:
         path = tmp_path / "x.npz"
@@ -193,12 +287,12 @@ class TestOutputFolder:
         assert [np.load(path).item() for path in saved.values()] == [0, 1, 2, 3]
 
     def test_dtypes_that_npy_lacks(self) -> None:
-        import ml_dtypes
-
         text = storable(np.array([b"a", "ü".encode()], object))
         assert text.dtype.kind == "S"
         assert text.tolist() == [b"a", "ü".encode()]
         assert storable(np.array([1.5], ml_dtypes.bfloat16)).dtype == np.float32
+        with pytest.raises(ClientError, match="NUL"):
+            storable(np.array([b"a", b"b\0"], object))
 
     def test_folder_that_can_not_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

@@ -16,13 +16,13 @@ from client.report import (
     classes_table,
     latency_json,
     latency_table,
-    printable,
     server_parts,
     show,
     tensors_json,
     tensors_table,
     view,
 )
+from client.text import printable
 from client.topk import Classification
 
 CLASSES = [Classification(281, 0.91234, "tabby, tabby cat"), Classification(3, 0.05, "a\x1b[31mred")]

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -221,3 +225,159 @@ class TestFailures:
             assert transport.send(GET).body == b"whole"
             transport.close()
         assert server.connections == 2
+
+
+class TestReuse:
+    """A connection that breaks as it is used again: what may be repeated, and what may not."""
+
+    @staticmethod
+    def breaks_at_second(leave: Callable[[socket.socket], None]) -> Callable[[socket.socket, bytes], None]:
+        seen = itertools.count(1)
+
+        def behave(connection: socket.socket, _: bytes) -> None:
+            if next(seen) == 2:
+                leave(connection)
+            else:
+                connection.sendall(http_answer(b"x"))
+
+        return behave
+
+    @pytest.mark.parametrize("leave", [socket.socket.close, reset])
+    def test_a_question_is_asked_again(self, leave: Callable[[socket.socket], None]) -> None:
+        with fake_server(self.breaks_at_second(leave)) as server:
+            transport = HttpTransport(Url.parse(server.url), 5)
+            assert [transport.send(GET).body for _ in range(3)] == [b"x"] * 3
+            transport.close()
+        assert server.connections == 2
+        assert len(server.requests) == 4
+
+    @pytest.mark.parametrize("leave", [socket.socket.close, reset])
+    def test_an_inference_that_was_sent_whole_is_not(self, leave: Callable[[socket.socket], None]) -> None:
+        post = Request("POST", "/v2/models/net/infer", b"once")
+        with fake_server(self.breaks_at_second(leave)) as server:
+            transport = HttpTransport(Url.parse(server.url), 5)
+            transport.send(post)
+            with pytest.raises(ConnectionFailed, match=r"closed the connection without an answer|broke") as caught:
+                transport.send(post)
+            assert "repo-builder status" in str(caught.value.hint)
+            assert transport.send(post).body == b"x"
+            transport.close()
+        assert len(server.requests) == 3
+
+    def test_an_inference_that_was_sent_in_part_is_sent_again(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        whole: list[int] = []
+
+        def serve() -> None:
+            first, _ = listener.accept()
+            first.recv(1000)
+            first.sendall(http_answer(b"first"))
+            first.recv(1000)
+            reset(first)
+            second, _ = listener.accept()
+            with second:
+                missing = 20_000_000
+                while missing > 0:
+                    missing -= len(second.recv(1 << 20))
+                whole.append(missing)
+                second.sendall(http_answer(b"second"))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        transport = HttpTransport(Url("http", *listener.getsockname()), 5)
+        assert transport.send(GET).body == b"first"
+        assert transport.send(Request("POST", "/", bytes(20_000_000))).body == b"second"
+        transport.close()
+        thread.join(5)
+        listener.close()
+        assert len(whole) == 1
+
+    def test_silence_is_not_a_reason_to_ask_again(self) -> None:
+        with fake_server(self.breaks_at_second(lambda _: time.sleep(0.7))) as server:
+            transport = HttpTransport(Url.parse(server.url), 0.2)
+            transport.send(GET)
+            with pytest.raises(RequestTimeout):
+                transport.send(GET)
+            transport.close()
+        assert len(server.requests) == 2
+
+
+class TestOtherServers:
+    def test_tls_where_plain_http_is_asked(self) -> None:
+        """A real TLS server; it needs no certificate to see that what comes is no TLS."""
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def accept() -> None:
+            connection, _ = listener.accept()
+            with contextlib.suppress(OSError):
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).wrap_socket(connection, server_side=True)
+            connection.close()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        url = Url("http", *listener.getsockname())
+        with pytest.raises(ClientError) as caught:
+            HttpTransport(url, 5).send(GET)
+        assert f"--url https://{url.netloc}" in str(caught.value.hint)
+        thread.join(5)
+        listener.close()
+
+    @pytest.mark.parametrize(
+        ("first", "protocol", "hint"),
+        [
+            (b"\x15\x03\x01\x00\x02\x02\x46", "speaks TLS", "--url https://127.0.0.1"),
+            (b"\x00\x00\x18\x04\x00\x00\x00\x00\x00", "speaks HTTP/2", "check --url: Triton's HTTP port"),
+            (b"SSH-2.0-OpenSSH\r\n", "doesn't speak HTTP", "check --url: Triton's HTTP port"),
+        ],
+    )
+    def test_other_protocols(self, first: bytes, protocol: str, hint: str) -> None:
+        def talk(connection: socket.socket, _: bytes) -> None:
+            connection.sendall(first)
+            connection.close()
+
+        with fake_server(talk) as server, pytest.raises(BadResponse, match=protocol) as caught:
+            send(server)
+        assert hint in str(caught.value.hint)
+
+    def test_plain_server_where_tls_is_asked(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        url = Url("https", *listener.getsockname())
+        with pytest.raises(ConnectionFailed, match="what answers speaks no TLS") as caught:
+            HttpTransport(url, 5).send(GET)
+        assert caught.value.hint == f"without TLS it is --url http://{url.netloc}"
+        thread.join(5)
+        listener.close()
+
+    def test_host_that_never_accepts_is_given_up_long_before_a_slow_model(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("client.transport.CONNECT_SECONDS", 0.2)
+        with socket.socket() as full, contextlib.ExitStack() as waiting:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            for _ in range(3):  # more than the queue holds: Linux no longer answers
+                client = waiting.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(full.getsockname())
+            start = time.monotonic()
+            with pytest.raises(ConnectionFailed, match=r"no connection within 0\.2 s"):
+                HttpTransport(Url("http", *full.getsockname()), 60).send(GET)
+            assert time.monotonic() - start < 10
+
+    def test_the_answer_may_take_longer_than_the_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("client.transport.CONNECT_SECONDS", 0.1)
+
+        def slow(connection: socket.socket, _: bytes) -> None:
+            time.sleep(0.4)
+            connection.sendall(http_answer(b"late"))
+
+        with fake_server(slow) as server:
+            assert send(server, timeout=5).body == b"late"

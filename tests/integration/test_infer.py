@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import repo_builder
-from client import Client, InferenceRejected, InputError, ModelNotReady, UnknownModel
+from client import Client, ConnectionFailed, InferenceRejected, InputError, ModelNotReady, UnknownModel
 from client.image import ImageSpec, load_image
 from repo_builder.servers.base import Server
 from tests.client.fakes import fake_server
@@ -28,6 +32,8 @@ from tests.client.fakes import fake_server
 LABELS = ("red", "green", 'blue: a "primary"', "yellow", "cyan", "grey")
 COLORS = {"red.png": (250, 10, 10), "green.jpg": (10, 250, 10), "sub/yellow.gif": (250, 250, 10)}
 WEIGHTS = np.array([[8, -4, -4], [-4, 8, -4], [-4, -4, 8], [3, 3, -6], [-6, 3, 3], [0, 0, 0]], np.float32).T
+EVERY_DATATYPE = ("FP16", "BF16", "FP64", "INT8", "UINT64", "BOOL", "STRING")
+ONNX_NAMES = {"FP16": "FLOAT16", "BF16": "BFLOAT16", "FP64": "DOUBLE"}
 SPEC = {"input": "image", "resize": 8, "crop": [8, 8], "scale": 1 / 255}
 
 
@@ -147,6 +153,18 @@ def write_repository(repository: Path) -> None:
         {"x": (TensorProto.BFLOAT16, ["N", 3])},
         {"y": (TensorProto.FLOAT, ["N", 3]), "z": (TensorProto.BFLOAT16, ["N", 3])},
     )  # fmt: skip
+    for datatype in EVERY_DATATYPE:
+        onnx_type = getattr(TensorProto, ONNX_NAMES.get(datatype, datatype))
+        shapes: list[tuple[str, list[int], str, list[int | str]]] = [
+            ("row", [3], "", ["N", 3]), ("scalar", [1], "reshape { shape: [] }", ["N"])
+        ]  # fmt: skip
+        for name, dims, more, shape in shapes:
+            add(
+                repository, f"{name}_{datatype.lower()}", 4,
+                tensor("input", "x", datatype, dims, more) + tensor("output", "y", datatype, dims, more),
+                [helper.make_node("Identity", ["x"], ["y"])],
+                {"x": (onnx_type, shape)}, {"y": (onnx_type, shape)},
+            )  # fmt: skip
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"no model")
     (repository / "broken" / "config.pbtxt").write_text(
@@ -195,11 +213,12 @@ def infer_json(server: Server, *arguments: object) -> dict[str, Any]:
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line of an error; a hint may follow, a traceback may not."""
+    """What an error says, after checking that it is told as every error must be: in one line, then a hint."""
     assert done.returncode == code, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line and not line.startswith("model ")]
-    assert lines[0].startswith("error: ")
-    assert all(line.startswith("hint: ") for line in lines[1:])
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("model ")]
+    assert [line.partition(" ")[0] for line in lines] == ["error:", "", "hint:"], done.stderr
+    assert not lines[0].startswith("error: unexpected")
     return done.stderr
 
 
@@ -222,7 +241,7 @@ class TestClassify:
 
     def test_several_models_are_listed(self, server: Server, pictures: Path) -> None:
         error = refused(infer(server, pictures / "red.png"), 2)
-        assert "several models: bfloat16, colors, colors_fp16, colors_single, colors_uint8, lookup" in error
+        assert "several models: bfloat16, colors, colors_fp16, colors_single, colors_uint8, lookup, " in error
         assert "hint: choose with --model NAME" in error
 
     @pytest.mark.parametrize("model", ["colors", "colors@1", "colors_fp16", "colors_single", "colors_uint8"])
@@ -278,15 +297,27 @@ class TestClassify:
             "none is a folder",
         ):
             assert any(name in line for line in errors)
+        hints = done.stderr.partition("\n\n")[2].splitlines()
+        assert [hint.partition(": ")[0] for hint in hints] == ["hint"] * 3  # each once, though two files are broken
 
         document = json.loads(infer(server, *files, "--model", "colors", "--json").stdout)
-        assert sum("error" in result for result in document["results"]) == 4
+        assert sum("error" in result and "hint" in result for result in document["results"]) == 4
         assert sum("classes" in result for result in document["results"]) == 2
 
-    def test_only_bad_files(self, server: Server, tmp_path: Path) -> None:
-        done = infer(server, tmp_path / "missing.jpg", "--model", "colors")
-        assert done.returncode == 1
-        assert done.stdout == ""
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("missing.jpg", "missing.jpg: No such file or directory"),
+            ("cut.png", "cut.png: the picture is broken"),
+            ("array.npy", "array.npy is not a JPEG, PNG"),
+            ("none", "none is a folder without pictures"),
+        ],
+    )
+    def test_only_bad_files(self, server: Server, pictures: Path, tmp_path: Path, name: str, message: str) -> None:
+        (tmp_path / "cut.png").write_bytes((pictures / "red.png").read_bytes()[:60])
+        np.save(tmp_path / "array.npy", np.zeros(3))
+        (tmp_path / "none").mkdir()
+        assert message in refused(infer(server, tmp_path / name, "--model", "colors"), 1)
 
     def test_output_that_is_no_list_of_classes(self, server: Server, pictures: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
@@ -352,11 +383,17 @@ class TestArrays:
             (["--input", "b=a.npy"], 2, "has no input 'b'; it has a, n"),
             (["--input", "a"], 2, "is not NAME=VALUE"),
             (["--random"], 2, "--shape n=SIZE"),
-            (["--shape", "n=3"], 2, "--shape is for --random"),
+            (["--shape", "n=3"], 2, "--shape is for random values"),
+            (["--input-range", "n=0:3"], 2, "--input-range is for random values"),
+            (["--random", "--shape", "n=1", "--input-range", "n=0:x"], 2, "'0:x' is not a range"),
+            (["--random", "--shape", "n=1", "--input-range", "n=0:1.5"], 2, "takes whole numbers"),
+            (["--random", "--shape", "n=0x3"], 1, "takes INT64 [-1, -1], but the array is a batch of none"),
+            (["--random", "--shape", "n=x"], 2, "'x' is not a shape"),
+            (["--random", "--shape", "n"], 2, "--shape 'n' is not NAME=VALUE"),
             (["--input", "a=a.npy", "--batch", "2"], 2, "--batch is for pictures"),
             (["x.jpg", "--random"], 2, "pictures can't go together"),
             (["--input", "a=gone.npy", "--random", "--shape", "n=1"], 1, "gone.npy: No such file"),
-            (["--input", "a=n.npy", "--random", "--shape", "n=1"], 1, "'a' takes FP32 [-1, 4], but the dtype is int64"),
+            (["--input", "a=n.npy", "--random", "--shape", "n=1"], 1, "[-1, 4], but the array is int64 [2, 3]"),
             (["--input", "a=wide.npy", "--random", "--shape", "n=1"], 1, "takes FP32 [-1, 4], but the array is [2, 5]"),
             (["--input", "a=pickle.npy", "--random", "--shape", "n=1"], 1, "holds Python objects"),
             (["--random", "--shape", "n=1", "--batch", "5"], 1, "in batches up to 4"),
@@ -368,11 +405,71 @@ class TestArrays:
         placed = [flag.replace("=", f"={files}/", 1) if flag.endswith(".npy") else flag for flag in flags]
         assert message in refused(infer(server, "--model", "two_inputs", *placed), code)
 
-    @pytest.mark.parametrize("flags", [["--top", "0"], ["--repeat", "x"], ["--nonsense"]])
-    def test_flags_that_can_not_be_right(self, flags: list[str]) -> None:
-        done = infer(None, "x.jpg", *flags)
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
+    @pytest.mark.parametrize(
+        "flags",
+        ["--top 0", "--repeat 0", "--repeat x", "--batch 0", "--warmup -1", "--seed -1", "--timeout 0", "--timeout nan",
+         "--nonsense", "--model", "--url grpc://x", "--input image", "--random", "--shape x"],
+    )  # fmt: skip
+    def test_flags_that_can_not_be_right(self, flags: str) -> None:
+        refused(infer(None, "x.jpg", *flags.split()), 2)
+
+    @pytest.mark.parametrize("datatype", EVERY_DATATYPE)
+    def test_every_datatype_there_and_back(self, server: Server, tmp_path: Path, datatype: str) -> None:
+        values = {"BOOL": [True, False, True], "STRING": ["ü", "", "a b"]}.get(datatype, [0, 1, 100])
+        given = np.array([values, values])
+        if datatype in {"FP16", "FP64", "INT8", "UINT64"}:
+            given = given.astype(np.dtype({"FP16": "e", "FP64": "d", "INT8": "b", "UINT64": "Q"}[datatype]))
+        elif datatype == "BF16":
+            given = given.astype(np.float32)
+        for model, array in (("row", given), ("scalar", given[:, :1]), ("scalar", given[0, 0])):
+            np.save(tmp_path / "x.npy", array)
+            flags = ("--model", f"{model}_{datatype.lower()}", "--output-dir", tmp_path / "out")
+            infer_json(server, *flags, "--input", f"x={tmp_path}/x.npy")
+            saved = np.load(tmp_path / "out" / "y.npy", allow_pickle=False)
+            assert saved.shape == (array.shape or (1, 1))
+            if datatype == "STRING":
+                saved = np.char.decode(saved, "utf-8")
+            assert np.array_equal(saved.reshape(array.shape), array)
+            if datatype != "STRING":
+                assert saved.dtype == array.dtype
+            document = infer_json(server, *flags, "--random", "--batch", 3)
+            (output,) = document["results"][0]["outputs"]
+            assert output["shape"][0] == 3
+            assert output["datatype"] == datatype.replace("STRING", "BYTES")
+
+    def test_numpys_own_dtype_is_sent_with_a_word(self, server: Server, tmp_path: Path) -> None:
+        np.save(tmp_path / "a.npy", np.asfortranarray(np.arange(8.0).reshape(2, 4)))
+        np.save(tmp_path / "n.npy", np.arange(6, dtype=">i4").reshape(2, 3))
+        files = ("--input", f"a={tmp_path}/a.npy", "--input", f"n={tmp_path}/n.npy")
+        done = infer(server, "--model", "two_inputs", *files)
+        assert done.returncode == 0, done.stderr
+        assert f"\ninput 'a': float64 of {tmp_path}/a.npy is sent as FP32\n" in done.stderr
+        assert f"\ninput 'n': int32 of {tmp_path}/n.npy is sent as INT64\n" in done.stderr
+        assert "FP32      [2, 4]  0, 2, 4, 6, 8, 10, ... 2 more" in done.stdout
+        assert "INT64     [2, 3]  0, 2, 4, 6, 8, 10" in done.stdout
+
+    def test_range_of_random_values(self, server: Server) -> None:
+        flags = ("--model", "lookup", "--random", "--shape", "index=50")
+        error = refused(infer(server, *flags), 1)
+        assert "indices element out of data bounds" in error
+        assert "hint: --input-range NAME=LOW:HIGH" in error
+        (row,) = infer_json(server, *flags, "--input-range", "index=0:2")["results"][0]["outputs"]
+        assert row["shape"] == [50, 2]
+
+    def test_batch_of_none(self, server: Server, tmp_path: Path) -> None:
+        """The real server ends when scalars come in a batch of none, so nothing of the kind may be sent."""
+        for model, shape in (("colors", (0, 3, 8, 8)), ("scalar_fp64", (0, 1)), ("row_string", (0, 3))):
+            array: np.ndarray[Any, Any] = np.zeros(
+                shape, {"scalar_fp64": np.float64, "row_string": np.str_}.get(model, np.float32)
+            )
+            np.save(tmp_path / "x.npy", array)
+            name = "image" if model == "colors" else "x"
+            error = refused(infer(server, "--model", model, "--input", f"{name}={tmp_path}/x.npy"), 1)
+            assert "but the array is a batch of none" in error
+        with Client(server.url) as triton:
+            assert triton.ready()
+            # Axes that are no batch may be empty.
+            assert triton.infer("lookup", {"index": np.zeros(0, np.int64)})["row"].shape == (0, 2)
 
 
 class TestLatency:
@@ -409,6 +506,9 @@ class TestErrors:
 
     def test_unknown_version(self, server: Server) -> None:
         assert "'colors' has no version 7; it has 1" in refused(infer(server, "--model", "colors@7"), 1)
+        for version in ("x", "-1", "99999999999999999999"):
+            error = refused(infer(server, "x.jpg", "--model", "colors", "--model-version", version), 1)
+            assert f"error: model 'colors' has no version {version}; it has 1\n" in error
         assert "--model asks for version 7" in refused(infer(server, "--model", "colors@7", "--model-version", 1), 2)
 
     def test_model_that_is_not_ready(self, server: Server) -> None:
@@ -437,10 +537,35 @@ class TestErrors:
 
     def test_another_server(self, server: Server) -> None:
         error = refused(infer(None, "x.jpg", "--url", f"{server.url}/somewhere"), 1)
-        assert f"{server.url}/somewhere answers (HTTP status 404), but not as a Triton server does" in error
+        assert f"{server.url}/somewhere answers (HTTP status 404), but not as Triton's HTTP port does" in error
+        assert "hint: check --url: " in error
+
+    @pytest.mark.parametrize("flags", [(), ("--model", "colors"), ("--model", "colors@1")])
+    def test_metrics_port(self, server: Server, flags: tuple[str, ...]) -> None:
+        error = refused(infer(None, "x.jpg", "--url", server.metrics_url.removesuffix("/metrics"), *flags), 1)
+        assert "but not as Triton's HTTP port does" in error
+        assert "hint: check --url: Triton's HTTP port is 8000 by default, not 8001 (gRPC) or 8002 (metrics)" in error
 
     def test_grpc_port(self, server: Server) -> None:
-        assert "error: " in refused(infer(None, "x.jpg", "--url", server.grpc_url, "--timeout", 2), 1)
+        error = refused(infer(None, "x.jpg", "--url", server.grpc_url), 1)
+        assert "speaks HTTP/2 (as a gRPC port does), not plain HTTP" in error
+        assert "hint: check --url: " in error
+
+    def test_https_where_there_is_none(self, server: Server) -> None:
+        for url in (server.url, server.metrics_url.removesuffix("/metrics"), f"http://{server.grpc_url}"):
+            secure = url.replace("http://", "https://")
+            error = refused(infer(None, "x.jpg", "--url", secure), 1)
+            assert f"no secure connection to {secure}: what answers speaks no TLS" in error
+            assert f"hint: without TLS it is --url {url}\n" in error
+
+    def test_a_web_server(self, tmp_path: Path) -> None:
+        handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+            threading.Thread(target=web.serve_forever, daemon=True).start()
+            error = refused(infer(None, "x.jpg", "--url", f"127.0.0.1:{web.server_port}", "--model", "colors"), 1)
+            web.shutdown()
+        assert "answers with a web page (HTTP status 404), but not as Triton's HTTP port does" in error
+        assert "hint: check --url: " in error
 
     def test_debug_shows_the_traceback(self) -> None:
         done = infer(None, "x.jpg", "--url", "127.0.0.1:9", "--debug")
@@ -531,6 +656,19 @@ class TestClient:
             assert states["colors"].ready
             assert not states["broken"].ready
             assert states["broken"].reason
+
+    def test_server_that_was_started_again(self, repository: Path) -> None:
+        arrays: dict[str, npt.ArrayLike] = {"a": np.ones((1, 4), np.float32), "n": np.ones((1, 2), np.int64)}
+        with repo_builder.serve(repository, models=["two_inputs"]) as first:
+            triton = Client(first.url)
+            triton.infer("two_inputs", arrays)
+        with pytest.raises(ConnectionFailed, match="Connection refused"):
+            triton.infer("two_inputs", arrays)
+        with repo_builder.serve(repository, models=["two_inputs"], http_port=triton.address.port):
+            triton.infer("two_inputs", arrays)
+        with repo_builder.serve(repository, models=["two_inputs"], http_port=triton.address.port), triton:
+            # The connection is still that to the server before.
+            assert triton.infer("two_inputs", arrays)["a2"].tolist() == [[2, 2, 2, 2]]
 
     def test_arrays_that_do_not_fit_are_not_sent(self, server: Server) -> None:
         with Client(server.url) as triton:
