@@ -24,6 +24,8 @@ from repo_builder.config.check import check_config, check_files
 from repo_builder.config.image import PARAMETER
 from repo_builder.config.render import render_config
 from repo_builder.errors import ConfigError, ModelError, UsageError
+from repo_builder.config.problems import find_problems
+from repo_builder.config.proto import enum_name
 from repo_builder.gate import check_artifact, known_shapes, open_source
 from repo_builder.model import TensorSpec
 from repo_builder.onnx_model import OnnxModel
@@ -67,7 +69,10 @@ class BuildOptions:
 
 
 class Build:
-    """The stages between reading and publishing, each leaving its result for the next."""
+    """The stages between reading and publishing, each leaving its result for the next.
+
+    ``versions`` are the numbers that the model will have, the new one too.
+    """
 
     def __init__(
         self,
@@ -80,8 +85,10 @@ class Build:
     ) -> None:
         self.name, self.model, self.build, self.serving, self.progress = name, model, build, serving, progress
         self.version_folder, self.model_folder = staged / "version", staged / "model"
+        versions: tuple[int, ...],
         self.version_folder.mkdir()
         self.model_folder.mkdir()
+        self.versions = versions
         self.reference: Reference | None = None
         self.verification: Verification | None = None
         self.index_ranges: dict[str, int] = {}
@@ -96,7 +103,7 @@ class Build:
         )
         warmup = self._plan_warmup()
         config = build_config(self.name, self.artifact, self.serving, self.max_batch_size, warmup)
-        check_config(config, self.name, self.artifact, self.labels)
+        check_config(config, self.name, self.artifact, self.labels, self.versions)
         check_files(config, self.model_folder)
         self.config = config
         self._verify()
@@ -254,6 +261,10 @@ class Build:
         if len(pictures) == 1 and PARAMETER not in self.config.parameters:
             hints.append("it may take pictures: --image PRESET stores their preprocessing with the model")
         if any(tensor.dtype.value == "BF16" for tensor in (*self.artifact.inputs, *self.artifact.outputs)):
+        asks_for_gpu = any(group.gpus or enum_name(group, "kind") == "KIND_GPU" for group in self.config.instance_group)
+        gpus = _count_gpus() if asks_for_gpu else None
+        problems = find_problems(self.config, versions=self.versions, gpus=gpus, where="--config")
+        hints += [f"{problem.text} ({problem.hint})" for problem in problems]
             hints.append("NVIDIA's onnxruntime backend does not take BF16 inputs or outputs; the local server does")
         return tuple(hints)
 
@@ -266,6 +277,12 @@ def _read_labels(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
+def _count_gpus() -> int:
+    from repo_builder.host import ask
+
+    return len((ask("nvidia-smi", "--list-gpus").output or "").splitlines())
+
+
         why = f"--labels {path} can't be read: {error.strerror}"
         raise UsageError(why, "check the path and its permissions") from None
     except UnicodeDecodeError:

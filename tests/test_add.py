@@ -323,6 +323,16 @@ class TestConfigOfTheUsers:
             ("max_batch_size: 4 dynamic_batching { preferred_batch_size: [ 8 ] }", "preferred_batch_size 8"),
             ('model_warmup [ { inputs { key: "x" value { input_data_file: "none" } } } ]', "'none'"),
             ('output [ { name: "y" label_filename: "mine.txt" } ]', "--labels|label file"),
+            ('input [ { name: "x" optional: true } ]', "input 'x' is optional"),
+            (
+                'max_batch_size: 0 input [ { name: "x" optional: true } ]',
+                "input 'x' is optional, and the model needs it",
+            ),
+            ("model_transaction_policy { decoupled: true }", "decoupled"),
+            (
+                "version_policy { specific { versions: 77 } }",
+                "takes versions 77, and the model has 1: nothing is loaded",
+            ),
         ],
     )
     def test_contradicts_the_model(self, text: str, why: str, tmp_path: Path) -> None:
@@ -331,6 +341,35 @@ class TestConfigOfTheUsers:
 
         with untouched(tmp_path), pytest.raises(ConfigError, match=why):
             self.add(tmp_path, text)
+
+    def test_may_keep_an_earlier_version_in_service(self, net: Path, repository: Path, tmp_path: Path) -> None:
+        add(net, repository)
+        policy = file(tmp_path / "policy.pbtxt", "version_policy { specific { versions: 1 } }")
+
+        published = add(net, repository, serving=ServingOptions(config=policy))
+
+        assert published.version == 2
+        assert "version_policy takes versions 1: version 2, the latest, is not served" in published.hints[0]
+        later = file(tmp_path / "policy.pbtxt", "version_policy { specific { versions: 3 } }")
+        assert add(net, repository, serving=ServingOptions(config=later)).hints == ()
+
+    @pytest.mark.parametrize(
+        ("program", "why"), [("exit 9", "there is none here"), ("echo one; echo two", "are 2 here")]
+    )
+    def test_names_gpus_of_another_machine(
+        self, program: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "bin").mkdir()
+        file(tmp_path / "bin/nvidia-smi", f"#!/bin/sh\n{program}\n").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+        groups = file(tmp_path / "groups.pbtxt", "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 7 ] } ]")
+
+        published = add(
+            save(linear(), tmp_path / "net.onnx"), tmp_path / "models", serving=ServingOptions(config=groups)
+        )
+
+        assert len(published.hints) == 1
+        assert why in published.hints[0]
 
     @pytest.mark.parametrize("size", [1, 8])
     def test_a_batch_for_a_model_that_has_none(self, size: int, tmp_path: Path) -> None:

@@ -109,7 +109,8 @@ def build_config(
     config.cc_model_filenames.update(artifact.cc_filenames)
     for tensor in artifact.inputs:
         _add_tensor(config.input.add(), tensor, batched=max_batch_size > 0)
-        config.input[-1].is_shape_tensor = tensor.name in artifact.shape_tensors
+        # Triton's core takes this field, and profile below, for its own tensorrt backend only.
+        config.input[-1].is_shape_tensor = bool(artifact.platform) and tensor.name in artifact.shape_tensors
     for tensor in artifact.outputs:
         _add_tensor(config.output.add(), tensor, batched=max_batch_size > 0)
     if max_batch_size > 0:
@@ -143,7 +144,7 @@ def _add_instances(config: ModelConfig, options: ServingOptions, artifact: Artif
         kind = "gpu"
     value = messages().ModelInstanceGroup.Kind.Value(f"KIND_{kind.upper()}")
     group = config.instance_group.add(count=options.instance_count, kind=value)
-    if len(artifact.profiles) > 1:
+    if len(artifact.profiles) > 1 and artifact.platform:  # without, the backend uses all of them
         group.profile.extend(str(index) for index in range(len(artifact.profiles)))
 
 

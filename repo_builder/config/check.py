@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from repo_builder.compilers.base import Artifact
 from repo_builder.config.build import LABELS
+from repo_builder.config.problems import find_problems
 from repo_builder.config.proto import ModelConfig, enum_name
 from repo_builder.errors import ConfigError
 from repo_builder.model import TensorSpec
 
 
-def check_config(config: ModelConfig, name: str, artifact: Artifact, labels: tuple[str, ...] | None) -> None:
-    """Hold a finished configuration to the artifact.
+def check_config(
+    config: ModelConfig,
+    name: str,
+    artifact: Artifact,
+    labels: tuple[str, ...] | None,
+    versions: Collection[int] | None = None,
+) -> None:
+    """Hold a finished configuration to the artifact, and to what Triton serves at all.
 
     Args:
         config: the message, the user's fields merged in.
         name: the model's name and folder.
         artifact: inputs, outputs and batch limit as built.
         labels: the lines of the label file, if there is one.
+        versions: the numbers of the model's versions, the new one too, if version_policy is to be judged.
 
     Raises:
         ConfigError: with the field that is wrong and what it should be.
@@ -42,7 +50,9 @@ def check_config(config: ModelConfig, name: str, artifact: Artifact, labels: tup
     _check_batching(config, artifact)
     for role, tensors in (("input", artifact.inputs), ("output", artifact.outputs)):
         _check_tensors(config, role, tensors)
-    _check_instances(config)
+    for problem in find_problems(config, versions=versions, where="--config"):
+        if problem.fatal:
+            raise ConfigError(problem.text, problem.hint)
     _check_labels(config, labels)
 
 
@@ -67,17 +77,6 @@ def _check_batching(config: ModelConfig, artifact: Artifact) -> None:
     if size < 0 or (limit is not None and size > limit):
         largest = "any" if limit is None else limit
         raise ConfigError(f"max_batch_size {size}: the artifact takes {largest}", "change it in --config")
-    batching = config.dynamic_batching
-    if config.HasField("dynamic_batching") and not size and batching.preferred_batch_size:
-        raise ConfigError(
-            "dynamic_batching has preferred_batch_size, but max_batch_size is 0", "drop it from --config, or batch"
-        )
-    for preferred in batching.preferred_batch_size:
-        if not 1 <= preferred <= size:
-            raise ConfigError(
-                f"preferred_batch_size {preferred} is not between 1 and max_batch_size {size}",
-                f"raise --max-batch-size to {preferred} or drop that size",
-            )
 
 
 def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ...]) -> None:
@@ -107,6 +106,8 @@ def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ..
             raise ConfigError(
                 f"{role} {tensor.name!r}: {dims} can't be reshaped to {shape}", "both need the same number of elements"
             )
+        if role == "input" and entry.optional:
+            raise ConfigError(f"input {tensor.name!r} is optional, and the model needs it", "drop it from --config")
         if stated != actual:
             raise ConfigError(
                 f"{role} {tensor.name!r} has dims {list(actual)} in the model, {list(stated)} in the config", _DROP_HINT
@@ -120,12 +121,6 @@ def _elements(dims: Iterable[int]) -> tuple[int, int]:
     """The product of the fixed sizes, and how many are free."""
     sizes = list(dims)
     return math.prod(size for size in sizes if size >= 0), sum(size < 0 for size in sizes)
-
-
-def _check_instances(config: ModelConfig) -> None:
-    for group in config.instance_group:
-        if group.count < 1:
-            raise ConfigError(f"instance_group count {group.count} is not a count", "1 or more")
 
 
 def _check_labels(config: ModelConfig, labels: tuple[str, ...] | None) -> None:

@@ -105,7 +105,7 @@ def test_two_profiles_of_free_sizes(tmp_path: Path) -> None:
     proto = convolution(height="height", width="width")
     published = publish(tmp_path, proto, fp16=True, profiles=(profile(8, 16, 32), profile(32, 48, 64)))
     config = read_config(published.folder / "config.pbtxt")
-    assert list(config.instance_group[0].profile) == ["0", "1"]
+    assert not config.instance_group[0].profile  # which Triton refuses here; the backend uses all of them
     assert config.max_batch_size == 4
     assert list(config.input[0].dims) == [3, -1, -1]
 

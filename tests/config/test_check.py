@@ -97,7 +97,7 @@ def test_a_batch_where_the_first_axis_is_not_free() -> None:
 
 
 def test_preferred_sizes_without_batching() -> None:
-    with pytest.raises(ConfigError, match="max_batch_size is 0"):
+    with pytest.raises(ConfigError, match="preferred_batch_size 4 is not between 1 and max_batch_size 0"):
         check_config(configured("dynamic_batching { preferred_batch_size: [ 4 ] }", size=0), "net", WHOLE, None)
 
 

@@ -1,0 +1,117 @@
+"""What keeps a configuration from being served is told from its text (tests/servers runs them)."""
+
+from __future__ import annotations
+
+import pytest
+
+from repo_builder.config.problems import LONGEST_DELAY_US, MOST_INSTANCES, Problem, find_problems
+from repo_builder.config.proto import parse_config
+from tests.config.configurations import (
+    ENDS_THE_SERVER,
+    NAME_AND_PLATFORM,
+    REFUSED,
+    SERVED,
+    of_instances,
+    warmup,
+    with_,
+)
+
+
+def problems(
+    text: str, name: str = "net", *, gpus: int | None = None, versions: tuple[int, ...] = (1,)
+) -> list[Problem]:
+    config = parse_config(NAME_AND_PLATFORM.format(name=name) + text, name)
+    return find_problems(config, versions=versions, gpus=gpus)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [*REFUSED.values(), *ENDS_THE_SERVER.values()], ids=[*REFUSED, *ENDS_THE_SERVER]
+)
+def test_what_is_not_served(text: str, why: str) -> None:
+    found = problems(text)
+
+    assert why in found[0].text
+    assert found[0].fatal
+    assert found[0].hint
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_what_is_served(name: str) -> None:
+    assert [problem for problem in problems(SERVED[name]) if problem.fatal] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus", "why"),
+    [
+        (of_instances("count: 1 kind: KIND_GPU"), 0, "asks for a GPU, and there is none here"),
+        (of_instances("count: 1 gpus: [ 0 ]"), 0, "asks for a GPU, and there is none here"),
+        (of_instances("count: 1 kind: KIND_GPU gpus: [ 7 ]"), 2, "has gpus [7], and there are 2 here"),
+        (with_("version_policy { specific { versions: 1 } }"), None, "version 2, the latest, is not served"),
+        (with_(warmup("")), None, "model_warmup 'w' has no batch_size: Triton skips it"),
+        (
+            with_(warmup("batch_size: 1", "data_type: TYPE_INT64 dims: [ 4 ] random_data: true")).replace(
+                'name: "x" data_type: TYPE_FP32', 'name: "x" data_type: TYPE_INT64'
+            ),
+            None,
+            "gives input 'x' any integers at all",
+        ),
+        (with_("sequence_batching { }"), None, "sequence_batching is not served by repo-builder serve"),
+        (
+            with_('batch_input { kind: BATCH_ELEMENT_COUNT target_name: "b" data_type: TYPE_FP32 source_input: "x" }'),
+            None,
+            "batch_input is not served by repo-builder serve",
+        ),
+        (with_("model_metrics { }"), None, "model_metrics is newer than Triton 2.51"),
+    ],
+)
+def test_what_another_machine_or_server_may_serve(text: str, gpus: int | None, why: str) -> None:
+    [problem] = problems(text, gpus=gpus, versions=(1, 2))
+
+    assert why in problem.text
+    assert not problem.fatal
+
+
+@pytest.mark.parametrize(
+    "text", [of_instances("kind: KIND_GPU gpus: [ 0, 1 ]"), of_instances("kind: KIND_GPU"), with_("")]
+)
+@pytest.mark.parametrize("gpus", [2, None])
+def test_gpus_that_are_there_or_not_known(text: str, gpus: int | None) -> None:
+    assert problems(text, gpus=gpus) == []
+
+
+def test_versions_that_are_not_known() -> None:
+    config = parse_config('platform: "onnxruntime_onnx" version_policy { specific { versions: 7 } }', "net")
+
+    assert find_problems(config) == []
+
+
+def test_limits() -> None:
+    delay = "dynamic_batching {{ max_queue_delay_microseconds: {} }}"
+    assert problems(with_(delay.format(LONGEST_DELAY_US))) == []
+    assert len(problems(with_(delay.format(LONGEST_DELAY_US + 1)))) == 1
+    assert problems(of_instances(f"count: {MOST_INSTANCES}")) == []
+    assert "1025 instances" in problems(of_instances(f"count: 1 }}, {{ count: {MOST_INSTANCES}"))[0].text
+
+
+@pytest.mark.parametrize("platform", ['platform: "tensorrt_plan"', 'backend: "tensorrt_rtx"'])
+@pytest.mark.parametrize("kind", ["KIND_CPU", "KIND_MODEL"])
+def test_engines_run_on_gpus_only(platform: str, kind: str) -> None:
+    config = parse_config(f"{platform} instance_group [ {{ count: 1 kind: {kind} }} ]", "net")
+
+    assert "an engine runs on GPUs only" in find_problems(config)[0].text
+
+
+def test_other_backends_have_rules_of_their_own() -> None:
+    """A Python model may answer many times, and takes parameters of its own."""
+    text = (
+        'backend: "python" max_batch_size: 8 model_transaction_policy { decoupled: true } '
+        'input [ { name: "x" optional: true } ] '
+        'parameters { key: "execution_mode" value { string_value: "mine" } }'
+    )
+    assert find_problems(parse_config(text, "net")) == []
+
+
+def test_hints_name_the_place_to_mend() -> None:
+    config = parse_config("version_policy { latest { } }", "net")
+
+    assert find_problems(config, where="--config")[0].hint.endswith("in --config")
