@@ -7,6 +7,7 @@ plan also loads in newer minor versions of the same major.  What is known of NVI
 
 from __future__ import annotations
 
+import bisect
 import csv
 import re
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import NoReturn
 
 from repo_builder.errors import RepositoryError
 from repo_builder.repository import Repository
@@ -149,7 +151,6 @@ def container_for(plans: Iterable[Plan]) -> Container | None:
     Raises:
         RepositoryError: they need different ones, or one that isn't known.
     """
-    candidates: dict[Release, str | None] | None = None
     listed = sorted(plans, key=lambda plan: (plan.tensorrt, str(plan)))
     for plan in listed:
         if plan.rtx:
@@ -157,27 +158,49 @@ def container_for(plans: Iterable[Plan]) -> Container | None:
                 f"{plan.model}/{plan.path.parent.name} is a TensorRT-RTX engine, which no container of NVIDIA's loads",
                 "serve it with repo-builder serve --engine local, or build it with --target tensorrt",
             )
-        fitting = containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
-        if not fitting:
-            raise RepositoryError(
-                f"no Triton container is known to have the TensorRT of {plan}",
-                "build it with the version of a container: repo-builder doctor lists what there is",
-            )
-        doubts = {entry.release: entry.doubt for entry in fitting}
-        if candidates is None:
-            candidates = doubts
-        else:
-            candidates = {
-                release: doubt or doubts[release] for release, doubt in candidates.items() if release in doubts
-            }
-    if candidates is None:
+    if not listed:
         return None
-    if not candidates:
+    fitting = [
+        {
+            entry.release: entry.doubt
+            for entry in containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
+        }
+        for plan in listed
+    ]
+    common = set(fitting[0]).intersection(*fitting[1:])
+    if not common:
+        _refuse(listed, [plan for plan, containers in zip(listed, fitting, strict=True) if not containers])
+    doubts = {release: next(filter(None, (plan[release] for plan in fitting)), None) for release in common}
+    return _best_first(Container(release, doubt) for release, doubt in doubts.items())[0]
+
+
+def _refuse(plans: list[Plan], unknown: list[Plan]) -> NoReturn:
+    """Say why no one container loads ``plans``; for those that are ``unknown`` there is none at all."""
+    alike = len({plan.tensorrt for plan in plans}) == 1
+    named = "; ".join(f"{plan}{' (no container is known to have it)' if plan in unknown and not alike else ''}"
+                      for plan in plans)  # fmt: skip
+    if alike:
+        there = ", ".join(_nearest(plans[0].tensorrt))
         raise RepositoryError(
-            f"no one container loads all of these plans: {'; '.join(map(str, listed))}",
-            "build them with one TensorRT version, or keep them in two repositories",
+            f"no Triton container is known to have the TensorRT of {named}",
+            f"build with a version that one has{f', such as {there}' if there else ''}; or repo-builder serve --engine "
+            "local, with the TensorRT that built it",
         )
-    return _best_first(Container(release, doubt) for release, doubt in candidates.items())[0]
+    raise RepositoryError(
+        f"no one container loads all of these plans: {named}",
+        "build them with one TensorRT version, or keep them in two repositories",
+    )
+
+
+def _nearest(tensorrt: Version) -> list[str]:
+    """The three versions of the same major that containers have and that are closest to ``tensorrt``."""
+    first: dict[Version, str] = {}
+    for release in releases():
+        if release.tensorrt[:1] == tensorrt[:1] and release.tensorrt_certain:
+            first.setdefault(release.tensorrt, release.name)
+    ordered = sorted(first)
+    place = bisect.bisect(ordered, tensorrt)
+    return [f"{version_text(version)} ({first[version]})" for version in ordered[max(place - 1, 0) : place + 2]]
 
 
 def find_plans(repository: Repository) -> tuple[Plan, ...]:

@@ -313,7 +313,8 @@ def _plan(subject: str, plan: Plan, host: Host) -> Iterator[Finding]:
     file = f"{plan.path.parent.name}/{plan.path.name}"
     again = f"publish it again on this machine: repo-builder add ... --name {plan.model}"
     if not host.gpus:
-        yield Finding(subject, Level.WRONG, f"{file} needs an NVIDIA GPU, and there is none here", again)
+        mend = f"serve it where there is one, or as ONNX: repo-builder add ... --target onnxruntime --name {plan.model}"
+        yield Finding(subject, Level.WRONG, f"{file} needs an NVIDIA GPU, and there is none here", mend)
         return
     here = {gpu.compute_capability for gpu in host.gpus}
     if plan.compute_capability and plan.compute_capability not in here:

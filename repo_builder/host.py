@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,10 @@ TIMEOUT_S = 2.0
 DEFAULT_IMAGE = "nvcr.io/nvidia/tritonserver:25.11-py3"  # compose.yaml's
 
 MARK = "# TRITON_IMAGE is kept by repo-builder"
+_IMAGE_LINE = re.compile(
+    r"""\s*(?:export\s+)?TRITON_IMAGE\s*[=:]\s*(?:(?P<mark>["'])(?P<quoted>.*?)(?P=mark)|(?P<bare>.*?))\s*(?:\s#.*)?$"""
+)
+"""A line of .env as Compose reads it, but for references to other variables."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,10 @@ def configured_image(folder: Path) -> str | None:
     if image := os.environ.get("TRITON_IMAGE"):
         return image
     try:
-        lines = (folder / ".env").read_text(encoding="utf-8").splitlines()
+        text = (folder / ".env").read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         return None
-    values = [value.strip().strip("\"'") for name, _, value in (line.partition("=") for line in lines)
-              if name.strip() == "TRITON_IMAGE"]  # fmt: skip
+    values = [match["quoted"] or match["bare"] for match in map(_IMAGE_LINE.match, text.splitlines()) if match]
     return (values and values[-1]) or None
 
 
@@ -127,10 +131,10 @@ def write_image(folder: Path, image: str, *, asked: bool) -> Path | None:
     """
     path = folder / ".env"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
         if not asked and MARK not in lines:
             return None
-        kept = [line for line in lines if line != MARK and line.partition("=")[0].strip() != "TRITON_IMAGE"]
+        kept = [line for line in lines if line != MARK and not _IMAGE_LINE.match(line)]
         with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".env.", delete=False, encoding="utf-8") as file:
             file.write("\n".join([*kept, MARK, f"TRITON_IMAGE={image}", ""]))
         Path(file.name).chmod(0o644)

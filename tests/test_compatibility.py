@@ -160,6 +160,33 @@ def test_plans_of_two_versions_are_refused_with_the_list(tmp_path: Path) -> None
         container_for(find_plans(Repository(tmp_path)))
 
 
+def test_plans_that_no_container_loads_are_in_the_list(tmp_path: Path) -> None:
+    put_plan(tmp_path, "old", (8, 6, 0, 12))  # 8.6.0 of PyPI
+    with pytest.raises(RepositoryError, match=r"known to have the TensorRT of old/1: TensorRT 8\.6\.0\.12") as caught:
+        container_for(find_plans(Repository(tmp_path)))
+    assert "such as 8.5.3 (23.02), 8.6.1.2 (23.04), 8.6.1.6 (23.06)" in str(caught.value.hint)
+    put_plan(tmp_path, "new", (10, 14, 1, 48))
+    with pytest.raises(RepositoryError) as caught:
+        container_for(find_plans(Repository(tmp_path)))
+    assert str(caught.value) == (
+        "no one container loads all of these plans: old/1: TensorRT 8.6.0.12 (no container is known to have it); "
+        "new/1: TensorRT 10.14.1.48"
+    )
+
+
+def test_plans_of_two_versions_in_one_version_of_a_model(tmp_path: Path) -> None:
+    put_plan(tmp_path, "net", (10, 14, 1, 48))
+    (tmp_path / "net/1/model.plan").rename(tmp_path / "net/1/model_cc90.plan")
+    (tmp_path / "net/1/model_cc86.plan").write_bytes(plan_head((10, 13, 2, 6)))
+    plans = {
+        capability: {"file": file, "engine": {"gpu": {"compute_capability": capability}}}
+        for capability, file in (("9.0", "model_cc90.plan"), ("8.6", "model_cc86.plan"))
+    }
+    (tmp_path / "net/1/manifest.json").write_text(json.dumps({"schema": MANIFEST_SCHEMA, "plans": plans}))
+    with pytest.raises(RepositoryError, match=r"net/1/model_cc86\.plan: TensorRT 10\.13\.2\.6; net/1/model_cc90\.plan"):
+        container_for(find_plans(Repository(tmp_path)))
+
+
 def test_engines_no_container_loads_are_refused(tmp_path: Path) -> None:
     put_plan(tmp_path, "rtx", (1, 7, 1, 116), b"vtrt")
     with pytest.raises(RepositoryError, match="TensorRT-RTX"):

@@ -16,6 +16,7 @@ import pytest
 
 from tests.docker.conftest import ROOT, Run
 from tests.servers.repositories import write_identity
+from tests.test_host import DOTENV
 
 pytestmark = pytest.mark.docker
 
@@ -63,6 +64,15 @@ def test_gpus_are_reserved_and_given_up(run: Run) -> None:
     two = config(run, TRITON_GPUS="2")["services"]["triton"]["deploy"]["resources"]["reservations"]["devices"]
     assert two == [{**device, "count": 2}]
     assert config(run, *CPU)["services"]["triton"].get("deploy") is None
+
+
+@pytest.mark.usefixtures("compose")
+@pytest.mark.parametrize("text", DOTENV)
+def test_what_is_known_of_dotenv_is_what_compose_makes_of_it(run: Run, tmp_path: Path, text: str) -> None:
+    (tmp_path / "compose.yaml").write_text("services: {triton: {image: '${TRITON_IMAGE:-none}'}}")
+    (tmp_path / ".env").write_text(text + "\n", encoding="utf-8")
+    done = run("env", "-u", "TRITON_IMAGE", "docker", "compose", "--project-directory", tmp_path, "config", "--images")
+    assert done.stdout.strip() == (DOTENV[text] or "none"), done.stderr
 
 
 class Project:
