@@ -26,7 +26,7 @@ $(VENV)/.server: $(SOURCES)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.server $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,rtx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,grpc,rtx,dev]'
 	@touch $@
 
 clean:

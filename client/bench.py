@@ -13,6 +13,8 @@ import typer
 
 from client.command import report_error, run_app
 from client.infer import split_version
+from client.load.delivery import Compression, Delivery, Protocol, SharedMemory
+from client.tls import Tls
 
 app = typer.Typer(
     add_completion=False,
@@ -82,6 +84,20 @@ def bench(
         list[str] | None, typer.Option(metavar="NAME=LOW:HIGH", help="Of the values of a random input.")
     ] = None,
     variants: Annotated[int, typer.Option(min=1, metavar="N", help="Different requests to send in turn.")] = 8,
+    protocol: Annotated[
+        Protocol, typer.Option("--protocol", "-i", case_sensitive=False, help="Of inferences; all else goes over HTTP.")
+    ] = Protocol.HTTP,
+    grpc_url: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Else port 8001 of the host of --url.")
+    ] = None,
+    shared_memory: Annotated[
+        SharedMemory, typer.Option(help="Where tensors are, if not in requests: the server is on this machine.")
+    ] = SharedMemory.NONE,
+    compression: Annotated[Compression, typer.Option(help="Of HTTP bodies.")] = Compression.NONE,
+    ca_file: Annotated[
+        Path | None, typer.Option("--cacert", metavar="FILE.pem", help="Certificates to trust for https://.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", "-k", help="Trust any certificate.")] = False,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of random inputs and of --poisson.")] = 0,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For one answer.", min=0.001)] = 30.0,
     workers: Annotated[
@@ -134,6 +150,7 @@ def bench(
             shapes=tuple(shape or ()),
             ranges=tuple(input_range or ()),
             variants=variants,
+            delivery=Delivery(protocol, shared_memory, compression, grpc_url, Tls(ca_file, insecure)),
             seed=seed,
             timeout=timeout,
             workers=workers,

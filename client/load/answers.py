@@ -12,12 +12,16 @@ _INFERENCE_HEADER: Final = b"inference-header-content-length"
 
 @dataclass(frozen=True)
 class Head:
-    """The head of an answer: bytes of the body (:data:`CHUNKED` if it comes in chunks) and of its JSON part."""
+    """The head of an answer: bytes of the body (:data:`CHUNKED` if it comes in chunks) and of its JSON part.
+
+    ``encoding`` is what the body is compressed with, if it is.
+    """
 
     status: int
     length: int
     header_length: int
     close: bool
+    encoding: str = ""
 
 
 def parse_head(data: bytes) -> Head:
@@ -41,6 +45,7 @@ def parse_head(data: bytes) -> Head:
         length=length,
         header_length=int(fields.get(_INFERENCE_HEADER, -1)),
         close=fields.get(b"connection") == b"close" or version == b"http/1.0",
+        encoding=fields.get(b"content-encoding", b"").decode("latin-1"),
     )
 
 

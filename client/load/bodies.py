@@ -1,7 +1,8 @@
-"""What is sent: requests built once, as the bytes that go over the wire."""
+"""What is sent: the tensors of different requests, made once."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ from client.client import check_inputs
 from client.errors import InputError, UsageError
 from client.image import Picture
 from client.inputs import find_pictures, parse_range, random_arrays, read_arrays
+from client.load.raw_tensors import tensor_bytes
 from client.metadata import ModelMetadata
 from client.pictures import PictureModel
-from client.protocol import Request, http_head, inference_request
+from client.protocol import Tensor
 from client.tensors import Array
-from client.transport import Url
 
 VARIANTS: Final = 8
 MAX_BYTES: Final = 256 * 2**20
@@ -39,29 +40,49 @@ class LoadData:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """The tensors of different requests, each of ``batch`` items."""
+
+    requests: tuple[tuple[Tensor, ...], ...] = field(repr=False)
+    batch: int
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        """Of all names, types, shapes and contents: what is sent, however it is."""
+        digest = hashlib.sha256()
+        for tensor in itertools.chain.from_iterable(self.requests):
+            digest.update(repr((tensor.name, tensor.datatype, tensor.array.shape)).encode())
+            digest.update(tensor_bytes(tensor.datatype, tensor.array))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
 class Bodies:
-    """Requests as bytes, each of ``batch`` items."""
+    """The same as bytes: over HTTP whole requests, over gRPC messages."""
 
     requests: tuple[bytes, ...] = field(repr=False)
     batch: int
     source: str
+    sha256: str
 
 
-def build(model: ModelMetadata, url: Url, data: LoadData, batch: int | None, seed: int) -> Bodies:
-    """Build the requests for ``model``; raises a ClientError that says what is missing or doesn't fit."""
+def make_inputs(model: ModelMetadata, data: LoadData, batch: int | None, seed: int) -> Inputs:
+    """Make the tensors for ``model``; raises a ClientError that says what is missing or doesn't fit."""
     if batch is not None and batch > max(model.max_batch_size, 1):
         most = f"takes batches up to {model.max_batch_size}" if model.batched else "has no batch axis"
         raise UsageError(f"--batch {batch}: model {model.name!r} {most}")
     made = _of_pictures(model, data, batch or 1) if data.pictures else _of_arrays(model, data, batch, seed)
-    wires: list[bytes] = []
+    requests: list[tuple[Tensor, ...]] = []
     size = 0
-    for request in made:
-        wires.append(http_head(request, url.netloc, url.prefix) + request.body)
-        size += len(wires[-1])
-        if len(wires) >= data.variants or size + len(wires[-1]) > MAX_BYTES:
+    for tensors in made:
+        requests.append(tuple(tensors))
+        last = sum(tensor.array.nbytes for tensor in tensors)
+        size += last
+        if len(requests) >= data.variants or size + last > MAX_BYTES:
             break
     source = "pictures" if data.pictures else "arrays" if data.inputs else "random"
-    return Bodies(tuple(wires), _batch(model, data, batch), source)
+    return Inputs(tuple(requests), _batch(model, data, batch), source)
 
 
 def _batch(model: ModelMetadata, data: LoadData, batch: int | None) -> int:
@@ -70,7 +91,7 @@ def _batch(model: ModelMetadata, data: LoadData, batch: int | None) -> int:
     return len(next(iter(read_arrays(model, data.inputs).values())))
 
 
-def _of_pictures(model: ModelMetadata, data: LoadData, batch: int) -> Iterator[Request]:
+def _of_pictures(model: ModelMetadata, data: LoadData, batch: int) -> Iterator[list[Tensor]]:
     if data.inputs:
         raise UsageError("pictures can't go together with --input: a request has one or the other")
     target = PictureModel.of(model)
@@ -83,10 +104,10 @@ def _of_pictures(model: ModelMetadata, data: LoadData, batch: int) -> Iterator[R
     for prepared in target.batches(filled, batch):
         if len(prepared.pictures) < batch:
             raise InputError("the pictures differ in shape, so they can't fill a batch", "--batch 1")
-        yield target.request(prepared.array, 0)
+        yield [target.tensor(prepared.array)]
 
 
-def _of_arrays(model: ModelMetadata, data: LoadData, batch: int | None, seed: int) -> Iterator[Request]:
+def _of_arrays(model: ModelMetadata, data: LoadData, batch: int | None, seed: int) -> Iterator[list[Tensor]]:
     given = read_arrays(model, data.inputs)
     rows = min((len(array) for array in given.values()), default=0) if model.batched else 0
     if given and batch is not None and rows < batch:
@@ -96,7 +117,7 @@ def _of_arrays(model: ModelMetadata, data: LoadData, batch: int | None, seed: in
     for turn in range(turns):
         part = given if batch is None or not given else _rows(given, turn * batch, batch)
         arrays = {**part, **random_arrays(model, part, data.shapes, batch, seed + turn, ranges)}
-        yield inference_request(model.name, model.version, check_inputs(model, arrays))
+        yield check_inputs(model, arrays)
         if len(part) == len(arrays) and batch is None:
             return  # nothing about it is random
 

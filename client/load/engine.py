@@ -12,17 +12,16 @@ import ctypes
 import gc
 import heapq
 import itertools
-import os
 import select
 import signal
-import socket
 import sys
 import time
 from array import array
 from multiprocessing.connection import Connection
 from typing import Final
 
-from client.load.answers import CHUNKED, Head, join_chunks, parse_head
+from client.load.channel import Answer, Channel
+from client.load.connections import Connections
 from client.load.records import (
     WAITED,
     ClosedLoop,
@@ -46,31 +45,9 @@ _SPIN_NS: Final = 60_000
 _FLUSH_NS: Final = 50_000_000
 _SAMPLE_NS: Final = 100_000_000
 _FAR: Final = 2**62
-_BUFFER_BYTES: Final = 256 * 1024
-_CONNECT_S: Final = 5.0
 _PR_SET_TIMERSLACK: Final = 29
 
 _now = time.perf_counter_ns
-
-
-class _Channel:
-    """A connection to the server, and the request that is on it while ``sent`` is not 0."""
-
-    __slots__ = (
-        "connected", "due", "first", "head", "kept", "missing", "open", "out", "sent", "socket", "waited", "writing",
-    )  # fmt: skip
-
-    socket: socket.socket
-
-    def __init__(self) -> None:
-        self.open = False  # there is a socket
-        self.connected = False  # the server has accepted it
-        self.writing = False  # epoll tells when it can take more
-        self.out: memoryview | None = None  # what of the request is still to be sent
-        self.head: Head | None = None
-        self.kept: bytearray | None = None  # of the answer: a head that isn't complete, chunks, a sample
-        self.missing = 0
-        self.due = self.sent = self.first = self.waited = 0
 
 
 class Engine:
@@ -81,13 +58,9 @@ class Engine:
         self._control = control
         self._epoll = select.epoll()
         self._epoll.register(control.fileno(), select.EPOLLIN)
-        self._channels: dict[int, _Channel] = {}
-        self._free: list[_Channel] = []
-        self._resting: list[tuple[int, int, _Channel]] = []
-        self._requests = itertools.cycle([memoryview(request) for request in setup.requests])
-        self._buffer = bytearray(_BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
-        self._heads: dict[bytes, Head] = {}
+        self._connections = Connections(setup, self._epoll)
+        self._free: list[Channel] = []
+        self._resting: list[tuple[int, int, Channel]] = []
         self._columns = (array("q"), array("q"), array("q"), array("B"))
         self._reset()
 
@@ -104,12 +77,13 @@ class Engine:
     def prepare(self, wanted: int) -> None:
         """Open ``wanted`` connections; those that can't be opened are tried again when they are needed."""
         while len(self._free) > wanted:
-            self._close(self._free.pop())
-        self._free += [_Channel() for _ in range(wanted - len(self._free))]
+            self._connections.discard(self._free.pop())
+        self._free += [self._connections.new() for _ in range(wanted - len(self._free))]
         for channel in self._free:
             if not channel.open:
                 try:
-                    self._connect(channel, blocking=True)
+                    self._connections.connect(channel, blocking=True)
+                    self._connections.send(channel)
                 except OSError:
                     return
 
@@ -126,7 +100,7 @@ class Engine:
             unsent = self._run_open(phase.loop, start)
         cpu, wall = time.process_time_ns() - cpu, _now() - start
         self._flush()
-        self._control.send(PhaseEnd(self._send_ns, self._receive_ns, cpu, wall, len(self._channels), unsent))
+        self._control.send(PhaseEnd(self._send_ns, self._receive_ns, cpu, wall, len(self._connections.by_fd), unsent))
 
     def _run_closed(self, loop: ClosedLoop) -> int:
         self._budget = _FAR if loop.requests is None else loop.requests
@@ -186,18 +160,18 @@ class Engine:
         self._flush()
         self._next_check = now + _FLUSH_NS
         oldest = now - self._setup.timeout_ns
-        late = [channel for channel in self._channels.values() if 0 < channel.sent < oldest]
+        late = [channel for channel in self._connections.by_fd.values() if 0 < channel.sent < oldest]
         for channel in late:
             self._fail(channel, Outcome.TIMEOUT, f"no answer within {self._setup.timeout_ns / 1e9:g} s")
 
     # A request
 
-    def _take(self, most: int) -> _Channel | None:
+    def _take(self, most: int) -> Channel | None:
         if self._free:
             return self._free.pop()
-        return _Channel() if self._in_flight < most else None
+        return self._connections.new() if self._in_flight < most else None
 
-    def _next(self, channel: _Channel) -> None:
+    def _next(self, channel: Channel) -> None:
         """Use a channel that is free again."""
         now = _now()
         if self._again and self._budget and now < self._end and not self._stopped:
@@ -206,132 +180,81 @@ class Engine:
         else:
             self._free.append(channel)
 
-    def _start(self, channel: _Channel, due: int, waited: int) -> None:
+    def _start(self, channel: Channel, due: int, waited: int) -> None:
         self._in_flight += 1
-        channel.due, channel.waited = due, waited
-        channel.first = channel.missing = 0
-        channel.head = channel.kept = None
-        channel.out = next(self._requests)
-        channel.sent = _now()
-        if channel.open:
-            self._push(channel, channel.out)
-            return
-        try:
-            self._connect(channel, blocking=False)
-        except OSError as error:
-            self._fail(channel, Outcome.NO_CONNECTION, _reason(error))
+        channel.due, channel.waited, channel.first = due, waited, 0
+        channel.sent = sent = _now()
+        channel.keep = sent >= self._next_sample
+        if channel.keep:
+            self._next_sample = sent + _SAMPLE_NS
+        is_new = not channel.open
+        if is_new:
+            try:
+                self._connections.connect(channel, blocking=False)
+            except OSError as error:
+                self._fail(channel, Outcome.NO_CONNECTION, _reason(error))
+                return
+        channel.begin(self._connections.next_request(channel))
+        if not is_new:
+            self._send(channel)
 
-    def _push(self, channel: _Channel, out: memoryview) -> None:
-        """Send as much as the socket takes; epoll tells when it takes more."""
+    def _send(self, channel: Channel) -> None:
         before = _now()
         try:
-            count = channel.socket.send(out)
-        except BlockingIOError:
-            count = 0
+            self._connections.send(channel)
         except OSError as error:
             self._broken(channel, error)
-            return
-        self._send_ns += _now() - before
-        channel.connected = True
-        left = count < len(out)
-        channel.out = out[count:] if left else None
-        if left is not channel.writing:
-            channel.writing = left
-            self._epoll.modify(channel.socket, select.EPOLLIN | (select.EPOLLOUT if left else 0))
+        else:
+            self._send_ns += _now() - before
 
     def _handle(self, fd: int, mask: int) -> None:
-        channel = self._channels.get(fd)
+        channel = self._connections.by_fd.get(fd)
         if channel is None:
             if fd == self._control.fileno():
                 self._control.recv()  # EOFError: the parent is gone, and so is the reason to go on
                 self._stopped = True
-        elif channel.out is None or mask & select.EPOLLIN:
-            self._receive(channel)
+        elif channel.shaking or not (channel.out is None or mask & select.EPOLLIN):
+            self._send(channel)
         else:
-            self._push(channel, channel.out)
+            self._receive(channel)
 
-    def _receive(self, channel: _Channel) -> None:
+    def _receive(self, channel: Channel) -> None:
         before = _now()
         try:
-            count = channel.socket.recv_into(self._buffer)
-        except BlockingIOError:
-            return
+            count = self._connections.receive(channel)
+            if count <= 0:
+                if count == 0:
+                    self._broken(channel, None)
+                return
+            answer = channel.take(self._connections.buffer, count, before)
         except OSError as error:
             self._broken(channel, error)
-            return
-        if not count or not channel.sent:
-            self._broken(channel, None)
-            return
-        channel.first = channel.first or before
-        try:
-            head = self._complete(channel, count)
         except ValueError as error:
-            self._fail(channel, Outcome.NOT_HTTP, str(error))
+            if channel.sent:
+                self._fail(channel, Outcome.NOT_UNDERSTOOD, str(error))
+            else:
+                self._connections.close(channel)
         else:
-            if head is not None:
-                self._finish(channel, head)
+            if answer is not None:
+                self._finish(channel, answer)
+            if channel.out is not None and not channel.writing:
+                self._send(channel)  # what HTTP/2 has to say besides requests
 
-    def _complete(self, channel: _Channel, count: int) -> Head | None:
-        """Take in ``count`` bytes of the buffer; the answer's head when they are its end."""
-        head, body = channel.head, 0
-        if head is None:
-            if channel.kept is not None:  # the first part of a head came alone
-                count = self._unread(channel.kept, count)
-            body = self._buffer.find(b"\r\n\r\n", 0, count) + 4
-            if body == 3:
-                channel.kept = bytearray(self._view[:count])
-                return None
-            text = bytes(self._view[:body])
-            head = self._heads.get(text)
-            if head is None:
-                head = parse_head(text)
-                if len(self._heads) > 1000:  # a proxy may put something of its own into every head
-                    self._heads.clear()
-                self._heads[text] = head
-            channel.head = head
-            channel.missing = head.length
-            keep = head.length == CHUNKED or head.status != 200 or channel.first >= self._next_sample
-            channel.kept = bytearray() if keep else None
-        if channel.kept is not None:
-            channel.kept += self._view[body:count]
-        if head.length == CHUNKED:
-            whole = join_chunks(channel.kept or b"")
-            if whole is None:
-                return None
-            channel.kept = bytearray(whole)
-            return head
-        channel.missing -= count - body
-        if channel.missing < 0:
-            raise ValueError("the answer is longer than it says")
-        return None if channel.missing else head
-
-    def _unread(self, kept: bytearray, count: int) -> int:
-        """Put what came before in front of the buffer's ``count`` bytes, of which there may be fewer then."""
-        whole = kept + self._view[:count]
-        if len(whole) > _BUFFER_BYTES:
-            raise ValueError("the answer's head is too long")
-        self._view[: len(whole)] = whole
-        return len(whole)
-
-    def _finish(self, channel: _Channel, head: Head) -> None:
-        """An answer is complete."""
-        kept = channel.kept
-        if head.status == 200:
-            self._record(channel, Outcome.OK)
-            if kept is not None and channel.first >= self._next_sample:
-                self._next_sample = channel.first + _SAMPLE_NS
-                self._control.send(Sample(head.header_length, bytes(kept)))
-        else:
-            outcome = Outcome.SERVER_ERROR if head.status >= 500 else Outcome.REFUSED
-            self._record(channel, outcome)
-            self._tell(outcome, f"HTTP {head.status}: {bytes(kept or b'')[:500].decode(errors='replace')}")
-        if head.close or channel.out is not None:
-            self._close(channel)
+    def _finish(self, channel: Channel, answer: Answer) -> None:
+        self._record(channel, answer.outcome)
+        if answer.outcome:
+            self._tell(answer.outcome, answer.message)
+            self._next_sample = 0
+        elif channel.kept is not None and channel.keep:
+            outputs = self._connections.outputs(channel)
+            self._control.send(Sample(answer.header_length, bytes(channel.kept), answer.encoding, outputs))
+        if channel.spoiled:
+            self._connections.close(channel)
         self._next(channel)
 
-    def _broken(self, channel: _Channel, error: OSError | None) -> None:
+    def _broken(self, channel: Channel, error: OSError | None) -> None:
         if not channel.sent:
-            self._close(channel)  # it was idle: another one is opened when it is needed
+            self._connections.close(channel)  # it was idle: another one is opened when it is needed
         elif not channel.connected:
             self._fail(channel, Outcome.NO_CONNECTION, _reason(error))
         elif error is not None:
@@ -340,16 +263,16 @@ class Engine:
             place = "in the middle of an answer" if channel.first else "without an answer"
             self._fail(channel, Outcome.CONNECTION_BROKE, f"the server closed the connection {place}")
 
-    def _fail(self, channel: _Channel, outcome: Outcome, message: str) -> None:
+    def _fail(self, channel: Channel, outcome: Outcome, message: str) -> None:
         self._record(channel, outcome)
         self._tell(outcome, message)
-        self._close(channel)
+        self._connections.close(channel)
         if self._again:
             heapq.heappush(self._resting, (_now() + REST_NS, id(channel), channel))
         else:
             self._free.append(channel)
 
-    def _record(self, channel: _Channel, outcome: int) -> None:
+    def _record(self, channel: Channel, outcome: int) -> None:
         done = _now()
         finished, response, service, status = self._columns
         finished.append(done)
@@ -371,35 +294,11 @@ class Engine:
             self._control.send(Records(*(column.tobytes() for column in self._columns)))
             self._columns = (array("q"), array("q"), array("q"), array("B"))
 
-    # A connection
-
-    def _connect(self, channel: _Channel, *, blocking: bool) -> None:
-        connection = socket.socket(self._setup.family, socket.SOCK_STREAM)
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.settimeout(_CONNECT_S if blocking else 0)
-            with contextlib.suppress(BlockingIOError):
-                connection.connect(self._setup.address)
-            connection.setblocking(False)
-        except BaseException:
-            connection.close()
-            raise
-        channel.socket, channel.open = connection, True
-        channel.connected, channel.writing = blocking, not blocking
-        self._channels[connection.fileno()] = channel
-        self._epoll.register(connection, select.EPOLLIN | (0 if blocking else select.EPOLLOUT))
-
-    def _close(self, channel: _Channel) -> None:
-        if channel.open:
-            del self._channels[channel.socket.fileno()]
-            channel.socket.close()
-        channel.open, channel.out = False, None
-
 
 def _reason(error: OSError | None) -> str:
     if error is None:
         return "the server closed the connection before it was used"
-    return os.strerror(error.errno) if error.errno else str(error)
+    return error.strerror or str(error)
 
 
 def main(fd: int) -> None:

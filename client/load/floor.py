@@ -1,34 +1,32 @@
 """The generator against a server that does nothing: what it measures when there is nothing to measure.
 
-The server is a process of its own that reads each request to its end and sends the same bytes back every time.
-It is written like the generator, so the floor is that of both together: an upper limit of what the
-generator adds to a latency, a lower limit of the throughput that it can make.
+The server (:mod:`client.load.floor_server`) is written like the generator, so the floor is that of both together: an
+upper limit of what the generator adds to a latency, a lower limit of the throughput that it can make.
 """
 
 from __future__ import annotations
 
 import contextlib
-import select
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Final
 
 import numpy as np
 
 from client.errors import ClientError
-from client.load.records import Setup
+from client.load.http2 import MESSAGE_PREFIX
+from client.load.records import Sample, Setup
 from client.load.schedule import Load, Window
 from client.load.workers import Workers, child_environment
+from client.protocol import HEADER_LENGTH
 
 FLOOR_S: Final = 0.5
 
-_BUFFER_BYTES: Final = 1 << 20
-_LENGTH: Final = b"\r\nContent-Length: "
+_TIMEOUT_NS: Final = 5_000_000_000
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,11 @@ class Floor:
     concurrency: int
 
 
-def measure_floor(requests: Sequence[bytes], answer: bytes, concurrency: int, workers: int) -> Floor:
-    """Send ``requests`` for half a second at concurrency 1, then at ``concurrency``, to a server that does nothing."""
+def measure_floor(setup: Setup, sample: Sample, concurrency: int, workers: int) -> Floor:
+    """Send for half a second at concurrency 1, then at ``concurrency``, to a server that only answers ``sample``."""
     window = Window(FLOOR_S)
-    with serve_floor(answer) as port:
-        setup = Setup(socket.AF_INET, ("127.0.0.1", port), tuple(requests), 5_000_000_000)
+    with serve_floor(_grpc_answer(sample) if setup.grpc else _http_answer(sample), grpc=setup.grpc) as port:
+        setup = replace(setup, family=socket.AF_INET, address=("127.0.0.1", port), timeout_ns=_TIMEOUT_NS)
         with Workers(setup, workers) as pool:
             single = pool.run(Load(concurrency=1).phases(workers, window, 0))
             full = pool.run(Load(concurrency=concurrency).phases(workers, window, 0))
@@ -55,13 +53,27 @@ def measure_floor(requests: Sequence[bytes], answer: bytes, concurrency: int, wo
     return Floor(float(p50), float(p99), len(full.store) / FLOOR_S, concurrency)
 
 
+def _http_answer(sample: Sample) -> bytes:
+    fields = [b"HTTP/1.1 200 OK", b"Content-Type: application/octet-stream"]
+    if sample.header_length >= 0:
+        fields.append(f"{HEADER_LENGTH}: {sample.header_length}".encode())
+    return b"\r\n".join([*fields, b"Content-Length: %d" % len(sample.body), b"", b""]) + sample.body
+
+
+def _grpc_answer(sample: Sample) -> bytes:
+    return MESSAGE_PREFIX.pack(0, len(sample.body)) + sample.body
+
+
 @contextlib.contextmanager
-def serve_floor(answer: bytes) -> Iterator[int]:
-    """The port of a server that does nothing but answer, for as long as the block lasts."""
+def serve_floor(answer: bytes, *, grpc: bool = False) -> Iterator[int]:
+    """The port of a server that does nothing but answer, for as long as the block lasts.
+
+    ``answer`` is whole for HTTP/1.1; for gRPC it is the message behind its prefix.
+    """
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "client.load.floor", str(theirs.fileno())],
+            [sys.executable, "-m", "client.load.floor_server", str(theirs.fileno()), *(["grpc"] if grpc else [])],
             pass_fds=[theirs.fileno()],
             env=child_environment(),
             stdin=subprocess.DEVNULL,
@@ -77,74 +89,3 @@ def serve_floor(answer: bytes) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
-
-
-class _Server:
-    """Answers every complete request with the same bytes."""
-
-    def __init__(self, answer: bytes) -> None:
-        self._answer = memoryview(answer)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        self._listener.setblocking(False)
-        self._epoll = select.epoll()
-        self._epoll.register(self._listener, select.EPOLLIN)
-        self._sockets: dict[int, socket.socket] = {}
-        self._missing: dict[int, int] = {}
-        self._buffer = bytearray(_BUFFER_BYTES)
-        self._lengths: dict[bytes, int] = {}
-
-    @property
-    def port(self) -> int:
-        return int(self._listener.getsockname()[1])
-
-    def serve_forever(self, control: Connection) -> None:
-        self._epoll.register(control.fileno(), select.EPOLLIN)
-        while True:
-            for fd, _ in self._epoll.poll():
-                if fd == control.fileno():
-                    return
-                if fd == self._listener.fileno():
-                    self._accept()
-                else:
-                    self._serve(fd)
-
-    def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            connection, _ = self._listener.accept()
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._sockets[connection.fileno()] = connection
-            self._missing[connection.fileno()] = 0
-            self._epoll.register(connection, select.EPOLLIN)
-
-    def _serve(self, fd: int) -> None:
-        connection = self._sockets[fd]
-        try:
-            count = connection.recv_into(self._buffer)
-            if count:
-                self._missing[fd] = (self._missing[fd] or self._length(count)) - count
-                if self._missing[fd] == 0:
-                    connection.sendall(self._answer)
-                return
-        except OSError:
-            pass
-        connection.close()
-        del self._sockets[fd], self._missing[fd]
-
-    def _length(self, count: int) -> int:
-        """Bytes of the request that begins in the buffer; its head always comes whole."""
-        end = self._buffer.find(b"\r\n\r\n", 0, count) + 4
-        start = self._buffer.find(_LENGTH, 0, end) + len(_LENGTH)
-        return end + int(self._buffer[start : self._buffer.find(b"\r\n", start)])
-
-
-def main(fd: int) -> None:
-    """Be the server: the parent sends the answer on the socket ``fd``, is told the port, and ends this by leaving."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Connection(fd) as control:
-        server = _Server(control.recv_bytes())
-        control.send(server.port)
-        server.serve_forever(control)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

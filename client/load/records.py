@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
+from client.tls import Tls
+
 
 class Outcome(IntEnum):
     """What became of a request; all but ``OK`` are errors."""
@@ -19,7 +21,7 @@ class Outcome(IntEnum):
     NO_CONNECTION = 1
     CONNECTION_BROKE = 2
     TIMEOUT = 3
-    NOT_HTTP = 4
+    NOT_UNDERSTOOD = 4
     REFUSED = 5
     SERVER_ERROR = 6
 
@@ -27,15 +29,20 @@ class Outcome(IntEnum):
     def text(self) -> str:
         return _TEXTS[self]
 
+    @classmethod
+    def of_http(cls, status: int) -> Outcome:
+        """Of an HTTP status that isn't 200."""
+        return cls.SERVER_ERROR if status >= 500 else cls.REFUSED
+
 
 _TEXTS: Final = {
     Outcome.OK: "answered",
     Outcome.NO_CONNECTION: "no connection",
     Outcome.CONNECTION_BROKE: "connection broke",
     Outcome.TIMEOUT: "timeout",
-    Outcome.NOT_HTTP: "answer not understood",
-    Outcome.REFUSED: "refused (HTTP 4xx)",
-    Outcome.SERVER_ERROR: "server error (HTTP 5xx)",
+    Outcome.NOT_UNDERSTOOD: "answer not understood",
+    Outcome.REFUSED: "refused",
+    Outcome.SERVER_ERROR: "server error",
 }
 
 WAITED: Final = 0x80
@@ -101,13 +108,41 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Slots:
+    """Where in shared memory answers go: each connection has a slot of its own.
+
+    Requests name slot 0, and the connection whose slot is another puts that one's region, whose name is as long, in
+    its place.  A region is a file in ``folder``.
+    """
+
+    name: str
+    folder: str
+    first: int = 0
+    stride: int = 1
+
+    @staticmethod
+    def region(name: str, slot: int) -> str:
+        """The name of the region that slot ``slot`` is."""
+        return f"{name}-output-{slot:05}"
+
+
+@dataclass(frozen=True)
 class Setup:
-    """What a worker needs once: where to send, what, and how long to wait for an answer."""
+    """What a worker needs once: where to send, what, and how long to wait for an answer.
+
+    ``requests`` are whole for HTTP/1.1; for gRPC they are messages behind their prefix.  ``authority`` is the
+    server's name (and port) as requests give it; with ``tls``, its certificate must be for that name.
+    """
 
     family: int
     address: tuple[object, ...]
     requests: tuple[bytes, ...] = field(repr=False)
     timeout_ns: int
+    grpc: bool = False
+    authority: str = ""
+    host: str = ""
+    tls: Tls | None = None
+    slots: Slots | None = None
 
 
 @dataclass(frozen=True)
@@ -132,10 +167,12 @@ class Records:
 
 @dataclass(frozen=True)
 class Sample:
-    """One whole answer, for the parent to check."""
+    """One whole answer, for the parent to check; ``outputs`` is what it left in shared memory."""
 
     header_length: int
     body: bytes
+    encoding: str = ""
+    outputs: bytes | None = None
 
 
 @dataclass(frozen=True)

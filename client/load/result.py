@@ -69,9 +69,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for; ``requests_sha256`` is of the bytes that were sent."""
+    """What was asked for; ``requests_sha256`` is of the tensors that were sent.
+
+    Inferences went to ``target``, everything else to ``url``.
+    """
 
     url: str
+    target: str
+    protocol: str
+    shared_memory: str
+    compression: str
     batch: int
     data: str
     variants: int

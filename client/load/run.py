@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,13 @@ from typing import Any, Final
 
 from client.client import Client
 from client.errors import ClientError, UsageError
-from client.load import bodies as bodies_module
-from client.load.bodies import Bodies, LoadData
+from client.load.bodies import Bodies, LoadData, make_inputs
+from client.load.check import wrong_answers
+from client.load.delivery import Delivery
 from client.load.environment import describe_environment, describe_model
 from client.load.floor import Floor, measure_floor
-from client.load.records import Records, Sample, Setup
+from client.load.prepare import Prepared, open_client, prepare, target
+from client.load.records import Records, Sample
 from client.load.result import Level, Part, RunResult, Settings
 from client.load.scenario import MIN_DURATION_S, Asked, Scenario, batch_of, judge_scenario, loads_of, read_scenario
 from client.load.schedule import MAX_CONNECTIONS, Load, Window
@@ -26,7 +28,6 @@ from client.load.statistics import QUANTILES, Statistics, summarise
 from client.load.verdict import Generator, Threshold, judge
 from client.load.workers import PhaseResult, Workers, resolve
 from client.metadata import ModelMetadata
-from client.protocol import HEADER_LENGTH, Response, inference_outputs
 
 DEFAULT_DURATION_S: Final = 10.0
 _READINGS: Final = 10
@@ -43,6 +44,7 @@ class Plan:
     window: Window = DEFAULT_WINDOW
     warmup: Window | None = DEFAULT_WARMUP
     data: LoadData = field(default_factory=LoadData)
+    delivery: Delivery = field(default_factory=Delivery)
     batch: int | None = None
     seed: int = 0
     timeout_s: float = 30.0
@@ -79,6 +81,7 @@ def run_load(
     requests: int | None = None,
     warmup_s: float = 1.0,
     data: LoadData | None = None,
+    delivery: Delivery | None = None,
     batch: int | None = None,
     seed: int = 0,
     timeout_s: float = 30.0,
@@ -119,6 +122,7 @@ def run_load(
         window=Window(duration_s or 0.0, requests),
         warmup=Window(warmup_s) if warmup_s else None,
         data=data or LoadData(),
+        delivery=delivery or Delivery(),
         batch=batch,
         seed=seed,
         timeout_s=timeout_s,
@@ -129,7 +133,7 @@ def run_load(
         scenario=asked,
         metrics_url=metrics_url,
     )
-    with Client(url) as client:
+    with open_client(url, plan.delivery) as client:
         return carry_out(client, model, version, plan)
 
 
@@ -142,29 +146,36 @@ def carry_out(
     client: Client, name: str | None, version: str, plan: Plan, observer: Observer | None = None
 ) -> RunResult:
     """Carry out a plan; an interrupted run is a result too, of the levels until then."""
-    observer = observer or Observer()
-    _check(client, plan)
+    with contextlib.ExitStack() as held:
+        return _carry_out(client, name, version, plan, observer or Observer(), held)
+
+
+def _carry_out(
+    client: Client, name: str | None, version: str, plan: Plan, observer: Observer, held: contextlib.ExitStack
+) -> RunResult:
+    _check(plan)
     model = client.metadata(name or client.default_model(), version)
     config = client.configuration(model.name, model.version)
-    bodies = bodies_module.build(model, client.address, plan.data, _batch(model, plan), plan.seed)
+    inputs = make_inputs(model, plan.data, _batch(model, plan), plan.seed)
+    prepared = held.enter_context(prepare(client, model, inputs, plan.delivery, plan.timeout_s, _most_in_flight(plan)))
+    bodies = prepared.bodies
     family, address = resolve(client.address)
     where = locate(client.address, family, str(address[0]), client.address.port, plan.metrics_url)
     described = describe_model(model, config, where), describe_environment(client, where)
     observer.run_started(model, client.url, plan, bodies)
-    setup = Setup(family, address, bodies.requests, round(plan.timeout_s * 1e9))
     count = plan.workers or default_workers(plan.loads)
     levels: list[Level] = []
     samples: list[Sample] = []
-    with Workers(setup, count) as workers:
+    with Workers(prepared.setup, count) as workers:
         for load in plan.loads:
-            level, seen = _run_level(client, model, config, plan, bodies, workers, load, observer, where)
+            level, seen = _run_level(client, model, config, plan, prepared, workers, load, observer, where)
             levels.append(level)
             samples += seen
             observer.level_ended(level)
             if level.generator.interrupted:
                 break
     interrupted = any(level.generator.interrupted for level in levels)
-    floor = _floor(plan, bodies, samples, count) if plan.floor and samples and not interrupted else None
+    floor = _floor(plan, prepared, samples, count) if plan.floor and samples and not interrupted else None
     return RunResult(
         settings=_settings(client, plan, bodies, count),
         model=described[0],
@@ -189,9 +200,11 @@ def default_workers(loads: Sequence[Load]) -> int:
     return max(1, min(4, (os.cpu_count() or 1) // 4, most))
 
 
-def _check(client: Client, plan: Plan) -> None:
-    if client.address.scheme != "http":
-        raise UsageError("load is made over plain HTTP only", "--url http://HOST:PORT")
+def _most_in_flight(plan: Plan) -> int:
+    return max(load.concurrency or plan.max_connections for load in plan.loads)
+
+
+def _check(plan: Plan) -> None:
     if plan.percentile not in QUANTILES:
         raise UsageError(f"--percentile takes one of {', '.join(f'{q * 100:g}' for q in QUANTILES)}")
     for load in plan.loads:
@@ -204,7 +217,7 @@ def _run_level(
     model: ModelMetadata,
     config: Mapping[str, Any],
     plan: Plan,
-    bodies: Bodies,
+    prepared: Prepared,
     workers: Workers,
     load: Load,
     observer: Observer,
@@ -236,7 +249,7 @@ def _run_level(
     )
     server = difference(before, after) if before and after else None
     answered = statistics.requests - statistics.errors
-    generator = _generator(phase, len(workers))
+    generator = _generator(phase, len(workers), prepared)
     batching = Batching.of(config)
     notes = _notes(server, answered)
     level = Level(
@@ -245,7 +258,7 @@ def _run_level(
         statistics=statistics,
         server=server,
         split=_split(statistics, phase, server) if server and server.requests == answered else (),
-        batching=explain_batching(server, batching, bodies.batch, statistics.window_s) if server else None,
+        batching=explain_batching(server, batching, prepared.bodies.batch, statistics.window_s) if server else None,
         generator=generator,
         verdict=judge(statistics, generator, plan.percentile),
         broken_thresholds=tuple(filter(None, (entry.broken_by(statistics) for entry in plan.thresholds))),
@@ -255,8 +268,8 @@ def _run_level(
     return level, phase.samples
 
 
-def _generator(phase: PhaseResult, workers: int) -> Generator:
-    wrong, first = _wrong_answers(phase.samples)
+def _generator(phase: PhaseResult, workers: int, prepared: Prepared) -> Generator:
+    wrong, first = wrong_answers(phase.samples, grpc=prepared.setup.grpc, places=prepared.places)
     requests = max(1, len(phase.store))
     return Generator(
         workers=workers,
@@ -269,23 +282,6 @@ def _generator(phase: PhaseResult, workers: int) -> Generator:
         wrong_answers=wrong,
         wrong_answer=first,
     )
-
-
-def _wrong_answers(samples: Sequence[Sample]) -> tuple[int, str]:
-    """Read the sampled answers as a client would: how many can't be read, and what the first one's trouble is."""
-    problems = []
-    names: set[str] | None = None
-    for sample in samples:
-        headers = {HEADER_LENGTH.lower(): str(sample.header_length)} if sample.header_length >= 0 else {}
-        try:
-            found = set(inference_outputs(Response(200, headers, sample.body)))
-        except ClientError as error:
-            problems.append(error.message)
-            continue
-        names = names or found
-        if found != names:
-            problems.append(f"outputs {sorted(found)} after {sorted(names)}")
-    return len(problems), problems[0] if problems else ""
 
 
 def _split(statistics: Statistics, phase: PhaseResult, server: ServerWindow) -> tuple[Part, ...]:
@@ -338,24 +334,25 @@ def _statistics(client: Client, model: ModelMetadata) -> dict[str, Any] | None:
     return counters
 
 
-def _floor(plan: Plan, bodies: Bodies, samples: Sequence[Sample], workers: int) -> Floor | None:
+def _floor(plan: Plan, prepared: Prepared, samples: Sequence[Sample], workers: int) -> Floor | None:
+    if prepared.setup.tls is not None:
+        return None  # the server that does nothing has no certificate, and without TLS it would tell another story
     most = max(load.concurrency or 16 for load in plan.loads)
-    sample = samples[0]
-    fields = [b"HTTP/1.1 200 OK", b"Content-Type: application/octet-stream"]
-    if sample.header_length >= 0:
-        fields.append(f"{HEADER_LENGTH}: {sample.header_length}".encode())
-    head = b"\r\n".join([*fields, b"Content-Length: %d" % len(sample.body), b"", b""])
-    return measure_floor(bodies.requests, head + sample.body, most, workers)
+    return measure_floor(prepared.setup, samples[0], most, workers)
 
 
 def _settings(client: Client, plan: Plan, bodies: Bodies, workers: int) -> Settings:
     return Settings(
         url=client.url,
+        target=str(target(client.address, plan.delivery)),
+        protocol=plan.delivery.protocol.value,
+        shared_memory=plan.delivery.shared_memory.value,
+        compression=plan.delivery.compression.value,
         batch=bodies.batch,
         data=bodies.source,
         variants=len(bodies.requests),
         request_bytes=sum(map(len, bodies.requests)) // len(bodies.requests),
-        requests_sha256=hashlib.sha256(b"".join(bodies.requests)).hexdigest(),
+        requests_sha256=bodies.sha256,
         duration_s=plan.window.seconds,
         requests=plan.window.requests,
         warmup=str(plan.warmup or "none"),

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from client.client import Client
 from client.errors import ClientError, UsageError
 from client.inputs import parse_assignments
 from client.load.bodies import LoadData
+from client.load.delivery import Delivery
 from client.load.html import report_page
 from client.load.live import Progress
+from client.load.prepare import open_client
 from client.load.report import closing_lines, perf_analyzer_csv, result_tables
 from client.load.result import RunResult, write_text
 from client.load.run import Observer, Plan, carry_out, default_duration
@@ -54,6 +55,7 @@ class Options:
     shapes: tuple[str, ...]
     ranges: tuple[str, ...]
     variants: int
+    delivery: Delivery
     seed: int
     timeout: float
     workers: int | None
@@ -73,7 +75,7 @@ def run(options: Options, *, as_json: bool, quiet: bool) -> int:
     """Measure, show and save; what was measured is saved and shown even when one of the files can't be written."""
     plan = make_plan(options)
     _check_folders(options)
-    with Client(options.url, timeout=min(options.timeout, 30.0)) as client:
+    with open_client(options.url, plan.delivery, min(options.timeout, 30.0)) as client:
         observer = Observer() if quiet else Progress()
         result = carry_out(client, options.model, options.version, plan, observer)
     if as_json:
@@ -117,6 +119,7 @@ def make_plan(options: Options) -> Plan:
             ranges=parse_assignments(options.ranges, "--input-range"),
             variants=options.variants,
         ),
+        delivery=options.delivery,
         batch=options.batch,
         seed=options.seed,
         timeout_s=options.timeout,

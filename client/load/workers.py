@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -92,8 +92,9 @@ class Workers:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._controls: list[Connection] = []
         try:
-            for _ in range(count):
-                self._start(setup)
+            for index in range(count):
+                slots = setup.slots and replace(setup.slots, first=index, stride=count)
+                self._start(replace(setup, slots=slots))
         except BaseException:
             self.close()
             raise
