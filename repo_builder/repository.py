@@ -114,7 +114,7 @@ class Model:
             except (OSError, ValueError):
                 return f"{file} is missing"
             if found != size:
-                return f"{file} has {found} bytes, published were {size}"
+                return f"{file} is {found} bytes long instead of {size}"
         return None
 
     def _read_manifest(self, version: int) -> dict[str, Any] | None:

@@ -182,7 +182,7 @@ def test_broken_models(machine: Machine, config: str | None, text: str) -> None:
 @pytest.mark.parametrize(
     ("manifest", "text"),
     [
-        ('{"schema": 1, "files": {"model.onnx": 12}}', "model.onnx has 3 bytes, published were 12"),
+        ('{"schema": 1, "files": {"model.onnx": 12}}', "model.onnx is 3 bytes long instead of 12"),
         ('{"schema": 1, "files": {"model.onnx": 3, "weights": 5}}', "weights is missing"),
         ('{"schema": 1', "manifest.json can't be read"),
     ],

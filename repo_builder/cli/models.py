@@ -125,6 +125,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     unknown = "?"
     batch = row["max_batch_size"]
     verified = {True: "yes", False: "NO", None: unknown}[row["verified"]]
+    if row["versions"] and row["versions"][-1] in row["damaged"]:
+        verified = "NO"
     damaged = ",".join(map(str, row["damaged"]))
     return (
         printable(row["name"]),

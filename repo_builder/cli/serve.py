@@ -61,7 +61,10 @@ def serve(
     shm_size: Annotated[str, typer.Option(help="Docker: size of the container's /dev/shm.")] = "1g",
     log_verbose: Annotated[int, typer.Option(metavar="LEVEL", help="Triton's verbose log, from 1.")] = 0,
     log_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the server's log goes.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where the server's log goes; else a new file, which is named.", show_default=False
+        ),
     ] = None,
     json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
@@ -86,14 +89,19 @@ def serve(
     docker_options = DockerOptions(image, gpus, shm_size)
     checked_repository(Path(repository), options)
     chosen, why = choose_engine(engine, repository, docker_options)
-    note(f"starting tritonserver on {repository}, engine {chosen.value} ({why}) ...")
+    note(f"starting tritonserver on {repository}, engine {chosen.value} ...")
+    if engine is Engine.AUTO:
+        note(f"  ({why})")
     with LiveLine() as line:
         server = start_server(chosen, repository, options, docker_options, line)
     with server:
         states = server.models
-        _show(server, states, detached=detach, as_json=json)
         if not any(status.ready for status in states):
+            note(f"log      {server.log_file}")
+            if len(states) > 1 and not json:
+                _print_models(states)
             raise no_model_error(states)
+        _show(server, states, detached=detach, as_json=json)
         if detach:
             server.detach()
             note(f"running; repo-builder stop --http-port {server.http_port} stops it")

@@ -196,7 +196,9 @@ def checked_repository(root: Path, options: ServerOptions) -> Path:
     """Return the absolute path of ``root`` if it is a folder of models that has the ones asked for."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        raise UsageError(f"{root} {what}", "repo-builder add MODEL.onnx makes a repository; --repository names one")
+        raise UsageError(
+            f"the repository {root} {what}", "repo-builder add MODEL.onnx makes a repository; --repository names one"
+        )
     names = sorted(entry.name for entry in root.iterdir() if looks_like_model(entry))
     if not names:
         raise UsageError(f"{root} has no models", f"repo-builder add MODEL.onnx --repository {root} puts one there")

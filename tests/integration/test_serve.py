@@ -332,8 +332,15 @@ def test_no_model_at_all_is_an_error(repository: Path) -> None:
     (repository / "good/1/model.onnx").unlink()
     failed = run("serve", "-r", str(repository), *LOCAL)
     assert failed.returncode == 1
-    assert "error: no model could be loaded: good:" in failed.stderr
-    assert "1/model.onnx is missing" in failed.stderr
+    assert failed.stderr.count("1/model.onnx is missing") == 1
+    assert "\nerror: no model could be loaded: good:" in failed.stderr
+    assert "\nlog      " in failed.stderr
+    assert failed.stdout == ""
+    (write_identity(repository, "other") / "1/model.onnx").unlink()
+    failed = run("serve", "-r", str(repository), *LOCAL)
+    assert "error: other: " in failed.stderr
+    assert "1/model.onnx is missing (and 1 more)\n" in failed.stderr
+    assert run("serve", "-r", str(repository), "--json", *LOCAL).stdout == ""
     assert running_servers() == []
     with pytest.raises(ServerError, match="no model could be loaded"):
         serve(repository)
@@ -390,14 +397,15 @@ def test_options_that_can_not_be_right(repository: Path, options: dict[str, Any]
 def test_no_repository(tmp_path: Path) -> None:
     (tmp_path / "empty/.git").mkdir(parents=True)
     (tmp_path / "empty/README.md").write_text("models go here")
-    for path, words in (
-        ("absent", "does not exist"),
-        ("empty", "has no models"),
-        ("empty/README.md", "is not a folder"),
+    for what, path, words in (
+        ("the repository {}", "absent", "does not exist"),
+        ("{}", "empty", "has no models"),
+        ("the repository {}", "empty/README.md", "is not a folder"),
     ):
         failed = run("serve", "-r", str(tmp_path / path))
         assert failed.returncode == 2
-        assert failed.stderr.startswith(f"error: {tmp_path / path} {words}\n\nhint: repo-builder add MODEL.onnx")
+        error = f"error: {what.format(tmp_path / path)} {words}\n\nhint: repo-builder add MODEL.onnx"
+        assert failed.stderr.startswith(error)
 
 
 def test_chosen_models_only(repository: Path) -> None:
