@@ -22,12 +22,15 @@ from repo_builder.compatibility import (
     release_of_image,
     version_text,
 )
+from repo_builder.config.problems import find_problems
+from repo_builder.config.proto import ModelConfig, read_config
 from repo_builder.errors import MissingExtraError, RepoBuilderError
 from repo_builder.host import Host, look
 from repo_builder.repository import CONFIG, Model, Repository
 
 PORTS = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
 COMPOSE_SINCE = (2, 24, 4)  # `!reset` in compose.cpu.yaml
+MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}  # by backend, unless the config names another
 MODEL_SPACE, IMAGE_SPACE = 2 * 10**9, 25 * 10**9  # bytes; NVIDIA's image, unpacked, with room to unpack
 
 
@@ -261,8 +264,6 @@ def _unreadable(root: Path) -> Finding | None:
 
 
 def _model(model: Model, plans: list[Plan], host: Host) -> Iterator[Finding]:
-    from repo_builder.config.proto import read_config
-
     subject = f"model {model.name}"
     if model.config_text is None:
         mend = "move what is not a model out of the repository, or publish it again with repo-builder add"
@@ -276,7 +277,8 @@ def _model(model: Model, plans: list[Plan], host: Host) -> Iterator[Finding]:
     if not model.versions and config.platform != "ensemble":
         yield Finding(subject, Level.WRONG, "has no version", "publish it again with repo-builder add")
         return
-    problems = [*_damages(subject, model), *_missing_plans(subject, plans, host)]
+    problems = [*_damages(subject, model), *_configuration(subject, model, config, host)]
+    problems += [*_missing_files(subject, model, config), *_missing_plans(subject, plans, host)]
     problems += [problem for plan in plans for problem in _plan(subject, plan, host)]
     if problems:
         yield from problems
@@ -291,6 +293,32 @@ def _damages(subject: str, model: Model) -> Iterator[Finding]:
             level = Level.WRONG if version == model.latest else Level.WARNING
             mend = f"publish it again with repo-builder add, or repo-builder remove {model.name}@{version}"
             yield Finding(subject, level, f"version {version} is damaged: {damage}", mend)
+
+
+def _configuration(subject: str, model: Model, config: ModelConfig, host: Host) -> Iterator[Finding]:
+    if config.name not in {"", model.name}:
+        text = f"{CONFIG} is for a model named {config.name!r}"
+        yield Finding(subject, Level.WRONG, text, "rename the folder, or set or leave out name in config.pbtxt")
+    anywhere = find_problems(config, versions=model.versions)
+    for problem in find_problems(config, versions=model.versions, gpus=len(host.gpus)):
+        here = problem not in anywhere  # a GPU that this machine lacks
+        yield Finding(subject, Level.WRONG if problem.fatal or here else Level.WARNING, problem.text, problem.hint)
+
+
+def _missing_files(subject: str, model: Model, config: ModelConfig) -> Iterator[Finding]:
+    """Files that Triton looks for; those of a version that has a manifest are :func:`_damages`'s."""
+    labels = {output.label_filename for output in config.output if output.label_filename}
+    samples = {tensor.input_data_file for sample in config.model_warmup for tensor in sample.inputs.values()}
+    named = [*sorted(labels), *(f"warmup/{file}" for file in sorted(samples) if file)]
+    for file in named:
+        if not (model.folder / file).is_file():
+            mend = f"put it there, or take its name out of {CONFIG}"
+            yield Finding(subject, Level.WRONG, f"{file} is missing, which {CONFIG} names", mend)
+    usual = MODEL_FILES.get(config.backend or config.platform.partition("_")[0])
+    if model.latest and usual and not config.cc_model_filenames and not model.manifest(model.latest):
+        file = f"{model.latest}/{config.default_model_filename or usual}"
+        if not (model.folder / file).exists():
+            yield Finding(subject, Level.WRONG, f"{file} is missing", "put it there, or publish the model again")
 
 
 def _numbers(model: Model) -> str:

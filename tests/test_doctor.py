@@ -46,10 +46,11 @@ class Machine:
     def docker(self, *, runtime: str = '"nvidia": {}', compose: str = "2.39.1", image: str = "echo sha256:1") -> None:
         self.program("docker", DOCKER.format(runtime=runtime, compose=compose, image=image))
 
-    def model(self, name: str, platform: str = "onnxruntime_onnx") -> Path:
+    def model(self, name: str, platform: str = "onnxruntime_onnx", more: str = "") -> Path:
         version = self.repository / name / "1"
         version.mkdir(parents=True)
-        (version.parent / "config.pbtxt").write_text(CONFIG.format(name=name, platform=platform))
+        (version.parent / "config.pbtxt").write_text(CONFIG.format(name=name, platform=platform) + more)
+        (version / "model.onnx").touch()
         return version
 
     def plan(self, name: str, version: tuple[int, ...], capability: str = "9.0", tag: bytes = b"ftrt") -> None:
@@ -180,6 +181,50 @@ def test_broken_models(machine: Machine, config: str | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "level", "text"),
+    [
+        ("instance_group [{ kind: KIND_GPU }]", Level.WRONG, "asks for a GPU, and there is none here"),
+        ('input [{ name: "x" optional: true }]', Level.WRONG, "input 'x' is optional"),
+        ('input [{ name: "x" dims: [4] format: FORMAT_NCHW }]', Level.WRONG, "has format FORMAT_NCHW"),
+        ('model_warmup [{ name: "w" batch_size: 9 }]', Level.WRONG, "has batch_size 9, more than max_batch_size 8"),
+        ("version_policy { specific { versions: [77] } }", Level.WRONG, "takes versions 77, and the model has 1"),
+        ("sequence_batching { }", Level.WARNING, "sequence_batching is not served by repo-builder serve"),
+        ('output [{ name: "y" label_filename: "l.txt" }]', Level.WRONG, "l.txt is missing, which config.pbtxt names"),
+        ('default_model_filename: "net.onnx"', Level.WRONG, "1/net.onnx is missing"),
+    ],
+)
+def test_configurations_that_triton_refuses(machine: Machine, more: str, level: Level, text: str) -> None:
+    machine.model("resnet", more=more)
+    found = machine.find("model resnet")
+    assert text in found.text
+    assert found.level is level
+    assert found.mend
+
+
+def test_a_warmup_without_its_file(machine: Machine) -> None:
+    sample = (
+        'name: "w" batch_size: 1 inputs { key: "x" value { data_type: TYPE_FP32 dims: [4] input_data_file: "x.bin" } }'
+    )
+    tensor = 'input [{ name: "x" data_type: TYPE_FP32 dims: [4] }]'
+    version = machine.model("resnet", more=f"{tensor} model_warmup [{{ {sample} }}]")
+    assert machine.find("model resnet").text == "warmup/x.bin is missing, which config.pbtxt names"
+    (version.parent / "warmup").mkdir()
+    (version.parent / "warmup/x.bin").touch()
+    assert machine.find("model resnet").level is Level.OK
+
+
+def test_a_gpu_asked_for_and_there(machine: Machine) -> None:
+    machine.gpu()
+    machine.model("resnet", more="instance_group [{ kind: KIND_GPU }]")
+    assert machine.find("model resnet").level is Level.OK
+
+
+def test_a_config_for_another_folder(machine: Machine) -> None:
+    machine.model("resnet").parent.rename(machine.repository / "other")
+    assert machine.find("model other").text == "config.pbtxt is for a model named 'resnet'"
+
+
+@pytest.mark.parametrize(
     ("manifest", "text"),
     [
         ('{"schema": 1, "files": {"model.onnx": 12}}', "model.onnx is 3 bytes long instead of 12"),
@@ -254,7 +299,7 @@ def test_plans_of_two_versions(machine: Machine) -> None:
 
 
 def test_files_the_container_s_user_can_t_read(machine: Machine) -> None:
-    (machine.model("secret") / "model.onnx").touch(mode=0o600)
+    (machine.model("secret") / "model.onnx").chmod(0o600)
     found = machine.find("repository")
     assert found.level is Level.WARNING
     assert "model.onnx is not readable by others" in found.text

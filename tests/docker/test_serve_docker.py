@@ -137,7 +137,7 @@ def test_broken_models_are_explained(containers: Containers, image: str, tmp_pat
 def test_auto_takes_docker_when_the_image_is_there(image: str, repository: Path, run: Run) -> None:
     command = (*REPO_BUILDER, "serve", "-r", str(repository), *FREE_PORTS, "--detach")
     done = run(*command, TRITON_IMAGE=image)
-    assert f"engine docker (Docker is here and has {image})" in done.stderr
+    assert f"engine docker ...\n  (Docker is here and has {image})" in done.stderr
     assert f" of {image}" in done.stdout
     assert run(*REPO_BUILDER, "stop").returncode == 0
 
@@ -149,7 +149,7 @@ def test_auto_takes_the_local_server_otherwise(engine: Any, repository: Path, ru
         ({"DOCKER_HOST": "unix:///no/such.sock"}, "no Docker engine answers"),
     ):
         done = run(*command, **variables)
-        assert f"engine local ({why}" in done.stderr
+        assert f"engine local ...\n  ({why}" in done.stderr
         assert run(*REPO_BUILDER, "stop").returncode == 0
 
 
