@@ -18,8 +18,8 @@ from repo_builder import cc_plans, network
 from repo_builder.build import Build, BuildOptions
 from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Maker, Progress
-from repo_builder.config.build import ServingOptions
-from repo_builder.config.proto import stated_max_batch_size
+from repo_builder.compilers.container import open_container
+from repo_builder.config.build import ServingOptions, batching_flags, reconcile
 from repo_builder.errors import ModelError, RepositoryError, UsageError
 from repo_builder.network import ReferenceFunction
 from repo_builder.onnx_model import read_model
@@ -76,7 +76,8 @@ def add_model(
     Raises:
         RepoBuilderError: see :mod:`repo_builder.errors`.
     """
-    build, serving = build or BuildOptions(), _with_config(serving or ServingOptions())
+    build, serving = build or BuildOptions(), reconcile(serving or ServingOptions())
+    _refuse_batching_without(build, serving)
     if name is not None:
         check_name(name)
     store = Repository(repository)
@@ -213,12 +214,16 @@ def _of_definition(definition: Definition, reference: ReferenceFunction | None) 
     )
 
 
-def _with_config(serving: ServingOptions) -> ServingOptions:
-    """A max_batch_size in the user's pbtxt counts as asked for: everything else has to fit it."""
-    if serving.config is None:
-        return serving
-    size = stated_max_batch_size(serving.config)
-    return serving if size is None else dataclasses.replace(serving, max_batch_size=size)
+def _refuse_batching_without(build: BuildOptions, serving: ServingOptions) -> None:
+    """Raise UsageError where batching is turned off and asked for."""
+    if build.batching and serving.max_batch_size != 0:
+        return
+    off = "--no-batching" if not build.batching else "a max_batch_size of 0"
+    asked = ((f"a max_batch_size of {serving.max_batch_size}",) if serving.max_batch_size else ()) + batching_flags(
+        serving
+    )
+    if asked:
+        raise UsageError(f"{off} and {asked[0]} contradict each other", "drop one of the two")
 
 
 def _fingerprint(source: Mapping[str, Any], maker: Maker, options: Mapping[str, Any]) -> str:

@@ -69,8 +69,12 @@ class Sampler:
                     )
         for name, (low, high) in options.ranges.items():
             _check_range(self._spec(name), low, high)
-        for name in options.files.keys() & options.shapes.keys():
-            raise UsageError(f"--shape {name}=...: --input {name}=... has its own shape", "drop one of the two")
+        for flag, given, has in (
+            ("--shape", options.shapes, "its own shape"),
+            ("--input-range", options.ranges, "its own values"),
+        ):
+            for name in sorted(options.files.keys() & given.keys()):
+                raise UsageError(f"{flag} {name}=...: --input {name}=... has {has}", "drop one of the two")
         self._arrays = {name: _load(name, path, self._spec(name)) for name, path in options.files.items()}
         self._symbols = self._known_symbols()
 

@@ -306,10 +306,66 @@ class TestConfigOfTheUsers:
         assert list(config.input[0].dims) == [-1, 4]
         assert not config.HasField("dynamic_batching")
 
-    def test_wins_over_options(self, tmp_path: Path) -> None:
-        config = self.add(tmp_path, "instance_group [ { count: 7 kind: KIND_CPU } ]", instance_count=2)
+    @pytest.mark.parametrize(
+        ("text", "options", "why"),
+        [
+            ("max_batch_size: 4", {"max_batch_size": 8}, "--max-batch-size 8, but .*extra.pbtxt says 4"),
+            ("max_batch_size: 0", {"max_batch_size": 8}, "--max-batch-size 8, but .* says 0"),
+            ("max_batch_size: 8", {"max_batch_size": 0}, "--max-batch-size 0, but .* says 8"),
+            (
+                "dynamic_batching { preferred_batch_size: [ 2, 4 ] }",
+                {"preferred_batch_sizes": (4, 8)},
+                "--preferred-batch-sizes 4,8, but .* says 2,4",
+            ),
+            (
+                "dynamic_batching { max_queue_delay_microseconds: 5 }",
+                {"max_queue_delay_us": 0},
+                "--max-queue-delay-us 0, but .* says 5",
+            ),
+            (
+                "instance_group [ { kind: KIND_CPU }, { count: 2 } ]",
+                {"instance_count": 1},
+                "--instance-count 1, but .* says 3",
+            ),
+            ("instance_group [ { kind: KIND_CPU } ]", {"instance_kind": "gpu"}, "--instance-kind gpu, but .* says cpu"),
+            ("sequence_batching { }", {"max_queue_delay_us": 5}, "--max-queue-delay-us: .* has sequence_batching"),
+            (
+                'parameters { key: "image_preprocessing" value { string_value: "{}" } }',
+                {"image": image_preset("unit")},
+                "--image and its options do not say what parameter 'image_preprocessing' in .*extra.pbtxt says",
+            ),
+        ],
+    )
+    def test_may_not_contradict_other_options(
+        self, text: str, options: dict[str, Any], why: str, tmp_path: Path
+    ) -> None:
+        net, extra = save(models.picture(8, 8), tmp_path / "net.onnx"), file(tmp_path / "extra.pbtxt", text)
 
-        assert [group.count for group in config.instance_group] == [7]
+        with untouched(tmp_path), pytest.raises(UsageError, match=why) as caught:
+            add(net, tmp_path / "models", serving=ServingOptions(config=extra, **options))
+        assert "drop --" in str(caught.value.hint)
+
+    def test_may_say_the_same_as_other_options(self, repository: Path, tmp_path: Path) -> None:
+        """As a published config.pbtxt does that is handed back with the options it was made with."""
+        net = save(models.picture(8, 8), tmp_path / "net.onnx")
+        options = ServingOptions(
+            max_batch_size=4,
+            preferred_batch_sizes=(2, 4),
+            max_queue_delay_us=5,
+            instance_count=2,
+            instance_kind="cpu",
+            image=image_preset("unit"),
+        )
+        first = add(net, repository, serving=options)
+
+        again = add(net, repository, serving=replace(options, config=first.folder / "config.pbtxt"))
+
+        assert again.version == 2
+        assert config_of(again) == config_of(first)
+
+    def test_that_is_not_there(self, net: Path, tmp_path: Path) -> None:
+        with untouched(tmp_path), pytest.raises(UsageError, match=r"--config .*none.pbtxt can't be read: No such file"):
+            add(net, tmp_path / "models", serving=ServingOptions(config=tmp_path / "none.pbtxt"))
 
     @pytest.mark.parametrize(
         ("text", "why"),
@@ -401,9 +457,34 @@ class TestBatching:
         with pytest.raises(ConfigError, match="can't be batched: its first axis is no batch"):
             self.size(models.mean_over_rows(), tmp_path, asked=4)
 
-    def test_turned_off_and_asked_for(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="can't be batched: --no-batching was asked for"):
-            self.size(linear(), tmp_path, batching=False, asked=4)
+    @pytest.mark.parametrize(
+        ("off", "asked", "why"),
+        [
+            ({"batching": False}, {"max_batch_size": 4}, "--no-batching and a max_batch_size of 4"),
+            ({"batching": False}, {"preferred_batch_sizes": (4,)}, "--no-batching and --preferred-batch-sizes"),
+            ({"batching": False}, {"max_queue_delay_us": 1}, "--no-batching and --max-queue-delay-us"),
+            ({}, {"max_batch_size": 0, "preferred_batch_sizes": (4,)}, "a max_batch_size of 0 and --preferred-batch-s"),
+            ({}, {"max_batch_size": 0, "max_queue_delay_us": 1}, "a max_batch_size of 0 and --max-queue-delay-us"),
+        ],
+    )
+    def test_turned_off_and_asked_for(
+        self, off: dict[str, Any], asked: dict[str, Any], why: str, net: Path, tmp_path: Path
+    ) -> None:
+        with untouched(tmp_path), pytest.raises(UsageError, match=f"{why}.* contradict each other"):
+            add(net, tmp_path / "models", build=replace(BUILD, **off), serving=ServingOptions(**asked))
+
+    def test_turned_off_and_asked_for_in_a_file(self, net: Path, tmp_path: Path) -> None:
+        serving = ServingOptions(config=file(tmp_path / "extra.pbtxt", "max_batch_size: 4"))
+
+        with untouched(tmp_path), pytest.raises(UsageError, match="--no-batching and a max_batch_size of 4"):
+            add(net, tmp_path / "models", build=replace(BUILD, batching=False), serving=serving)
+
+    def test_a_delay_of_zero_asks_for_nothing(self, net: Path, repository: Path) -> None:
+        published = add(
+            net, repository, build=replace(BUILD, batching=False), serving=ServingOptions(max_queue_delay_us=0)
+        )
+
+        assert published.manifest["max_batch_size"] == 0
 
     def test_larger_than_can_be_verified(self, tmp_path: Path) -> None:
         save(linear(), tmp_path / "net.onnx")

@@ -162,7 +162,18 @@ OPTIONS: dict[str, tuple[Arguments, str, int]] = {
     "preferred that is no number": (["--preferred-batch-sizes", "4,x"], "not a list of numbers", 2),
     "preferred 0": (["--preferred-batch-sizes", "0"], "--preferred-batch-sizes: 0", 2),
     "negative delay": (["--max-queue-delay-us", -1], "--max-queue-delay-us -1", 2),
+    "endless delay": (["--max-queue-delay-us", 2**63], "--max-queue-delay-us 9223372036854775808 is no time", 2),
     "no instance": (["--instance-count", 0], "--instance-count 0", 2),
+    "too many instances": (["--instance-count", 100000], "--instance-count 100000 is no number of copies", 2),
+    "batching turned off": (["--no-batching", "--max-batch-size", 4], "--no-batching and a max_batch_size of 4", 2),
+    "delay without batching": (["--no-batching", "--max-queue-delay-us", 4], "and --max-queue-delay-us contradict", 2),
+    "sizes without batching": (
+        ["--no-batching", "--preferred-batch-sizes", 4],
+        "and --preferred-batch-sizes contra",
+        2,
+    ),
+    "empty name": (["--name", ""], "'' is not a model name", 2),
+    "config that contradicts": (["--config", "size.pbtxt", "--max-batch-size", 8], "8, but size.pbtxt says 4", 2),
     "unknown kind": (["--instance-kind", "tpu"], "tpu", 2),
     "unknown target": (["--target", "openvino"], "openvino", 2),
     "unknown option": (["--batch", 4], "--batch", 2),
@@ -177,7 +188,7 @@ OPTIONS: dict[str, tuple[Arguments, str, int]] = {
     "resize of 0": (["--image", "unit", "--resize", "0"], "--resize 0", 2),
     "std of 0": (["--image", "unit", "--std", "1,0,1"], "--std: 0", 2),
     "mean that is no number": (["--image", "unit", "--mean", "nan"], "--mean nan", 2),
-    "config that is not there": (["--config", "nothing.pbtxt"], "nothing.pbtxt can't be read", 1),
+    "config that is not there": (["--config", "nothing.pbtxt"], "nothing.pbtxt can't be read", 2),
     "config that is none": (["--config", "two.txt"], "two.txt: 1:1", 1),
     "config of another shape": (["--config", "dims.pbtxt"], "has dims [4] in the model, [5] in the config", 1),
     "config of another name": (["--config", "name.pbtxt"], "'other' is not the model's name 'good'", 1),
@@ -196,6 +207,10 @@ OPTIONS: dict[str, tuple[Arguments, str, int]] = {
     "range upside down": (["--input-range", "x=2:1"], "--input-range x=2:1: no value lies between", 2),
     "endless range": (["--input-range", "x=0:inf"], "no value lies between", 2),
     "range of an input that the model lacks": (["--input-range", "z=0:1"], "no input 'z'", 2),
+    "input twice": (["--input", "x=x.npy", "--input", "x=y.npy"], "--input x=... is given twice", 2),
+    "range twice": (["--input-range", "x=0:1", "--input-range", "x=0:2"], "--input-range x=... is given twice", 2),
+    "shape twice": (["--shape", "x=1x4", "--shape", "x=2x4"], "--shape x=... is given twice", 2),
+    "input and range": (["--input", "x=x.npy", "--input-range", "x=0:1"], "--input x=... has its own values", 2),
     "shape of words": (["--shape", "x=1xa"], "--shape 1xa: not a size", 2),
     "negative shape": (["--shape", "x=-1x4"], "not a size", 2),
     "shape without sizes": (["--shape", "x="], "--shape x=: expected", 2),
@@ -212,6 +227,7 @@ def test_options(name: str, add: Callable[..., tuple[str, str, int]], tmp_path: 
     arguments, why, code = OPTIONS[name]
     (tmp_path / "two.txt").write_text("one\ntwo\n", encoding="utf-8")
     (tmp_path / "dims.pbtxt").write_text('input [ { name: "x" dims: [ 5 ] } ]', encoding="utf-8")
+    (tmp_path / "size.pbtxt").write_text("max_batch_size: 4", encoding="utf-8")
     (tmp_path / "name.pbtxt").write_text('name: "other"', encoding="utf-8")
     np.save(tmp_path / "x.npy", np.ones((1, 4)))
 

@@ -56,7 +56,7 @@ class ColorName(str, Enum):
 @takes_tensorrt_options
 def add(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.", show_default=False)],
-    name: Annotated[str, typer.Option(help="The model's name.", show_default="the file's")] = "",
+    name: Annotated[str | None, typer.Option(help="The model's name.", show_default="the file's")] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     target: Annotated[TargetName, typer.Option(help="What to compile for.")] = TargetName.auto,
     max_batch_size: Annotated[
@@ -64,8 +64,12 @@ def add(
         typer.Option(help="Largest batch; 0: no batching.", show_default="8 if the model can be batched"),
     ] = None,
     preferred_batch_sizes: Annotated[str, typer.Option(metavar="N,N", help="Batch sizes worth waiting for.")] = "",
-    max_queue_delay_us: Annotated[int, typer.Option(help="Longest wait for a batch to fill, microseconds.")] = 0,
-    instance_count: Annotated[int, typer.Option(help="Copies of the model that run side by side.")] = 1,
+    max_queue_delay_us: Annotated[
+        int | None, typer.Option(help="Longest wait for a batch to fill, microseconds.", show_default="0")
+    ] = None,
+    instance_count: Annotated[
+        int | None, typer.Option(help="Copies of the model that run side by side.", show_default="1")
+    ] = None,
     instance_kind: Annotated[KindName, typer.Option(help="Where they run.")] = KindName.auto,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line.")] = None,
     image: Annotated[
@@ -89,7 +93,10 @@ def add(
         typer.Option("--cc-plan", help="TensorRT: a plan for each type of GPU; run it on one after the other."),
     ] = False,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE.pbtxt", help="Any ModelConfig fields, merged over ours.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.pbtxt", help="Any ModelConfig fields, merged over ours; may not contradict other options."
+        ),
     ] = None,
     batching: Annotated[
         bool, typer.Option("--batching/--no-batching", help="Look for a batch axis and use it.")
@@ -144,7 +151,7 @@ def add(
     with Steps() as progress:
         published = add_model(
             model,
-            name=name or None,
+            name=name,
             repository=repository,
             build=build,
             serving=serving,
@@ -274,6 +281,8 @@ def _image(
 def _one_or_two(flag: str, text: str, *, single_as_side: bool) -> int | tuple[int, int]:
     sizes = read_sizes(flag, text)
     if len(sizes) == 1:
+    chosen = {"resize": resize, "crop": crop}
+    spec = replace(spec, chosen=tuple(name for name, value in chosen.items() if value))
         return sizes[0] if single_as_side else (sizes[0], sizes[0])
     if len(sizes) != 2:
         raise UsageError(f"{flag} {text}: expected N or HEIGHTxWIDTH", "pixels, as in 224 or 224x320")

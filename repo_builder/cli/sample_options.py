@@ -26,12 +26,17 @@ ShapeOption = Annotated[
 ]
 
 
-def _pair(flag: str, text: str, form: str) -> tuple[str, str]:
-    """Split ``NAME=VALUE`` at the last '=', since tensor names may hold one."""
-    name, equals, value = text.rpartition("=")
-    if not equals or not name or not value:
-        raise UsageError(f"{flag} {text}: expected {form}", "NAME is an input of the model")
-    return name, value
+def _pairs(flag: str, texts: list[str] | None, form: str) -> dict[str, str]:
+    """Split each ``NAME=VALUE`` at the last '=', since tensor names may hold one."""
+    pairs: dict[str, str] = {}
+    for text in texts or []:
+        name, equals, value = text.rpartition("=")
+        if not equals or not name or not value:
+            raise UsageError(f"{flag} {text}: expected {form}", "NAME is an input of the model")
+        if name in pairs:
+            raise UsageError(f"{flag} {name}=... is given twice", "drop one of the two")
+        pairs[name] = value
+    return pairs
 
 
 def read_samples(files: list[str] | None, ranges: list[str] | None, shapes: list[str] | None) -> SampleOptions:
@@ -39,20 +44,16 @@ def read_samples(files: list[str] | None, ranges: list[str] | None, shapes: list
     from repo_builder.samples import SampleOptions
 
     bounds = {}
-    for text in ranges or []:
-        name, value = _pair("--input-range", text, "NAME=LOW:HIGH")
+    for name, value in _pairs("--input-range", ranges, "NAME=LOW:HIGH").items():
         try:
             low, high = (_number(bound) for bound in value.split(":"))
         except ValueError:
             raise UsageError(
-                f"--input-range {text}: {value!r} is not LOW:HIGH", "two numbers, as in ids=0:30521"
+                f"--input-range {name}={value}: {value!r} is not LOW:HIGH", "two numbers, as in ids=0:30521"
             ) from None
         bounds[name] = (low, high)
-    sizes = {}
-    for text in shapes or []:
-        name, value = _pair("--shape", text, "NAME=1x3x64x64")
-        sizes[name] = read_sizes("--shape", value)
-    paths = {name: Path(value) for name, value in (_pair("--input", text, "NAME=FILE.npy") for text in files or [])}
+    sizes = {name: read_sizes("--shape", value) for name, value in _pairs("--shape", shapes, "NAME=1x3x64x64").items()}
+    paths = {name: Path(value) for name, value in _pairs("--input", files, "NAME=FILE.npy").items()}
     return SampleOptions(paths, bounds, sizes)
 
 

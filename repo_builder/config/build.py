@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repo_builder.compilers.base import Artifact
 from repo_builder.config.image import PARAMETER, ImagePreprocessing, fit_to_input
-from repo_builder.config.proto import ModelConfig, messages, new_config, read_config
+from repo_builder.config.problems import INT32_MAX, LONGEST_DELAY_US, MOST_INSTANCES
+from repo_builder.config.proto import ModelConfig, enum_name, messages, new_config, read_config, stated_max_batch_size
 from repo_builder.errors import ConfigError, UsageError
 from repo_builder.model import TensorSpec
 
 DEFAULT_MAX_BATCH_SIZE = 8
-INT32_MAX = 2**31 - 1
 LABELS = "labels.txt"
 
 
@@ -22,15 +22,16 @@ class ServingOptions:
     """How Triton is to serve a model.
 
     ``max_batch_size`` None means 8 where the model can be batched; 0 means no batching.  ``max_queue_delay_us`` is
-    how long, in microseconds, Triton may hold a request back to fill a batch.  ``labels`` is a text file with one
-    class a line; ``cuda_graphs`` lets an engine be launched whole at the batch sizes 1, preferred and largest;
-    ``config`` is a pbtxt file with any ModelConfig fields, which win over all others.
+    how long, in microseconds, Triton may hold a request back to fill a batch; None means 0, and ``instance_count``
+    None one.  ``labels`` is a text file with one class a line; ``cuda_graphs`` lets an engine be launched whole at the
+    batch sizes 1, preferred and largest; ``config`` is a pbtxt file with any ModelConfig fields, which win over our
+    defaults and may not contradict what else is asked for (:func:`reconcile`).
     """
 
     max_batch_size: int | None = None
     preferred_batch_sizes: tuple[int, ...] = ()
-    max_queue_delay_us: int = 0
-    instance_count: int = 1
+    max_queue_delay_us: int | None = None
+    instance_count: int | None = None
     instance_kind: str = "auto"
     labels: Path | None = None
     image: ImagePreprocessing | None = None
@@ -44,10 +45,13 @@ class ServingOptions:
         for preferred in self.preferred_batch_sizes:
             if not 1 <= preferred <= INT32_MAX:
                 raise UsageError(f"--preferred-batch-sizes: {preferred} is not a batch size", f"1 to {INT32_MAX}")
-        if not 0 <= self.max_queue_delay_us < 2**63:
-            raise UsageError(f"--max-queue-delay-us {self.max_queue_delay_us} is not a time", "0 or more microseconds")
-        if not 1 <= self.instance_count <= INT32_MAX:
-            raise UsageError(f"--instance-count {self.instance_count} is not a count", "1 or more")
+        delay, count = self.max_queue_delay_us, self.instance_count
+        if delay is not None and not 0 <= delay <= LONGEST_DELAY_US:
+            why = f"--max-queue-delay-us {delay} is no time that a request may wait"
+            raise UsageError(why, f"0 to {LONGEST_DELAY_US} microseconds, which is an hour")
+        if count is not None and not 1 <= count <= MOST_INSTANCES:
+            why = f"--instance-count {count} is no number of copies to serve a model with"
+            raise UsageError(why, f"1 to {MOST_INSTANCES}; one or two are enough for most models")
         if self.instance_kind not in {"auto", "cpu", "gpu"}:
             raise UsageError(f"--instance-kind {self.instance_kind} is unknown", "auto, cpu or gpu")
 
@@ -64,6 +68,53 @@ class Warmup:
     files: Mapping[str, str]
 
 
+def reconcile(options: ServingOptions) -> ServingOptions:
+    """Options whose max_batch_size is the user's pbtxt's, where that states one: everything else has to fit it.
+
+    Raises:
+        UsageError: the file can't be read, or says something else than the options do.
+        ConfigError: the file can't be parsed.
+    """
+    if options.config is None:
+        return options
+    try:
+        options.config.read_bytes()
+    except OSError as error:
+        why = f"--config {options.config} can't be read: {error.strerror}"
+        raise UsageError(why, "check the path and its permissions") from None
+    extra, size = read_config(options.config), stated_max_batch_size(options.config)
+    batching, groups = extra.dynamic_batching, extra.instance_group
+    kinds = {enum_name(group, "kind").removeprefix("KIND_").lower() for group in groups}
+    unset = (None, ())
+    said: tuple[tuple[str, object, object], ...] = (
+        ("--max-batch-size", options.max_batch_size, size),
+        ("--preferred-batch-sizes", options.preferred_batch_sizes, tuple(batching.preferred_batch_size)),
+        ("--max-queue-delay-us", options.max_queue_delay_us, batching.max_queue_delay_microseconds or None),
+        ("--instance-count", options.instance_count, sum(max(group.count, 1) for group in groups) or None),
+        ("--instance-kind", () if options.instance_kind == "auto" else (options.instance_kind,), tuple(sorted(kinds))),
+    )
+    for flag, asked, stated in said:
+        if asked not in unset and stated not in unset and asked != stated:
+            why = f"{flag} {_listed(asked)}, but {options.config} says {_listed(stated)}"
+            raise UsageError(why, f"drop {flag}, or change the file")
+    for flag in batching_flags(options) if extra.HasField("sequence_batching") else ():
+        raise UsageError(f"{flag}: {options.config} has sequence_batching instead", f"drop {flag}, or change the file")
+    return options if size is None else replace(options, max_batch_size=size)
+
+
+def _listed(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def batching_flags(options: ServingOptions) -> tuple[str, ...]:
+    """The flags given that mean something with dynamic batching only."""
+    given = {
+        "--preferred-batch-sizes": options.preferred_batch_sizes,
+        "--max-queue-delay-us": options.max_queue_delay_us,
+    }
+    return tuple(flag for flag, value in given.items() if value)
+
+
 def choose_max_batch_size(options: ServingOptions, artifact: Artifact, *, batchable: bool, reason: str) -> int:
     """The max_batch_size to write: what was asked if the artifact takes it, else the default.
 
@@ -75,8 +126,8 @@ def choose_max_batch_size(options: ServingOptions, artifact: Artifact, *, batcha
     if not batchable or limit == 0:
         if asked:
             raise ConfigError(f"--max-batch-size {asked}: the model can't be batched: {reason}", "drop the flag")
-        if options.preferred_batch_sizes:
-            raise ConfigError(f"--preferred-batch-sizes: the model can't be batched: {reason}", "drop the flag")
+        for flag in batching_flags(options):
+            raise ConfigError(f"{flag}: the model can't be batched: {reason}", "drop the flag")
         return 0
     if asked is None:
         return wanted_max_batch_size(options) if limit is None else limit
@@ -115,7 +166,7 @@ def build_config(
         _add_tensor(config.output.add(), tensor, batched=max_batch_size > 0)
     if max_batch_size > 0:
         config.dynamic_batching.preferred_batch_size.extend(options.preferred_batch_sizes)
-        config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
+        config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us or 0
     _add_instances(config, options, artifact)
     if options.cuda_graphs:
         if not artifact.gpu_only:
@@ -128,12 +179,20 @@ def build_config(
         image, tensor = fit_to_input(options.image, artifact.inputs)
         config.parameters[PARAMETER].string_value = image.to_json(tensor.name)
     if options.config:
-        merge_config(config, read_config(options.config))
+        _merge_file(config, options.config)
     if options.labels and not any(output.label_filename for output in config.output):
         _labelled_output(config).label_filename = LABELS
     for group in config.instance_group:
         group.count = group.count or 1  # what Triton makes of a group without count
     return config
+
+
+def _merge_file(config: ModelConfig, path: Path) -> None:
+    asked = config.parameters[PARAMETER].string_value if PARAMETER in config.parameters else None
+    merge_config(config, read_config(path))
+    if asked is not None and config.parameters[PARAMETER].string_value != asked:
+        why = f"--image and its options do not say what parameter {PARAMETER!r} in {path} says"
+        raise UsageError(why, "drop --image with its options, or the parameter")
 
 
 def _add_instances(config: ModelConfig, options: ServingOptions, artifact: Artifact) -> None:
@@ -143,7 +202,7 @@ def _add_instances(config: ModelConfig, options: ServingOptions, artifact: Artif
             raise ConfigError("--instance-kind cpu: an engine runs on GPUs only", "drop it, or --target onnxruntime")
         kind = "gpu"
     value = messages().ModelInstanceGroup.Kind.Value(f"KIND_{kind.upper()}")
-    group = config.instance_group.add(count=options.instance_count, kind=value)
+    group = config.instance_group.add(count=options.instance_count or 1, kind=value)
     if len(artifact.profiles) > 1 and artifact.platform:  # without, the backend uses all of them
         group.profile.extend(str(index) for index in range(len(artifact.profiles)))
 

@@ -18,7 +18,8 @@ class ImagePreprocessing:
     """Decode, resize, crop, then ``(value * scale - mean) / std`` for each channel.
 
     ``resize`` is the length of the shorter side in pixels, aspect kept, or (height, width); ``crop`` is
-    (height, width) around the centre; ``mean`` and ``std`` are in units of ``value * scale``.
+    (height, width) around the centre; ``mean`` and ``std`` are in units of ``value * scale``.  ``chosen`` names those
+    of resize and crop that were picked for the model at hand: they are not fitted to its input.
     """
 
     resize: int | tuple[int, int] | None
@@ -29,12 +30,13 @@ class ImagePreprocessing:
     color: str = "RGB"
     layout: str = "NCHW"
     scale: float = 1 / 255
+    chosen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for flag, size in (("--resize", self.resize), ("--crop", self.crop)):
             sides = size if isinstance(size, tuple) else (size,)
             if size is not None and not all(side and side > 0 for side in sides):
-                raise UsageError(f"{flag} {'x'.join(map(str, sides))} is not a size", "pixels, 1 or more")
+                raise UsageError(f"{flag} {_by(size)} is not a size", "pixels, 1 or more")
         for flag, numbers in (("--mean", self.mean), ("--std", self.std)):
             if not all(math.isfinite(number) for number in numbers):
                 raise UsageError(f"{flag} {','.join(map(str, numbers))} is not a number", "one for each channel")
@@ -93,10 +95,10 @@ def fit_to_input(image: ImagePreprocessing, inputs: tuple[TensorSpec, ...]) -> t
     """Find the input that takes the picture and hold the preprocessing to its channels, height and width.
 
     The input's own fixed height and width replace a preset's crop of another size, with the shorter side scaled
-    by the same factor, so that a preset fits a model exported for 240 or 299 pixels.
+    by the same factor, so that a preset fits a model exported for 240 or 299 pixels.  What was chosen stays.
 
     Raises:
-        ConfigError: no input takes pictures, or several do, or the channels disagree.
+        ConfigError: no input takes pictures, or several do, or the channels or a chosen size disagree.
     """
     candidates = [tensor for tensor in inputs if len(tensor.dims) == 4] or [t for t in inputs if len(t.dims) == 3]
     if len(candidates) != 1:
@@ -127,10 +129,20 @@ def _output_size(image: ImagePreprocessing) -> tuple[int, int] | None:
 
 
 def _resized(image: ImagePreprocessing, height: int, width: int) -> ImagePreprocessing:
+    if "crop" in image.chosen and (image.crop or "resize" in image.chosen):
+        asked = f"--crop {_by(image.crop)}" if image.crop else f"--resize {_by(image.resize)} without a crop"
+        mend = f"--crop {height}x{width}, or drop it"
+        raise ConfigError(f"{asked}: the input takes pictures of {height}x{width} pixels", mend)
+    if "resize" in image.chosen:
+        return replace(image, crop=(height, width))
     if isinstance(image.resize, int) and image.crop:
         side = round(image.resize * min(height, width) / min(image.crop))
         return replace(image, resize=side, crop=(height, width))
     return replace(image, resize=(height, width), crop=None)
+
+
+def _by(size: int | tuple[int, int] | None) -> str:
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
 
 
 def _per_channel(numbers: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -132,6 +132,19 @@ def test_image_options(options: list[str], expected: dict[str, Any], cli: Cli, t
     assert {key: stored[key] for key in expected} == expected
 
 
+def test_sizes_of_pictures_that_were_asked_for(cli: Cli, tmp_path: Path) -> None:
+    save(models.picture(8, 8), tmp_path / "picture.onnx")
+
+    refusal = cli("add", "picture.onnx", *ORT, "--image", "imagenet", "--crop", 200)
+    result = cli("add", "picture.onnx", *ORT, "--image", "imagenet", "--resize", 10)
+
+    assert refusal.error == "--crop 200x200: the input takes pictures of 8x8 pixels"
+    assert refusal.hint == "--crop 8x8, or drop it"
+    stored = json.loads(config(tmp_path, "picture").parameters["image_preprocessing"].string_value)
+    assert result.code == 0
+    assert (stored["resize"], stored["crop"]) == (10, [8, 8])
+
+
 def test_image_options_of_grey_pictures_with_channels_last(cli: Cli, tmp_path: Path) -> None:
     save(models.picture(8, 8, layout="NHWC", channels=1), tmp_path / "picture.onnx")
 

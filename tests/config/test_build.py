@@ -153,7 +153,9 @@ class TestMaxBatchSize:
             self.choose(asked=6, limit=5)
         assert "5" in str(caught.value.hint)
 
-    @pytest.mark.parametrize("options", [{"max_batch_size": 4}, {"preferred_batch_sizes": (4,)}])
+    @pytest.mark.parametrize(
+        "options", [{"max_batch_size": 4}, {"preferred_batch_sizes": (4,)}, {"max_queue_delay_us": 4}]
+    )
     def test_asked_of_a_model_that_has_none(self, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match="because") as caught:
             choose_max_batch_size(ServingOptions(**options), artifact(), batchable=False, reason="because")
@@ -168,9 +170,9 @@ class TestMaxBatchSize:
         ({"preferred_batch_sizes": (4, 0)}, "--preferred-batch-sizes: 0"),
         ({"preferred_batch_sizes": (2**31,)}, "--preferred-batch-sizes: 2147483648"),
         ({"max_queue_delay_us": -1}, "--max-queue-delay-us -1"),
-        ({"max_queue_delay_us": 2**63}, "--max-queue-delay-us"),
+        ({"max_queue_delay_us": 3_600_000_001}, "--max-queue-delay-us"),
         ({"instance_count": 0}, "--instance-count 0"),
-        ({"instance_count": 2**31}, "--instance-count"),
+        ({"instance_count": 1025}, "--instance-count"),
         ({"instance_kind": "tpu"}, "--instance-kind tpu"),
     ],
 )
@@ -181,7 +183,13 @@ def test_options_that_no_model_can_have(options: dict[str, Any], flag: str) -> N
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_batch_size": 0}, {"max_batch_size": 2**31 - 1}, {"max_queue_delay_us": 2**63 - 1}]
+    "options",
+    [
+        {"max_batch_size": 0},
+        {"max_batch_size": 2**31 - 1},
+        {"max_queue_delay_us": 3_600_000_000},
+        {"instance_count": 1024},
+    ],
 )
 def test_options_at_their_limits(options: dict[str, Any]) -> None:
     assert ServingOptions(**options)

@@ -70,6 +70,11 @@ def test_an_unknown_preset_is_answered_with_those_there_are() -> None:
         (replace(IMAGENET, resize=(224, 200), crop=None), ("N", 3, 224, 200), (224, 200), None),
         (replace(IMAGENET, resize=None, crop=None), ("N", 3, 224, 200), (224, 200), None),
         (image_preset("clip"), ("N", 3, 336, 336), 336, (336, 336)),
+        (replace(IMAGENET, resize=260, chosen=("resize",)), ("N", 3, 240, 240), 260, (240, 240)),
+        (replace(IMAGENET, resize=(300, 260), chosen=("resize",)), ("N", 3, 240, 240), (300, 260), (240, 240)),
+        (replace(IMAGENET, crop=(240, 240), chosen=("crop",)), ("N", 3, 240, 240), 256, (240, 240)),
+        (replace(IMAGENET, crop=None, chosen=("crop",)), ("N", 3, 240, 240), (240, 240), None),
+        (replace(IMAGENET, crop=(200, 200), chosen=("crop",)), ("N", 3, "h", "w"), 256, (200, 200)),
     ],
 )
 def test_sizes_follow_the_inputs_own(
@@ -110,6 +115,16 @@ def test_the_input_with_four_axes_is_the_picture() -> None:
         (IMAGENET, (image("N", 1, 8, 8),), "has 1 channels"),
         (replace(IMAGENET, color="GRAY"), (image("N", 3, 8, 8),), "has 3 channels in layout NCHW; GRAY has 1"),
         (replace(IMAGENET, layout="NHWC"), (image("N", 3, 8, 8),), "has 8 channels in layout NHWC"),
+        (
+            replace(IMAGENET, crop=(200, 200), chosen=("crop",)),
+            (image("N", 3, 8, 9),),
+            "--crop 200x200: the input takes pictures of 8x9 pixels",
+        ),
+        (
+            replace(IMAGENET, resize=256, crop=None, chosen=("resize", "crop")),
+            (image("N", 3, 8, 9),),
+            "--resize 256 without a crop: the input takes pictures of 8x9 pixels",
+        ),
         (replace(IMAGENET, mean=(0.5, 0.5)), (image("N", 3, 8, 8),), "--mean has 2 values for 3 channels"),
         (replace(IMAGENET, color="GRAY", mean=(0.5,)), (image("N", 1, 8, 8),), "--std has 3 values for 1 channels"),
     ],
