@@ -109,12 +109,12 @@ def add_model(
         if new_plan:
             cc_plans.version_to_join(current, new_plan)  # what would be refused is refused before it is built
     started = time.perf_counter()
+    versions = (*current.versions, (current.latest or 0) + 1) if current else (1,)
     with store.staging() as staged:
         stages = origin.stages(name, build, serving, staged, progress, versions)
         stages.run(compiler)
         manifest = {
             "schema": MANIFEST_SCHEMA,
-    versions = (*current.versions, (current.latest or 0) + 1) if current else (1,)
             "name": name,
             "version": 0,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

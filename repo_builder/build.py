@@ -22,10 +22,10 @@ from repo_builder.config.build import (
 )
 from repo_builder.config.check import check_config, check_files
 from repo_builder.config.image import PARAMETER
-from repo_builder.config.render import render_config
-from repo_builder.errors import ConfigError, ModelError, UsageError
 from repo_builder.config.problems import find_problems
 from repo_builder.config.proto import enum_name
+from repo_builder.config.render import render_config
+from repo_builder.errors import ConfigError, ModelError, UsageError
 from repo_builder.gate import check_artifact, known_shapes, open_source
 from repo_builder.model import TensorSpec
 from repo_builder.onnx_model import OnnxModel
@@ -82,13 +82,13 @@ class Build:
         serving: ServingOptions,
         staged: Path,
         progress: Progress,
+        versions: tuple[int, ...],
     ) -> None:
         self.name, self.model, self.build, self.serving, self.progress = name, model, build, serving, progress
+        self.versions = versions
         self.version_folder, self.model_folder = staged / "version", staged / "model"
-        versions: tuple[int, ...],
         self.version_folder.mkdir()
         self.model_folder.mkdir()
-        self.versions = versions
         self.reference: Reference | None = None
         self.verification: Verification | None = None
         self.index_ranges: dict[str, int] = {}
@@ -253,6 +253,10 @@ class Build:
 
     def hints(self) -> tuple[str, ...]:
         hints = list(self.artifact.hints)
+        asks_for_gpu = any(group.gpus or enum_name(group, "kind") == "KIND_GPU" for group in self.config.instance_group)
+        gpus = _count_gpus() if asks_for_gpu else None
+        problems = find_problems(self.config, versions=self.versions, gpus=gpus, where="--config")
+        hints += [f"{problem.text} ({problem.hint})" for problem in problems]
         if self.reference and self.batching.differs:
             hints.append(f"if random inputs are unlike real ones, say what these are: {flags_for(self.model.spec)}")
         pictures = [
@@ -261,12 +265,14 @@ class Build:
         if len(pictures) == 1 and PARAMETER not in self.config.parameters:
             hints.append("it may take pictures: --image PRESET stores their preprocessing with the model")
         if any(tensor.dtype.value == "BF16" for tensor in (*self.artifact.inputs, *self.artifact.outputs)):
-        asks_for_gpu = any(group.gpus or enum_name(group, "kind") == "KIND_GPU" for group in self.config.instance_group)
-        gpus = _count_gpus() if asks_for_gpu else None
-        problems = find_problems(self.config, versions=self.versions, gpus=gpus, where="--config")
-        hints += [f"{problem.text} ({problem.hint})" for problem in problems]
             hints.append("NVIDIA's onnxruntime backend does not take BF16 inputs or outputs; the local server does")
         return tuple(hints)
+
+
+def _count_gpus() -> int:
+    from repo_builder.host import ask
+
+    return len((ask("nvidia-smi", "--list-gpus").output or "").splitlines())
 
 
 def _describe_tensor(tensor: TensorSpec) -> dict[str, Any]:
@@ -277,12 +283,6 @@ def _read_labels(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-def _count_gpus() -> int:
-    from repo_builder.host import ask
-
-    return len((ask("nvidia-smi", "--list-gpus").output or "").splitlines())
-
-
         why = f"--labels {path} can't be read: {error.strerror}"
         raise UsageError(why, "check the path and its permissions") from None
     except UnicodeDecodeError:

@@ -271,6 +271,8 @@ def _image(
         spec = replace(spec, std=_numbers("--std", std, float))
     if layout:
         spec = replace(spec, layout=layout.value)
+    chosen = {"resize": resize, "crop": crop}
+    spec = replace(spec, chosen=tuple(name for name, value in chosen.items() if value))
     if color:
         spec = replace(spec, color=color.value)
         if color is ColorName.GRAY and len(spec.mean) == 3 and not (mean or std):
@@ -281,8 +283,6 @@ def _image(
 def _one_or_two(flag: str, text: str, *, single_as_side: bool) -> int | tuple[int, int]:
     sizes = read_sizes(flag, text)
     if len(sizes) == 1:
-    chosen = {"resize": resize, "crop": crop}
-    spec = replace(spec, chosen=tuple(name for name, value in chosen.items() if value))
         return sizes[0] if single_as_side else (sizes[0], sizes[0])
     if len(sizes) != 2:
         raise UsageError(f"{flag} {text}: expected N or HEIGHTxWIDTH", "pixels, as in 224 or 224x320")
