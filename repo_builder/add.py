@@ -18,7 +18,6 @@ from repo_builder import cc_plans, network
 from repo_builder.build import Build, BuildOptions
 from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Maker, Progress
-from repo_builder.compilers.container import open_container
 from repo_builder.config.build import ServingOptions, batching_flags, reconcile
 from repo_builder.errors import ModelError, RepositoryError, UsageError
 from repo_builder.network import ReferenceFunction
