@@ -18,6 +18,7 @@ from repo_builder import cc_plans, network
 from repo_builder.build import Build, BuildOptions
 from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Maker, Progress
+from repo_builder.compilers.container import open_container
 from repo_builder.config.build import ServingOptions, batching_flags, reconcile
 from repo_builder.errors import ModelError, RepositoryError, UsageError
 from repo_builder.network import ReferenceFunction
@@ -80,7 +81,11 @@ def add_model(
     if name is not None:
         check_name(name)
     store = Repository(repository)
-    compiler, why = choose_compiler(build.target, build.tensorrt)
+    compiler, why = (
+        open_container(build.target, build.tensorrt, build.container, store, progress)
+        if build.container
+        else choose_compiler(build.target, build.tensorrt)
+    )
     if build.cc_plan:
         cc_plans.refuse_misuse(compiler.target, build.tensorrt)
     if callable(source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import shutil
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from repo_builder.cc_plans import name_by_capability
 from repo_builder.compilers.base import Artifact, Compiler, Progress, Target
+from repo_builder.compilers.container import ContainerOptions
 from repo_builder.config.build import (
     LABELS,
     ServingOptions,
@@ -34,7 +36,7 @@ from repo_builder.passes.shapes import free_zero_axes, state_output_shapes
 from repo_builder.repository import CONFIG, MANIFEST
 from repo_builder.runtime import RunError
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
-from repo_builder.trt.options import TensorRTOptions
+from repo_builder.trt.options import NOT_IN_FINGERPRINT, TensorRTOptions
 from repo_builder.verify import Reference, Tolerance, Verification
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class BuildOptions:
     ``batching`` False serves the model as it is, without a batch axis; ``verify`` False publishes without running
     anything; ``samples`` says what is known of the inputs that verification makes up; ``tensorrt`` how an engine is
     built where the target is one; ``cc_plan`` makes the version one that holds a plan for each of several types of GPU,
-    and adds the plan for this one to it (:mod:`repo_builder.cc_plans`).
+    and adds the plan for this one to it (:mod:`repo_builder.cc_plans`); ``container`` builds an engine in a container.
     """
 
     target: Target = Target.AUTO
@@ -66,6 +68,7 @@ class BuildOptions:
     samples: SampleOptions = field(default_factory=SampleOptions)
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     cc_plan: bool = False
+    container: ContainerOptions | None = field(default=None, metadata=NOT_IN_FINGERPRINT)
 
 
 class Build:
@@ -96,6 +99,11 @@ class Build:
 
     def run(self, compiler: Compiler) -> None:
         self.artifact: Artifact = self.compile(compiler)
+        with contextlib.closing(self.artifact):
+            self._finish()
+
+    def _finish(self) -> None:
+        """Configure and verify the artifact, and write what is published with it."""
         if self.build.cc_plan:
             self.artifact = name_by_capability(self.artifact, self.version_folder)
         self.max_batch_size = choose_max_batch_size(

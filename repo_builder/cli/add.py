@@ -59,6 +59,12 @@ def add(
     name: Annotated[str | None, typer.Option(help="The model's name.", show_default="the file's")] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     target: Annotated[TargetName, typer.Option(help="What to compile for.")] = TargetName.auto,
+    build_in_container: Annotated[
+        bool, typer.Option("--build-in-container", help="Compile in Triton's container: TensorRT is not needed here.")
+    ] = False,
+    container_image: Annotated[
+        str, typer.Option(metavar="IMAGE", help="Which one.", show_default="the one serve would take")
+    ] = "",
     max_batch_size: Annotated[
         int | None,
         typer.Option(help="Largest batch; 0: no batching.", show_default="8 if the model can be batched"),
@@ -123,9 +129,12 @@ def add(
     """Compile, configure, verify and publish an ONNX model as the next version in a model repository."""
     from repo_builder.add import BuildOptions, add_model
     from repo_builder.compilers.base import Target
+    from repo_builder.compilers.container import ContainerOptions
     from repo_builder.config.build import ServingOptions
     from repo_builder.verify import Tolerance
 
+    if container_image and not build_in_container:
+        raise UsageError("--container-image without --build-in-container: nothing is built in it", "give both")
     build = BuildOptions(
         target=Target(target.value),
         batching=batching,
@@ -133,6 +142,7 @@ def add(
         tolerance=Tolerance(rtol=rtol, atol=atol),
         samples=read_samples(input_file, input_range, shape),
         tensorrt=tensorrt,
+        container=ContainerOptions(container_image or None) if build_in_container else None,
         cc_plan=cc_plan,
     )
     serving = ServingOptions(

@@ -41,11 +41,13 @@ class Steps:
         self._label: str | None = None
         self._began = 0.0
 
-    def __call__(self, label: str) -> None:
+    def __call__(self, line: str) -> None:
+        label, _, detail = line.partition("\t")
         if label == self._label:  # the same work goes on
             if sys.stderr.isatty():
                 elapsed = time.perf_counter() - self._began
-                typer.echo(f"\r  {label} ... {elapsed:.0f} s", err=True, nl=False)
+                shown = f"{label}: {detail}" if detail else label
+                typer.echo(f"\r\x1b[K  {shown} ... {elapsed:.0f} s", err=True, nl=False)
             return
         self.end()
         self._label, self._began = label, time.perf_counter()
@@ -55,7 +57,7 @@ class Steps:
     def end(self, *, failed: bool = False) -> None:
         if self._label is None:
             return
-        start = "\r" if sys.stderr.isatty() else ""
+        start = "\r\x1b[K" if sys.stderr.isatty() else ""
         mark = "failed after " if failed else ""
         typer.echo(f"{start}  {self._label:<64} {mark}{time.perf_counter() - self._began:.1f} s", err=True)
         self._label = None

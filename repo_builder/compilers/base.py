@@ -15,7 +15,10 @@ from repo_builder.trt.options import Profile
 from repo_builder.verify import Runner, Tolerance
 
 Progress = Callable[[str], None]
-"""Called with a line to show whenever something that takes time begins."""
+"""Called with a line to show whenever something that takes time begins.
+
+The same line again means that the work goes on; what follows a tab in it may differ: how far it is.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Artifact:
         platform: Triton's name for the kind of file; empty where ``backend`` names one that Triton does not ship.
         cc_filenames: the file by the compute capability of the GPUs that load it, where it is not one for all.
         run: runs the artifact, or what comes nearest (then ``unverified`` says so); None when nothing can.
+        close: lets go of what ``run`` needs, when nothing more is to be run.
         tolerance: what the artifact's precision allows, unless the user says otherwise.
         unverified: a sentence for when the artifact itself can't run here.
         profiles: the ranges of shapes that it was built for.
@@ -74,6 +78,7 @@ class Artifact:
     gpu_only: bool = False
     hints: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None
 
 
 class Compiler(Protocol):

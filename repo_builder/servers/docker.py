@@ -45,8 +45,8 @@ class DockerOptions:
     shm_size: str = "1g"
 
 
-def connect() -> Any:
-    """A client of the Docker engine that answers here.
+def connect(otherwise: str = "or serve without: --engine local") -> Any:
+    """A client of the Docker engine that answers here; ``otherwise`` is what can be done without one.
 
     Raises:
         MissingExtraError: the docker package is not installed.
@@ -65,18 +65,18 @@ def connect() -> Any:
         client = docker.from_env(timeout=60)
         client.ping()
     except (docker.errors.DockerException, OSError) as error:
-        raise _no_engine_error(error, where) from None
+        raise _no_engine_error(error, where, otherwise) from None
     return client
 
 
-def _no_engine_error(error: Exception, where: str) -> ServerError:
+def _no_engine_error(error: Exception, where: str, otherwise: str) -> ServerError:
     if isinstance(error, PermissionError) or "Permission denied" in str(error):
         return ServerError(
             "this user may not use the Docker engine", "sudo usermod -aG docker $USER, then log in again"
         )
     return ServerError(
         f"no Docker engine answers at {where}",
-        "start one (sudo systemctl start docker, or Docker Desktop), or serve without: --engine local",
+        f"start one (sudo systemctl start docker, or Docker Desktop), {otherwise}",
     )
 
 
@@ -133,7 +133,7 @@ def start(
     try:
         server = DockerServer(client, container, image, root, options, ports, address)
     except BaseException:
-        _remove(container)
+        remove_container(container)
         raise
     try:
         server.wait_until_ready()
@@ -187,8 +187,8 @@ def _settings(
     }
 
 
-def ensure_image(client: Any, image: str, progress: Progress) -> None:
-    """Pull ``image`` unless the engine has it; raises ServerError where it can't be had."""
+def ensure_image(client: Any, image: str, progress: Progress, *, flag: str = "--image") -> None:
+    """Pull ``image``, which ``flag`` names, unless the engine has it; raises ServerError where it can't be had."""
     import docker.errors
 
     with contextlib.suppress(docker.errors.ImageNotFound):
@@ -206,10 +206,10 @@ def ensure_image(client: Any, image: str, progress: Progress) -> None:
                 reported = time.monotonic()
                 progress(pull_line(image, layers))
     except (docker.errors.APIError, OSError) as error:
-        why = _explanation(error)
+        why = explanation(error)
         raise ServerError(
             f"{image} is not here and can't be pulled: {why}",
-            "--image NAME takes another (docker images lists those here); docker load brings one without a network",
+            f"{flag} NAME takes another (docker images lists those here); docker load brings one without a network",
         ) from None
 
 
@@ -254,22 +254,29 @@ def _run(client: Any, image: str, settings: dict[str, Any]) -> Any:
     try:
         container.start()
     except (docker.errors.DockerException, OSError) as error:
-        _remove(container)
+        remove_container(container)
         if "rlimit" in str(error) and settings["ulimits"]:  # a rootless engine can't raise limits: it keeps its own
             return _run(client, image, {**settings, "ulimits": []})
         raise _container_error(error, image) from None
     return container
 
 
-def _explanation(error: Exception) -> str:
+def explanation(error: Exception) -> str:
+    """What the engine says, on one line."""
     text = " ".join(str(getattr(error, "explanation", None) or error).split())
     return text.removeprefix("Error response from daemon: ")
 
 
+def lacks_gpu(text: str) -> bool:
+    """Whether an engine's explanation says that it can't give containers a GPU."""
+    signs = ("could not select device driver", "nvidia-container-cli", "unresolvable CDI")
+    return any(sign in text for sign in signs)
+
+
 def _container_error(error: Exception, image: str) -> ServerError:
     """An engine's refusal in one line, with its mend."""
-    text = _explanation(error)
-    if "could not select device driver" in text or "nvidia-container-cli" in text or "unresolvable CDI" in text:
+    text = explanation(error)
+    if lacks_gpu(text):
         return ServerError(
             f"the Docker engine can't give containers a GPU: {text}",
             "install nvidia-container-toolkit, sudo nvidia-ctk runtime configure, restart Docker; or --gpus none",
@@ -285,7 +292,8 @@ def _container_error(error: Exception, image: str) -> ServerError:
     return ServerError(f"the container does not start: {text}", "repo-builder doctor looks at Docker and the image")
 
 
-def _remove(container: Any) -> None:
+def remove_container(container: Any) -> None:
+    """Kill and remove a container that may be gone already."""
     import docker.errors
 
     with contextlib.suppress(docker.errors.DockerException, OSError):
@@ -314,7 +322,7 @@ class DockerServer(SupervisedServer):
         self._supervise([sys.executable, "-m", module, *place])
 
     def _remove_left(self) -> None:
-        _remove(self._container)
+        remove_container(self._container)
         with contextlib.suppress(OSError):
             self._client.close()
 
@@ -333,7 +341,7 @@ def usable_engine(repository: Path | str) -> tuple[bool, str]:
     except docker.errors.ImageNotFound:
         return False, f"{chosen} is not pulled; --engine docker would pull it"
     except (docker.errors.DockerException, OSError) as error:
-        return False, _explanation(error)
+        return False, explanation(error)
     finally:
         client.close()
     return True, f"Docker is here and has {chosen}"

@@ -1,8 +1,9 @@
 """A process of its own that follows one container and sees to it that nothing of it is left behind.
 
-    python -m repo_builder.servers.docker_supervisor PARENT_PID CONTAINER_ID RECORD
+    python -m repo_builder.servers.docker_supervisor PARENT_PID CONTAINER RECORD
 
-The container's output is copied to stdout.  As for local servers (:mod:`repo_builder.servers.supervisor`):
+CONTAINER is an id, or the name of one that is yet to be made and started.  Its output is copied to stdout.  As for
+local servers (:mod:`repo_builder.servers.supervisor`):
 
 SIGTERM, SIGINT  stop the container: Triton finishes the requests in flight; remove it, exit 0
 SIGUSR1          the server is detached: stop watching the parent
@@ -18,12 +19,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from repo_builder.servers.docker import GRACE_S
+from repo_builder.servers.docker import GRACE_S, remove_container
 
 WATCH_S = 0.2
+APPEAR_WATCH_S = 0.05
+APPEAR_S = 2.0  # for the engine to make what a parent that is gone had asked for
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -45,6 +49,26 @@ class Follower(threading.Thread):
             sys.stderr.write(f"the container can't be followed any more: {error}\n")
 
 
+def find(client: Any, name: str) -> Any:
+    """The container, None if there is none."""
+    import docker.errors
+
+    with contextlib.suppress(docker.errors.NotFound):
+        return client.containers.get(name)
+    return None
+
+
+def wait_for_start(client: Any, name: str, parent: int) -> Any:
+    """The container once it has been started; None where this process has to end before."""
+    while True:
+        container = find(client, name)
+        if container is not None and container.status != "created":
+            return container
+        received = signal.sigtimedwait(SIGNALS, APPEAR_WATCH_S)
+        if (received and received.si_signo != signal.SIGUSR1) or os.getppid() != parent:
+            return None
+
+
 def watch(follower: Follower, parent: int) -> int:
     """Wait until the container ends or has to; return the exit status of this process."""
     while follower.is_alive():
@@ -63,16 +87,23 @@ def watch(follower: Follower, parent: int) -> int:
 def main() -> int:
     import docker
 
-    parent, container_id, record = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    parent, name, record = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    container = docker.from_env().containers.get(container_id)
+    client = docker.from_env()
+    container = wait_for_start(client, name, parent)
+    if container is None:
+        deadline = time.monotonic() + APPEAR_S
+        while (container := find(client, name)) is None and time.monotonic() < deadline:
+            time.sleep(APPEAR_WATCH_S)
+        if container is not None:
+            remove_container(container)
+        return 0
     follower = Follower(container)
     follower.start()
     try:
         return watch(follower, parent)
     finally:
-        with contextlib.suppress(docker.errors.DockerException, OSError):
-            container.remove(force=True, v=True)
+        remove_container(container)
         follower.join(1)
         with contextlib.suppress(OSError, ValueError, KeyError):
             if json.loads(record.read_text(encoding="utf-8"))["pid"] == os.getpid():
