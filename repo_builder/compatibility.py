@@ -217,7 +217,10 @@ def _describe(model: str, path: Path, manifest: dict[str, object]) -> Plan:
     several = [_mapping(plan) for plan in _mapping(manifest.get("plans")).values()]
     own = next((plan for plan in several if plan.get("file") == path.name), None)
     tools, engine = (_mapping((own or manifest).get(key)) for key in ("tools", "engine"))
-    version, rtx = read_plan_version(path)
+    try:
+        version, rtx = read_plan_version(path)
+    except OSError:  # the manifest may tell all the same
+        version, rtx = (), False
     recorded = parse_version(str(tools.get("TensorRT") or tools.get("TensorRT-RTX") or ""))
     capability = _mapping(engine.get("gpu")).get("compute_capability")
     tensorrt_options = _mapping(_mapping(_mapping(manifest.get("options")).get("build")).get("tensorrt"))
@@ -240,12 +243,12 @@ def read_plan_version(path: Path) -> tuple[Version, bool]:
     """The TensorRT version in a plan's head, () if it has none, and whether it is TensorRT-RTX's.
 
     ``trtexec --getPlanVersionOnly`` reads the same: a four-letter tag at byte 0, four numbers of a byte each at 24.
+
+    Raises:
+        OSError: it can't be read.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(28)
-    except OSError:
-        return (), False
+    with path.open("rb") as file:
+        head = file.read(28)
     tags = {b"ftrt": False, b"ptrt": False, b"vtrt": True}
     if len(head) < 28 or head[:4] not in tags:
         return (), False

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from repo_builder.compatibility import read_plan_version, version_text
 from repo_builder.compilers.base import Artifact, Progress, Target
 from repo_builder.compilers.tensorrt import FILENAME, TensorRTCompiler, describe_profile
 from repo_builder.config.build import DEFAULT_MAX_BATCH_SIZE
@@ -24,10 +25,6 @@ from repo_builder.trt.engine import EngineInfo, inspect_engine
 from repo_builder.trt.library import Library, is_installed, load_library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.options import TensorRTOptions
-
-_MAGIC = {b"vtrt": Target.TENSORRT_RTX, b"ptrt": Target.TENSORRT, b"ftrt": Target.TENSORRT}
-_VERSION_OFFSET = 24
-"""Where the four bytes of the TensorRT version lie in a plan's header."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +144,12 @@ def read_header(path: Path) -> tuple[Target, str]:
         ModelError: not a plan.
     """
     try:
-        with path.open("rb") as file:
-            header = file.read(_VERSION_OFFSET + 4)
+        version, rtx = read_plan_version(path)
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror}", "check the path") from None
-    target = _MAGIC.get(header[:4])
-    if target is None or len(header) < _VERSION_OFFSET + 4:
+    if not version:
         raise ModelError(f"{path} is not a TensorRT plan, or is cut short", "build it with repo-builder compile")
-    return target, ".".join(map(str, header[_VERSION_OFFSET:]))
+    return Target.TENSORRT_RTX if rtx else Target.TENSORRT, version_text(version)
 
 
 def inspect_plan(path: Path) -> dict[str, Any]:

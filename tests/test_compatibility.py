@@ -119,7 +119,18 @@ def test_plan_version_is_read_from_the_head(tmp_path: Path) -> None:
     }.items():
         file.write_bytes(content)
         assert read_plan_version(file) == expected
-    assert read_plan_version(tmp_path / "missing") == ((), False)
+    with pytest.raises(FileNotFoundError):
+        read_plan_version(tmp_path / "missing")
+
+
+@pytest.mark.usefixtures("file_modes_hold")
+def test_of_a_plan_that_can_not_be_read_the_manifest_tells(tmp_path: Path) -> None:
+    folder = tmp_path / "net/1"
+    folder.mkdir(parents=True)
+    (folder / "model.plan").touch(mode=0)
+    (folder / "manifest.json").write_text('{"schema": 1, "tools": {"TensorRT": "10.14.1.48"}}')
+    (plan,) = find_plans(Repository(tmp_path))
+    assert plan.tensorrt == (10, 14, 1, 48)
 
 
 def test_one_container_for_all_plans(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from repo_builder.compilers.base import Artifact, Maker, Progress, Target
 from repo_builder.errors import CompileError, ModelError, UsageError
+from repo_builder.folders import state_folder
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.runtime import open_session
-from repo_builder.servers.records import state_folder
 from repo_builder.trt.build import (
     BuildTimes,
     TimingCache,

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from repo_builder.errors import ServerError, UsageError
+from repo_builder.folders import state_folder
 
 STOP_S = 6.0  # a supervisor takes at most 5
 FOLLOW_S = 0.2
@@ -32,18 +33,6 @@ class ServerRecord:
     version: str
     log_file: str
     detached: bool
-
-
-def state_folder() -> Path:
-    """Return $XDG_STATE_HOME/repo-builder, or a folder of this user's in the temporary folder if that can't be made."""
-    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111  (no error without a home)
-    folder = Path(base, "repo-builder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir(), f"repo-builder-state-{os.getuid()}")
-        folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
 
 
 def record_path(http_port: int) -> Path:

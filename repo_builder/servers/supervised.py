@@ -17,11 +17,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from repo_builder.errors import ServerError, UsageError
+from repo_builder.folders import state_folder
 from repo_builder.repository import is_stray
 from repo_builder.servers.base import ModelState, ModelStatus, ServerOptions
 from repo_builder.servers.load_errors import explain, plan_errors_in_log, reasons_in_log, still_loading
 from repo_builder.servers.ports import Ports
-from repo_builder.servers.records import ServerRecord, start_time, state_folder, write_record
+from repo_builder.servers.records import ServerRecord, start_time, write_record
 
 STOP_S = 5.0
 READINESS_INTERVAL_S = 0.05

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.errors import CompileError, UsageError
+from repo_builder.folders import cache_folder
 from repo_builder.trt.cuda import Gpu
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
@@ -150,18 +151,6 @@ def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> N
         (made.set_shape_input if tensor.is_shape_tensor else made.set_shape)(tensor.name, *corners)
     if profile.opt and config.add_optimization_profile(made) < 0:
         raise CompileError(f"TensorRT refuses the profile {profile}", "see --min-shapes, --opt-shapes, --max-shapes")
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/repo-builder, made if missing, or a folder in the temporary one where that can't be made."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  (no error without a home)
-    folder = Path(base, "repo-builder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir(), f"repo-builder-cache-{os.getuid()}")
-        folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
 
 
 class TimingCache:
