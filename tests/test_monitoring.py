@@ -141,6 +141,16 @@ def test_every_query_has_an_answer(ask: Ask, query: str) -> None:
     assert all(value >= 0 for value in known), known
 
 
+@pytest.mark.parametrize("query", [query for query in QUERIES if ", stat, " in query])
+def test_no_stat_is_nan_where_nothing_succeeded(ask: Ask, query: str) -> None:
+    values = ask(QUERIES[query].replace("$model", "failing"))
+    assert not any(map(math.isnan, values)), "Grafana would print it"
+
+
+def test_only_failures_that_occur_are_drawn(ask: Ask) -> None:
+    assert len(ask(QUERIES["Failures, timeseries, A"])) == 1
+
+
 def test_batches_are_as_large_as_they_were_sent(ask: Ask) -> None:
     assert sorted(ask(QUERIES["Mean batch, timeseries, A"]))[-2:] == [pytest.approx(ROWS)] * 2
 
