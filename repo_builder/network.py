@@ -84,6 +84,11 @@ def refuse_misuse(target: Target, why: str, build: BuildOptions) -> None:
             f"a network definition is built by TensorRT only, and {why}",
             "target=Target.TENSORRT needs TensorRT and a GPU, Target.TENSORRT_RTX builds without a GPU",
         )
+    if build.container:
+        raise UsageError(
+            "container: a network definition is a function of this process, and can't be built in a container",
+            "install TensorRT here, or add an ONNX file",
+        )
     if build.cc_plan:
         raise UsageError(
             "cc_plan: whether a network definition is the same on another machine can't be told", "add an ONNX file"

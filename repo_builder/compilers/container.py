@@ -139,7 +139,8 @@ class ContainerCompiler:
             worker.close()
             raise
         container = {"image": place.image, "digest": place.digest, "id": place.image_id}
-        return replace(artifact, close=worker.close, details={**artifact.details, "container": container})
+        engine = {**artifact.details["engine"], "container": container}
+        return replace(artifact, close=worker.close, details={**artifact.details, "engine": engine})
 
     def _request(self, options: TensorRTOptions) -> dict[str, Any]:
         return {"target": self.target.value, "options": asdict(options)}

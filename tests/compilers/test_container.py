@@ -16,9 +16,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from repo_builder.add import BuildOptions, add_model
 from repo_builder.cli.output import Steps
 from repo_builder.compilers.base import Artifact, Target
-from repo_builder.compilers.container import needed_packages
+from repo_builder.compilers.container import ContainerOptions, needed_packages
 from repo_builder.compilers.container_setup import bindings_requirement, pip_error
 from repo_builder.compilers.exchange import (
     PROGRESS,
@@ -197,6 +198,12 @@ def test_what_the_worker_needs_is_what_we_require() -> None:
     names = [line.split(">")[0].split("<")[0].split("=")[0] for line in needed_packages(Target.TENSORRT_RTX)]
     assert names == ["cuda-python", "ml-dtypes", "numpy", "onnx", "onnxruntime", "tensorrt-rtx"]
     assert needed_packages(Target.TENSORRT) == needed_packages(Target.TENSORRT_RTX)[:-1]
+
+
+def test_a_network_definition_stays_here(tmp_path: Path) -> None:
+    build = BuildOptions(Target.TENSORRT_RTX, container=ContainerOptions("any"))
+    with pytest.raises(UsageError, match="container: a network definition is a function of this process"):
+        add_model(lambda _network, _trt: None, name="net", repository=tmp_path / "models", build=build)
 
 
 def test_a_line_whose_end_changes_is_one_step(capsys: pytest.CaptureFixture[str]) -> None:
