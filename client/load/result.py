@@ -178,9 +178,11 @@ def write_text(path: Path, text: str, option: str) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise ClientError(
             f"{path} can't be written: {error.strerror or error}", f"another file with {option}"
         ) from error

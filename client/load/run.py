@@ -168,14 +168,21 @@ def _carry_out(
     samples: list[Sample] = []
     with Workers(prepared.setup, count) as workers:
         for load in plan.loads:
-            level, seen = _run_level(client, model, config, plan, prepared, workers, load, observer, where)
+            try:
+                level, seen = _run_level(client, model, config, plan, prepared, workers, load, observer, where)
+            except KeyboardInterrupt:  # a second one; what was measured before it is a result
+                break
             levels.append(level)
             samples += seen
             observer.level_ended(level)
             if level.generator.interrupted:
                 break
-    interrupted = any(level.generator.interrupted for level in levels)
-    floor = _floor(plan, prepared, samples, count) if plan.floor and samples and not interrupted else None
+    if not levels:
+        raise KeyboardInterrupt
+    floor = None
+    if plan.floor and samples and not workers.interrupted:
+        with contextlib.suppress(ClientError, KeyboardInterrupt):  # a run is worth more than its floor
+            floor = _floor(plan, prepared, samples, count)
     return RunResult(
         settings=_settings(client, plan, bodies, count),
         model=described[0],
@@ -238,7 +245,9 @@ def _run_level(
         phases = load.phases(len(workers), window, plan.seed, plan.max_connections)
         with watch:
             phase = workers.run(phases, observer.records)
-    after = _statistics(client, model)
+    after = None
+    with contextlib.suppress(KeyboardInterrupt):  # the level is over, and not to be lost for impatience
+        after = _statistics(client, model)
     cut_short = phase.interrupted or window.requests is not None or not window.seconds
     statistics = summarise(
         phase.store,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,7 @@ def run(options: Options, *, as_json: bool, quiet: bool) -> int:
     with open_client(options.url, plan.delivery, min(options.timeout, 30.0)) as client:
         observer = Observer() if quiet else Progress()
         result = carry_out(client, options.model, options.version, plan, observer)
+    problem = _save(options, result)  # first: a reader of the table may go away, as ``head`` does
     if as_json:
         sys.stdout.write(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
     else:
@@ -86,7 +89,8 @@ def run(options: Options, *, as_json: bool, quiet: bool) -> int:
         for line in closing_lines(result):
             sys.stdout.write(line + "\n")
     sys.stdout.flush()
-    _save(options, result)
+    if problem is not None:
+        raise problem
     if result.broken_thresholds:
         return THRESHOLD_EXIT
     return 0 if result.valid else 1
@@ -164,11 +168,11 @@ def _check_folders(options: Options) -> None:
             raise UsageError(f"--{flag} {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}")
 
 
-def _save(options: Options, result: RunResult) -> None:
-    """Try every file, then raise the first error."""
+def _save(options: Options, result: RunResult) -> ClientError | None:
+    """Try every file; all that went wrong, as one error."""
     jobs: list[Callable[[], None]] = []
     if (output := options.output) is not None:
-        jobs.append(lambda: result.save(output))
+        jobs.append(lambda: _save_result(output, result))
     if (csv := options.csv) is not None:
         jobs.append(lambda: write_text(csv, perf_analyzer_csv(result), "--csv"))
     if (html := options.html) is not None:
@@ -179,5 +183,19 @@ def _save(options: Options, result: RunResult) -> None:
             job()
         except ClientError as error:
             errors.append(error)
-    if errors:
-        raise errors[0]
+    if not errors:
+        return None
+    return ClientError("; ".join(error.message for error in errors), errors[0].hint)
+
+
+def _save_result(path: Path, result: RunResult) -> None:
+    """Where the document can't be written, put it among the temporary files, so that a long run isn't lost."""
+    try:
+        result.save(path)
+    except ClientError as error:
+        elsewhere = Path(tempfile.gettempdir(), f"{path.stem}-{os.getpid()}.json")
+        try:
+            result.save(elsewhere)
+        except ClientError:
+            raise error from None
+        raise ClientError(error.message, f"it is kept in {elsewhere}") from error

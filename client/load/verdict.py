@@ -166,9 +166,10 @@ def _unstable(statistics: Statistics) -> list[str]:
 def _generator(statistics: Statistics, generator: Generator) -> list[str]:
     reasons = []
     if generator.unsent:
+        unable = "the generator" if generator.cpu > BUSY_WORKER else "the server"
         reasons.append(
-            f"{generator.unsent:,} requests were due and never sent, as all {generator.connections} connections were "
-            "busy: the load is more than the server takes"
+            f"{generator.unsent:,} requests were due and never sent: the load is more than {unable} takes "
+            f"(on {generator.connections} connections)"
         )
     if generator.cpu > BUSY_WORKER:
         reasons.append(f"the generator was the bottleneck: a worker used {generator.cpu:.0%} of a core (--workers)")

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -86,9 +86,15 @@ class PhaseResult:
 
 
 class Workers:
-    """A number of worker processes that live as long as the ``with`` block."""
+    """A number of worker processes that live as long as the ``with`` block.
+
+    Inside of it the first Ctrl-C is only noted: nothing that was measured is lost by it.
+    """
 
     def __init__(self, setup: Setup, count: int) -> None:
+        self._interrupts = 0
+        self._listening = False  # to the workers, and in no hurry to end
+        self._previous: Any = None  # handler of signals
         self._processes: list[subprocess.Popen[bytes]] = []
         self._controls: list[Connection] = []
         try:
@@ -107,13 +113,27 @@ class Workers:
         """Process ids."""
         return tuple(process.pid for process in self._processes)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether there was a Ctrl-C."""
+        return self._interrupts > 0
+
     def __enter__(self) -> Workers:
+        if threading.current_thread() is threading.main_thread():  # no other one is told of signals
+            self._previous = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += 1
+        if self._interrupts > 1 and not self._listening:
+            signal.default_int_handler(number, frame)
 
     def close(self) -> None:
         """End the processes; a worker ends when its control connection does."""
@@ -135,10 +155,12 @@ class Workers:
     ) -> PhaseResult:
         """Let every worker carry out its phase, and return when the last one has.
 
-        ``before`` is called when all connections are open and nothing has been sent.  KeyboardInterrupt ends
-        the sending; what was measured until then is returned with ``interrupted`` set.
+        ``before`` is called when all connections are open and nothing has been sent.  Ctrl-C ends the sending, and a
+        second one the waiting for answers; what was measured until then is returned with ``interrupted`` set.
         """
-        result = PhaseResult()
+        result = PhaseResult(interrupted=self.interrupted)
+        if result.interrupted:
+            return result
         for control, phase in zip(self._controls, phases, strict=True):
             self._tell(control, phase)
         for control in self._controls:
@@ -149,15 +171,17 @@ class Workers:
         for control in self._controls:
             self._tell(control, result.start_ns)
         left = list(self._controls)
-        with _interrupts() as interrupted:
-            while left:
-                if interrupted and not result.interrupted:
-                    result.interrupted = True
-                    for control in left:
-                        self._tell(control, Stop())
-                heard = wait(left, _POLL_S)
-                for control in [control for control in left if control in heard]:
-                    self._hear(control, left, result, on_records)
+        self._listening = True
+        while left and self._interrupts < 2:
+            if self.interrupted and not result.interrupted:
+                result.interrupted = True
+                for control in left:
+                    self._tell(control, Stop())
+            heard = wait(left, _POLL_S)
+            for control in [control for control in left if control in heard]:
+                self._hear(control, left, result, on_records)
+        self._listening = False
+        result.interrupted = self.interrupted
         return result
 
     def _start(self, setup: Setup) -> None:
@@ -226,26 +250,6 @@ def resolve(url: Url) -> tuple[int, tuple[object, ...]]:
                 continue
             return family, address
     raise ConnectionFailed(f"no server answers at {url}: {problem}", "say where it is with --url") from problem
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[bool]]:
-    """A list that is empty until Ctrl-C; a second one raises KeyboardInterrupt."""
-    seen: list[bool] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if seen:
-            signal.default_int_handler(number, frame)
-        seen.append(True)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield seen  # only the main thread is told of signals
-        return
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def child_environment() -> dict[str, str]:

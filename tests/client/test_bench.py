@@ -249,6 +249,40 @@ class TestInterruption:
         assert document["levels"][0]["errors"] == 0
         jsonschema.validate(document, SCHEMA)
 
+    def test_the_second_time_answers_are_not_waited_for(self, tmp_path: Path) -> None:
+        """A server that has stopped answering doesn't keep what was measured before."""
+        file = tmp_path / "run.json"
+        options = ("--warmup", "0", "--no-floor", "--duration", "60s", "--output", str(file))
+        with fake_server(Script(silent_every=100)) as url:
+            line = [sys.executable, "-m", "client.bench", MODEL, *options, "--url", url]
+            process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            while not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text():
+                time.sleep(0.05)  # until there are workers
+            time.sleep(2)
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.5)
+            out, _ = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert "INVALID: interrupted before its end" in out
+        assert json.loads(file.read_text())["levels"][0]["requests"] == 99
+
+    def test_what_a_closed_pipe_does_not_take_is_saved(self, tmp_path: Path) -> None:
+        with fake_server() as url:
+            line = f"{sys.executable} -m client.bench {MODEL} --url {url} {' '.join(QUICK)} --requests 50"
+            subprocess.run(["bash", "-c", f"{line} --output {tmp_path}/run.json | true"], check=True, timeout=60)
+        assert json.loads((tmp_path / "run.json").read_text())["levels"][0]["requests"] == 50
+
+    def test_what_cannot_be_put_in_its_place_is_kept_elsewhere(self) -> None:
+        nowhere = Path("/proc/self")  # not even root can make a file there
+        done = bench(Script(), "--requests", 50, "--output", nowhere / "run.json", "--html", nowhere / "run.html")
+        assert done.returncode == 1
+        assert "/proc/self/run.json can't be written: " in done.stderr
+        assert "/proc/self/run.html can't be written: " in done.stderr
+        (kept,) = re.findall(r"it is kept in (\S+)", done.stderr)
+        jsonschema.validate(json.loads(Path(kept).read_text()), SCHEMA)
+        Path(kept).unlink()
+
     def test_a_full_disk_loses_neither_the_table_nor_the_other_file(self, tmp_path: Path) -> None:
         with fake_server() as url:
             limit = f"ulimit -f 8; exec {sys.executable} -m client.bench {MODEL} --url {url} {' '.join(QUICK)}"
