@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from repo_builder.errors import RepositoryError
 from repo_builder.repository import Repository
+from repo_builder.trt.plugins import FOLDER, published_plugins
 
 REGISTRY = "nvcr.io/nvidia/tritonserver"
 VERSION_COMPATIBLE_SINCE = "23.09"  # Triton takes --backend-config=tensorrt,version-compatible=true from there
@@ -69,7 +70,8 @@ class Plan:
 
     ``tensorrt`` is () where it can't be told; ``rtx`` marks TensorRT-RTX, whose engines no container of NVIDIA's loads.
     ``compute_capability`` is that of the GPU it was built on, such as ``8.6``, None where the manifest doesn't say;
-    ``by_capability`` marks one of several in a version, of which Triton loads the one for the GPU it finds.
+    ``by_capability`` marks one of several in a version, of which Triton loads the one for the GPU it finds;
+    ``plugins`` are the libraries of its custom layers, relative to the repository.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Plan:
     compute_capability: str | None
     version_compatible: bool
     by_capability: bool = False
+    plugins: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         file = f"/{self.path.name}" if self.by_capability else ""
@@ -232,7 +235,18 @@ def _describe(model: str, path: Path, manifest: dict[str, object]) -> Plan:
         str(capability) if capability else None,
         bool(tensorrt_options.get("version_compatible")),
         own is not None,
+        tuple(f"{model}/{path.parent.name}/{FOLDER}/{file.name}" for file in published_plugins(path.parent, manifest)),
     )
+
+
+def plugins_setting(plans: Iterable[Plan], folder: str) -> str | None:
+    """The flag that makes Triton's tensorrt backend load the custom layers of ``plans``; None where there are none.
+
+    ``folder`` is where the server has the repository.
+    Source: https://github.com/triton-inference-server/tensorrt_backend#command-line-options
+    """
+    files = list(dict.fromkeys(f"{folder}/{file}" for plan in plans if not plan.rtx for file in plan.plugins))
+    return f"--backend-config=tensorrt,plugins={';'.join(files)}" if files else None
 
 
 def _mapping(value: object) -> dict[str, object]:

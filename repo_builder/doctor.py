@@ -19,6 +19,7 @@ from repo_builder.compatibility import (
     find_plans,
     newest_for_driver,
     parse_version,
+    plugins_setting,
     release_of_image,
     version_text,
 )
@@ -361,3 +362,6 @@ def _plan(subject: str, plan: Plan, host: Host) -> Iterator[Finding]:
         )
         mend = f"TRITON_IMAGE={fitting[0].release.image} in .env" if fitting else again
         yield Finding(subject, Level.WRONG, text, mend)
+    if layers := plugins_setting([plan], "/models"):
+        mend = f"add {layers!r} to the command of triton in compose.yaml; repo-builder serve does so by itself"
+        yield Finding(subject, Level.WARNING, f"{file} has custom layers, which compose.yaml does not load", mend)

@@ -25,6 +25,7 @@ from repo_builder.trt.engine import EngineInfo, inspect_engine
 from repo_builder.trt.library import Library, is_installed, load_library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.options import TensorRTOptions
+from repo_builder.trt.plugins import load_plugins, published_plugins
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ class LoadedPlan:
     errors: list[str]
 
 
-def load_plan(path: Path) -> LoadedPlan:
-    """Deserialise a plan on the GPU here.
+def load_plan(path: Path, plugins: tuple[Path, ...] = ()) -> LoadedPlan:
+    """Deserialise a plan on the GPU here; ``plugins`` have its custom layers, if they were not published with it.
 
     Raises:
         ModelError: not a plan, or cut short.
@@ -123,6 +124,7 @@ def load_plan(path: Path) -> LoadedPlan:
     recorded = _manifest_beside(path)
     with tempfile.TemporaryDirectory() as folder:
         log = BuildLog(library, Path(folder) / "log")
+        load_plugins(library, log.logger, plugins or published_plugins(path.parent, recorded))
         runtime = library.module.Runtime(log.logger)
         if recorded.get("options", {}).get("build", {}).get("tensorrt", {}).get("version_compatible"):
             runtime.engine_host_code_allowed = True  # such a plan brings the runtime that it needs
@@ -152,7 +154,7 @@ def read_header(path: Path) -> tuple[Target, str]:
     return Target.TENSORRT_RTX if rtx else Target.TENSORRT, version_text(version)
 
 
-def inspect_plan(path: Path) -> dict[str, Any]:
+def inspect_plan(path: Path, plugins: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What is in a plan, as JSON data: library, version, size, and, where it can be had, tensors, profiles and layers.
 
     A GPU that runs the plan tells all of it; elsewhere a manifest beside the plan tells what was noted at its build,
@@ -169,7 +171,7 @@ def inspect_plan(path: Path) -> dict[str, Any]:
         "version": version,
     }
     try:
-        info = load_plan(path).info
+        info = load_plan(path, plugins).info
     except CompileError as error:
         return {**facts, **_from_manifest(path), "not_opened": error.message}
     return {

@@ -5,12 +5,16 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 Tree = dict[str, tuple[str, int, bytes]]
 
@@ -68,6 +72,26 @@ class Result:
     @property
     def hint(self) -> str:
         return self.err.rpartition("\nhint: ")[2].rstrip("\n")
+
+
+def compile_library(folder: Path, name: str, code: str = "") -> Path:
+    """A shared library with ``code`` that says by :func:`was_loaded` that it has been loaded; needs a C compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    folder.mkdir(parents=True, exist_ok=True)
+    source, path = folder / f"{name}.c", folder / f"{name}.so"
+    note = f'static void __attribute__((constructor)) note(void) {{ setenv("LOADED_{name}", "1", 1); }}'
+    source.write_text(f"#include <stdlib.h>\n{code}\n{note}\n")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True)
+    return path
+
+
+def was_loaded(name: str) -> bool:
+    """Whether the constructor of that library has run in this process; ``os.environ`` does not show what it set."""
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    return bool(getenv(f"LOADED_{name}".encode()))
 
 
 _CAPABILITY_VERSION_3 = 0x20080522

@@ -62,13 +62,16 @@ def compile_command(
 
 def inspect_command(
     plan: Annotated[Path, typer.Argument(metavar="MODEL.plan", help="The plan.", show_default=False)],
+    plugin: Annotated[
+        list[Path] | None, typer.Option(metavar="LIB.so", help="Custom layers that it needs.", show_default=False)
+    ] = None,
     json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001  (read by main)
 ) -> None:
     """Print what is in a TensorRT plan: version, tensors, profiles, layers by precision, memory."""
     from repo_builder.plans import inspect_plan
 
-    facts = inspect_plan(plan)
+    facts = inspect_plan(plan, tuple(plugin or ()))
     if json:
         print_json(facts)
         return

@@ -28,10 +28,11 @@ from repo_builder.trt.build import (
 from repo_builder.trt.cuda import Gpu, find_gpu, require_gpu
 from repo_builder.trt.definition import Definition, describe_definition, has_batch_axis, refuse_conversion
 from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
-from repo_builder.trt.library import Library, load_library, load_plugins
+from repo_builder.trt.library import Library, load_library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.trt.parse import parse
+from repo_builder.trt.plugins import copy_plugins, load_plugins
 from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles, refuse_large_minimum
 from repo_builder.verify import Runner, Tolerance
 
@@ -106,8 +107,7 @@ class TensorRTCompiler:
                     return parse(self.library, network, graph, proto, log), batchable
 
                 engine = self._build(fill, str(model.spec.path.resolve()), log, max_batch_size, progress)
-                (folder / FILENAME).write_bytes(engine.plan)
-                return self._artifact(engine, graph, log)
+                return self._artifact(engine, graph, folder, log)
         finally:
             for file in (graph, folder / GRAPH_DATA, *(folder / name for name in model.spec.external_files)):
                 file.unlink(missing_ok=True)
@@ -132,8 +132,7 @@ class TensorRTCompiler:
 
         with self._log() as log:
             engine = self._build(fill, describe_definition(definition), log, max_batch_size, progress)
-            (folder / FILENAME).write_bytes(engine.plan)
-            return self._artifact(engine, None, log)
+            return self._artifact(engine, None, folder, log)
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[BuildLog]:
@@ -251,7 +250,10 @@ class TensorRTCompiler:
                 "--strict takes the precision of every layer from a converted graph; or drop the flag",
             )
 
-    def _artifact(self, engine: _Engine, graph: Path | None, log: BuildLog) -> Artifact:
+    def _artifact(self, engine: _Engine, graph: Path | None, folder: Path, log: BuildLog) -> Artifact:
+        """Write the plan, with its plugins where it is to be served, and describe it."""
+        (folder / FILENAME).write_bytes(engine.plan)
+        plugins = copy_plugins(self.options.plugins, folder) if self.served else ()
         run, unverified = self._runner(engine, graph, log)
         rtx = self.target is Target.TENSORRT_RTX
         return Artifact(
@@ -268,8 +270,8 @@ class TensorRTCompiler:
             profiles=engine.info.profiles,
             shape_tensors=engine.info.shape_tensors,
             gpu_only=True,
-            hints=self._hints(log),
-            details={"engine": self._facts(engine, log)},
+            hints=self._hints(plugins, log),
+            details={"engine": {**self._facts(engine, log), "plugins": list(plugins)}},
         )
 
     def _runner(self, engine: _Engine, graph: Path | None, log: BuildLog) -> tuple[Runner | None, str | None]:
@@ -296,13 +298,18 @@ class TensorRTCompiler:
 
         return run, f"{start}; what was compared is its {half.value} graph under ONNX Runtime"
 
-    def _hints(self, log: BuildLog) -> tuple[str, ...]:
+    def _hints(self, plugins: tuple[str, ...], log: BuildLog) -> tuple[str, ...]:
         hints = []
         if self.options.version_compatible and self.target is Target.TENSORRT:
             hints.append("Triton loads it only with --backend-config=tensorrt,version-compatible=true")
-        if self.options.plugins:
-            names = ":".join(path.name for path in self.options.plugins)
-            hints.append(f"Triton needs its custom layers: start it with LD_PRELOAD={names}")
+        if self.options.plugins and not self.served:
+            hints.append("its custom layers are not in the plan: whatever runs it loads their library first")
+        elif plugins:
+            files = ";".join(f"/models/NAME/VERSION/{file}" for file in plugins)
+            hints.append(
+                "its custom layers are published with it; repo-builder serve loads them, a Triton started otherwise "
+                f"needs --backend-config=tensorrt,plugins='{files}', or LD_PRELOAD"
+            )
         matter = [message for message in log.warnings if _WARNINGS_THAT_MATTER.search(message)]
         if matter:
             more = f" (and {len(matter) - 1} more in {log.path})" if len(matter) > 1 else ""

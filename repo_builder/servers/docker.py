@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repo_builder.compatibility import Plan, container_for, containers_for, find_plans, release_of_image, version_text
+from repo_builder.compatibility import (
+    Plan,
+    container_for,
+    containers_for,
+    find_plans,
+    plugins_setting,
+    release_of_image,
+    version_text,
+)
 from repo_builder.errors import MissingExtraError, RepoBuilderError, ServerError, UsageError
 from repo_builder.host import DEFAULT_IMAGE, configured_image
 from repo_builder.repository import Repository
@@ -129,6 +137,8 @@ def start(
     settings = _settings(root, options, docker_options, ports, address, requests)
     if any(plan.version_compatible for plan in plans):
         settings["command"].append("--backend-config=tensorrt,version-compatible=true")
+    if layers := plugins_setting(plans, MODELS):
+        settings["command"].append(layers)
     container = _run(client, image, settings)
     try:
         server = DockerServer(client, container, image, root, options, ports, address)

@@ -34,6 +34,7 @@ def _rule(pattern: str, cause: str, mend: str) -> Rule:
 _CORRECT = "correct config.pbtxt, or publish the model again with repo-builder add"
 
 _AGAIN = "publish it again on this machine with repo-builder add"
+_PLUGIN = "publish it again with --plugin LIB.so, or start the server with LD_PRELOAD=/path/to/plugin.so"
 _ADD_PLAN = "add one on this machine: repo-builder add ... --cc-plan"
 _CONTAINER = "repo-builder doctor names the container that loads it; or " + _AGAIN
 
@@ -78,12 +79,12 @@ _TENSORRT_RULES = (
     _rule(
         r"could not find plugin:? (?P<plugin>[^\s,]+)|Cannot find plugin: (?P<other>[^\s,]+)",
         "its plan uses the plugin {plugin}{other}, which this server does not have",
-        "start the server with LD_PRELOAD=/path/to/plugin.so, or build it without the plugin",
+        _PLUGIN,
     ),
     _rule(
         r"IPluginCreator not found in Plugin Registry",
         "its plan uses a plugin that this server does not have",
-        "start the server with LD_PRELOAD=/path/to/plugin.so, or build it without the plugin",
+        _PLUGIN,
     ),
     _rule(
         r"specified max-batch (?P<config>\d+) but TensorRT engine only supports max-batch (?P<actual>\d+)",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from repo_builder.compilers.base import Target
-from repo_builder.errors import CompileError, MissingExtraError, UsageError
+from repo_builder.errors import CompileError, MissingExtraError
 from repo_builder.model import DataType
 
 _MODULES = {Target.TENSORRT: ("tensorrt", "tensorrt"), Target.TENSORRT_RTX: ("tensorrt_rtx", "rtx")}
@@ -85,20 +83,3 @@ def _unloadable(name: str, error: Exception) -> CompileError:
 def is_installed(target: Target) -> bool:
     """Whether the library's package is there, without importing it."""
     return importlib.util.find_spec(_MODULES[target][0]) is not None
-
-
-def load_plugins(library: Library, logger: Any, plugins: tuple[Path, ...]) -> None:
-    """Make custom layers known: TensorRT's own and those of the user's libraries.
-
-    Raises:
-        UsageError: a library is not there or does not load.
-    """
-    if hasattr(library.module, "init_libnvinfer_plugins"):
-        library.module.init_libnvinfer_plugins(logger, "")
-    for path in plugins:
-        try:
-            ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_GLOBAL)
-        except OSError as error:
-            raise UsageError(
-                f"--plugin {path}: {error}", "a shared library with TensorRT plugins, and all it links to"
-            ) from None

@@ -215,4 +215,5 @@ def fake_tensorrt(cuda: FakeCuda, widths: list[tuple[int, int]], max_batch: int)
         TensorLocation=TensorLocation,
         LayerInformationFormat=SimpleNamespace(JSON=1),
         Runtime=Runtime,
+        get_plugin_registry=lambda: SimpleNamespace(all_creators=[]),
     )

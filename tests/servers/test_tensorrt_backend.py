@@ -16,6 +16,7 @@ import pytest
 import repo_builder
 from repo_builder.servers.load_errors import explain
 from tests.servers.fake_gpu import FakeCuda, fake_tensorrt
+from tests.support import compile_library, was_loaded
 
 BACKENDS = Path(repo_builder.__file__).parent / "servers" / "backends"
 
@@ -287,6 +288,20 @@ def test_a_plan_of_another_version_says_what_it_needs_and_what_there_is(
     message = str(caught.value)
     assert "built by TensorRT 10.3.0 on NVIDIA A10" in message
     assert "here is tensorrt 8.6.0 on Fake GPU (compute capability 9.0)" in message
+
+
+def test_custom_layers_published_with_the_plan_are_loaded_before_it(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compile_library(tmp_path / "1" / "plugins", "layers")
+    manifest: dict[str, Any] = {"engine": {"plugins": ["plugins/layers.so"]}}
+    with pytest.raises(Exception, match="Version tag"):
+        Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], manifest=manifest, plan=b"other")
+    assert was_loaded("layers")
+    (tmp_path / "1" / "plugins" / "broken.so").write_text("no library")
+    manifest["engine"]["plugins"].append("plugins/broken.so")
+    with pytest.raises(Exception, match=r"unable to load the plan's custom layers: .*broken\.so"):
+        Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], manifest=manifest)
 
 
 def test_the_rtx_backend_is_the_same_with_another_library(backend: ModuleType) -> None:

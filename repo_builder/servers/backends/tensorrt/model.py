@@ -564,6 +564,8 @@ def load_engine(runtime: Any, trt: Any, cuda: Cuda, args: dict[str, str], config
     logger = runtime.logger
     if hasattr(trt, "init_libnvinfer_plugins"):
         trt.init_libnvinfer_plugins(logger, "")
+    for name in (manifest.get("engine") or {}).get("plugins") or ():
+        load_plugin(trt, folder / "plugins" / Path(name).name)
     if manifest.get("options", {}).get("build", {}).get("tensorrt", {}).get("version_compatible"):
         runtime.engine_host_code_allowed = True  # such a plan brings the runtime that it needs
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -579,6 +581,20 @@ def load_engine(runtime: Any, trt: Any, cuda: Cuda, args: dict[str, str], config
             f"(compute capability {capability})"
         )
     return engine
+
+
+def load_plugin(trt: Any, path: Path) -> None:
+    """Load a library of custom layers: it registers them itself, or exports a list for the registry to read."""
+    registry = trt.get_plugin_registry()
+    listed = "all_creators" if hasattr(registry, "all_creators") else "plugin_creator_list"
+    before = len(getattr(registry, listed))
+    try:
+        library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise pb_utils.TritonModelException(f"unable to load the plan's custom layers: {error}") from error
+    exports = hasattr(library, "getCreators") or hasattr(library, "getPluginCreators")
+    if exports and len(getattr(registry, listed)) == before and registry.load_library(str(path)) is None:
+        raise pb_utils.TritonModelException(f"unable to load the plan's custom layers: none are found in {path}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
