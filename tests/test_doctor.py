@@ -53,11 +53,13 @@ class Machine:
         (version / "model.onnx").touch()
         return version
 
-    def plan(self, name: str, version: tuple[int, ...], capability: str = "9.0", tag: bytes = b"ftrt") -> None:
+    def plan(
+        self, name: str, version: tuple[int, ...], capability: str = "9.0", tag: bytes = b"ftrt", *plugins: str
+    ) -> None:
         folder = self.model(name, "tensorrt_plan")
         plan = tag + bytes(20) + bytes(version) + bytes(8)
         (folder / "model.plan").write_bytes(plan)
-        engine = {"gpu": {"compute_capability": capability}}
+        engine = {"gpu": {"compute_capability": capability}, "plugins": plugins}
         manifest = {"schema": MANIFEST_SCHEMA, "engine": engine, "files": {"model.plan": len(plan)}}
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
@@ -287,6 +289,14 @@ def test_plan_that_fits(machine: Machine) -> None:
     machine.plan("det", (10, 14, 1, 48))
     assert machine.find("model det").level is Level.OK
     assert machine.find("container").text == "nvcr.io/nvidia/tritonserver:26.01-py3 loads every plan"
+
+
+def test_custom_layers_that_compose_does_not_load(machine: Machine) -> None:
+    machine.gpu()
+    machine.plan("cat", (10, 14, 1, 48), "9.0", b"ftrt", "plugins/layers.so")
+    found = machine.find("model cat")
+    assert found.level is Level.WARNING
+    assert "--backend-config=tensorrt,plugins=/models/cat/1/plugins/layers.so" in (found.mend or "")
 
 
 def test_plans_of_two_versions(machine: Machine) -> None:
