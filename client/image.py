@@ -30,7 +30,7 @@ MAX_PIXELS: Final = 178_956_970
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image"
 Pixels: TypeAlias = npt.NDArray[np.float32]
 
-_BROKEN: Final = "copy the file again from where it came, or leave it out"
+_BROKEN: Final = "a broken file has to be copied again from where it came, or left out"
 _EXIF_ORIENTATION: Final = 0x0112
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -166,9 +166,9 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
         size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
         if size == 0:
             raise InputError(f"{name} is empty", _BROKEN) from None
-        hint = (
-            "arrays go with --input NAME=FILE.npy" if name.endswith(".npy") else "save it as one of them, such as PNG"
-        )
+        hint = "a picture in another format has to be saved as JPEG or PNG first"
+        if name.endswith(".npy"):
+            hint = "arrays go with --input NAME=FILE.npy"
         raise InputError(f"{name} is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture", hint) from None
     except Exception as error:  # a header can break a decoder as well as the data can
         if isinstance(error, OSError) and error.strerror:

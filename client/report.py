@@ -64,31 +64,28 @@ def tensors_table(
 ) -> Table:
     """A short view of each output."""
     rows = [
-        (printable(name), _datatype(model, name), format_shape(array.shape), view(array), str(saved.get(name, "")))
+        (printable(name), _datatype(model, name), format_shape(array.shape), view(array))
         for name, array in outputs.items()
     ]
-    header = ("output", "datatype", "shape", "values", "saved as")
-    columns = len(header) if saved else len(header) - 1
-    return Table(printable(title), header[:columns], tuple(row[:columns] for row in rows), "<" * columns)
+    notes = tuple(f"saved as {printable(path)}" for path in saved.values())
+    return Table(printable(title), ("output", "datatype", "shape", "values"), tuple(rows), "<<<<", notes)
 
 
-def latency_table(report: LatencyReport, noun: str) -> Table:
-    """Latency of each stage, and beneath ``request`` its parts in the server; ``noun`` is what an item is."""
+def latency_tables(report: LatencyReport, noun: str) -> tuple[Table, ...]:
+    """Mean latency of each stage with the server's parts of a request, and how several requests differ.
+
+    ``noun`` is what an item is.  The tables are narrow enough for 60 columns.
+    """
     several = report.request.count > 1
-    header: tuple[str, ...] = ("", "ms")
-    if several:
-        header = ("ms", "min", "mean", *(f"{p.name} " for p in report.request.percentiles), "max")
     rows: list[tuple[str, ...]] = []
     for stage in _STAGES:
-        rows.append((stage, *_columns(getattr(report, stage), several=several)))
+        rows.append((stage, _ms(getattr(report, stage).mean_ns)))
         if stage == "request":
-            blank = ("",) if several else ()
-            parts = server_parts(report).items()
-            rows += [(_part(name), *blank, _ms(ns)) for name, ns in parts]
-    width = len(header)
-    padded = tuple(row + ("",) * (width - len(row)) for row in rows)
+            rows += [(_part(name), _ms(ns)) for name, ns in server_parts(report).items()]
     title = f"latency of {_count(report.request.count, 'request')} with {_count(report.items, noun)}"
-    return Table(title, header, padded, "<" + ">" * (width - 1), _latency_notes(report, noun))
+    header = ("", "mean ms" if several else "ms")
+    stages = Table(title, header, tuple(rows), "<>", _server_notes(report))
+    return (stages, _spread_table(report, noun)) if several else (stages,)
 
 
 def server_parts(report: LatencyReport) -> dict[str, float]:
@@ -153,13 +150,17 @@ def _summary_json(summary: LatencySummary) -> dict[str, Any]:
     }
 
 
-def _columns(summary: LatencySummary, *, several: bool) -> tuple[str, ...]:
-    if not several:
-        return (_ms(summary.mean_ns),)
-    if summary.count == 1:
-        return ("", _ms(summary.mean_ns))
-    percentiles = (_ms(p.ns) + (" " if p.supported else "*") for p in summary.percentiles)
-    return (_ms(summary.min_ns), _ms(summary.mean_ns), *percentiles, _ms(summary.max_ns))
+def _spread_table(report: LatencyReport, noun: str) -> Table:
+    percentiles = report.request.percentiles
+    header = ("min", *(f"{p.name} " for p in percentiles), "max")
+    values = (_ms(p.ns) + (" " if p.supported else "*") for p in percentiles)
+    row = (_ms(report.request.min_ns), *values, _ms(report.request.max_ns))
+    notes = [f"{report.items_per_second:.1f} {noun}s/s, one request at a time"]
+    weak = [p for p in percentiles if not p.supported]
+    if weak:
+        needed = ", ".join(f"{p.name} takes {samples_needed(p.quantile)}" for p in weak)
+        notes.append(f"* too few requests to claim with 99% confidence: {needed}")
+    return Table("request in ms", header, (row,), ">" * len(header), tuple(notes))
 
 
 def _part(name: str) -> str:
@@ -175,22 +176,13 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _latency_notes(report: LatencyReport, noun: str) -> tuple[str, ...]:
-    notes = []
-    if report.request.count > 1:
-        notes.append(f"{report.items_per_second:.1f} {noun}s/s, one request at a time")
-    weak = [p for p in report.request.percentiles if not p.supported]
-    if weak and report.request.count > 1:
-        needed = ", ".join(f"{p.name} takes {samples_needed(p.quantile)}" for p in weak)
-        notes.append(f"* too few requests to claim with 99% confidence: {needed}")
+def _server_notes(report: LatencyReport) -> tuple[str, ...]:
     if report.server is None:
-        notes.append("the server gives no statistics")
-    elif report.others:
-        notes.append(
-            f"server times are means over {report.server.requests} requests, "
-            f"of which this run sent {report.request.count}"
-        )
-    return tuple(notes)
+        return ("the server gives no statistics",)
+    if report.others:
+        text = f"server times are means over {report.server.requests} requests, of which this run sent"
+        return (f"{text} {report.request.count}",)
+    return ()
 
 
 def _datatype(model: ModelMetadata, name: str) -> str:
@@ -235,7 +227,7 @@ def _show_rich(table: Table) -> None:
 
     console = Console(highlight=False)
     if table.title:
-        console.print(Text(table.title, style="bold"))
+        console.print(Text(table.title, style="bold"), soft_wrap=True)  # a path stays one that can be copied
     grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name, align in zip(table.header, table.align, strict=True):
         grid.add_column(name, justify="right" if align == ">" else "left", overflow="fold")
@@ -244,5 +236,5 @@ def _show_rich(table: Table) -> None:
         grid.add_row(*(Text(cell) for cell in row), style="green" if best else "")
     console.print(grid)
     for note in table.notes:
-        console.print(Text(note, style="dim"))
+        console.print(Text(note, style="dim"), soft_wrap=True)
     console.print()

@@ -23,7 +23,7 @@ from client.report import (
     classes_json,
     classes_table,
     latency_json,
-    latency_table,
+    latency_tables,
     show,
     tensors_json,
     tensors_table,
@@ -105,9 +105,10 @@ def run(options: Options, *, as_json: bool) -> int:
             }
             sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
         elif report:
-            show(latency_table(report, "picture" if options.files else "item"))
+            for table in latency_tables(report, "picture" if options.files else "item"):
+                show(table)
     sys.stdout.flush()
-    if hints:
+    if hints and (as_json or not report):  # else the last table ends in an empty line
         sys.stderr.write("\n")
     for hint in hints:
         _note(f"hint: {hint}")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +17,7 @@ from client.report import (
     classes_json,
     classes_table,
     latency_json,
-    latency_table,
+    latency_tables,
     server_parts,
     show,
     tensors_json,
@@ -41,8 +43,9 @@ def report(requests: int, server_requests: int | None) -> LatencyReport:
     )
 
 
-def lines(capsys: pytest.CaptureFixture[str], table: Table) -> list[str]:
-    show(table)
+def lines(capsys: pytest.CaptureFixture[str], *tables: Table) -> list[str]:
+    for table in tables:
+        show(table)
     return capsys.readouterr().out.splitlines()
 
 
@@ -105,7 +108,7 @@ def test_view_of_scalars_and_nothing() -> None:
 
 
 def test_latency_of_one_request(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lines(capsys, latency_table(report(1, 1), "picture")) == [
+    assert lines(capsys, *latency_tables(report(1, 1), "picture")) == [
         "latency of 1 request with 2 pictures",
         "                             ms",
         "  preprocess               5.00",
@@ -121,27 +124,59 @@ def test_latency_of_one_request(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_latency_of_many_requests(capsys: pytest.CaptureFixture[str]) -> None:
-    text = lines(capsys, latency_table(report(100, 100), "picture"))
+    text = lines(capsys, *latency_tables(report(100, 100), "picture"))
     assert text[0] == "latency of 100 requests with 200 pictures"
-    assert text[1].split() == ["ms", "min", "mean", "p50", "p90", "p95", "p99", "max"]
-    assert text[2].split() == ["preprocess", "5.00"]
-    assert text[3].split() == ["request", "1.00", "50.50", "50.00", "90.00", "95.00", "99.00*", "100.00"]
-    assert text[4].split() == ["server", "queue", "0.10"]
-    assert text[8].split() == ["network", "and", "rest", "49.85"]
-    assert text[10].strip() == "39.6 pictures/s, one request at a time"
-    assert text[11].strip() == "* too few requests to claim with 99% confidence: p99 takes 459"
+    assert text[1:12] == [
+        "                           mean ms",
+        "  preprocess                  5.00",
+        "  request                    50.50",
+        "    server queue              0.10",
+        "    server compute input      0.05",
+        "    server compute infer      0.50",
+        "    server compute output     0.00",
+        "    network and rest         49.85",
+        "  postprocess                 0.01",
+        "",
+        "request in ms",
+    ]
+    assert text[12].split() == ["min", "p50", "p90", "p95", "p99", "max"]
+    assert text[13].split() == ["1.00", "50.00", "90.00", "95.00", "99.00*", "100.00"]
+    assert text[14].strip() == "39.6 pictures/s, one request at a time"
+    assert text[15].strip() == "* too few requests to claim with 99% confidence: p99 takes 459"
+
+
+def test_latency_fits_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    minutes = LatencySummary.of([150_000_000_000] * 3)
+    text = lines(capsys, *latency_tables(replace(report(3, 3), request=minutes), "picture"))
+    assert "  server compute output       0.00" in text
+    text = lines(capsys, *latency_tables(report(300, 300), "picture"))
+    assert ["1.00", "150.00", "270.00", "285.00", "297.00*", "300.00"] in [line.split() for line in text]
+
+
+def test_path_stays_whole_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    path = Path("/folder") / ("long " * 20).strip()
+    text = lines(capsys, tensors_table(path, MODEL, {"y": np.zeros(3, np.float32)}, {"y": path}))
+    assert text[0].endswith(f"{path}\x1b[0m")
+    assert f"saved as {path}\x1b[0m" in text[-2]
 
 
 def test_other_clients_requests_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     busy = report(10, 15)
     assert "network_and_rest" not in server_parts(busy)
-    text = "\n".join(lines(capsys, latency_table(busy, "item")))
+    text = "\n".join(lines(capsys, *latency_tables(busy, "item")))
     assert "server times are means over 15 requests, of which this run sent 10" in text
     assert latency_json(busy)["server_requests_of_other_clients"] == 5
 
 
 def test_server_without_statistics(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "\n".join(lines(capsys, latency_table(report(2, None), "item")))
+    text = "\n".join(lines(capsys, *latency_tables(report(2, None), "item")))
     assert "the server gives no statistics" in text
     assert latency_json(report(2, None))["server_mean_ms"] is None
 

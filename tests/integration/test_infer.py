@@ -297,8 +297,8 @@ class TestClassify:
             "none is a folder",
         ):
             assert any(name in line for line in errors)
-        hints = done.stderr.partition("\n\n")[2].splitlines()
-        assert [hint.partition(": ")[0] for hint in hints] == ["hint"] * 3  # each once, though two files are broken
+        hints = [line for line in done.stderr.splitlines() if line.startswith("hint: ")]
+        assert len(hints) == 3  # each once, though two files are broken
 
         document = json.loads(infer(server, *files, "--model", "colors", "--json").stdout)
         assert sum("error" in result and "hint" in result for result in document["results"]) == 4
