@@ -30,14 +30,15 @@ class Channel(ABC):
     """A connection to the server, and the request that is on it while ``sent`` is not 0."""
 
     __slots__ = (
-        "connected", "due", "first", "keep", "kept", "open", "out", "own", "rest", "sent", "shaking", "slot", "socket",
-        "spoiled", "waited", "writing",
+        "connected", "due", "fd", "first", "keep", "kept", "open", "out", "own", "rest", "sent", "shaking", "slot",
+        "socket", "spoiled", "waited", "writing",
     )  # fmt: skip
 
     socket: socket.socket
 
     def __init__(self) -> None:
         self.open = False  # there is a socket
+        self.fd = -1  # of it
         self.connected = False  # the server has accepted it
         self.shaking = False  # TLS is still to be agreed on
         self.writing = False  # epoll tells when it can take more

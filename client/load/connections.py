@@ -92,14 +92,15 @@ class Connections:
         channel.socket, channel.open = connection, True
         channel.connected, channel.writing = blocking, not blocking
         channel.shaking = self._context is not None and not blocking
-        self.by_fd[connection.fileno()] = channel
+        channel.fd = connection.fileno()
+        self.by_fd[channel.fd] = channel
         self._epoll.register(connection, select.EPOLLIN | (0 if blocking else select.EPOLLOUT))
         channel.opened()
 
     def close(self, channel: Channel) -> None:
         """Close the socket; nothing that was to be sent is sent later."""
         if channel.open:
-            del self.by_fd[channel.socket.fileno()]
+            del self.by_fd[channel.fd]
             channel.socket.close()
         channel.open, channel.out = False, None
 
@@ -138,6 +139,7 @@ class Connections:
             return True
         connection = channel.socket
         if not isinstance(connection, ssl.SSLSocket):
+            # If the server has refused the connection, this raises that error and has closed the socket.
             connection = channel.socket = self._context.wrap_socket(
                 connection, server_hostname=self._setup.host, do_handshake_on_connect=False
             )

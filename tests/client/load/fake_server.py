@@ -11,6 +11,7 @@ import heapq
 import json
 import select
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -46,6 +47,8 @@ class Script:
     pieces: int = 1  # the answer is sent in so many pieces
     batches: tuple[int, ...] = (1,)  # sizes that the statistics claim, one execution after the other
     config: dict[str, Any] = field(default_factory=dict)  # merged over the model's
+    certificate: str | None = None  # a PEM file with its key: TLS is spoken
+    shared_memory: bool = True  # regions can be registered
 
 
 @contextlib.contextmanager
@@ -74,6 +77,9 @@ class _Fake:
         self.first = self.count = self.succeeded = self.failed = self.number = 0
         self.was_dead = False
         self.port = 0
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if script["certificate"] else None
+        if self.context is not None:
+            self.context.load_cert_chain(script["certificate"])
         self.listen()
 
     def listen(self) -> None:
@@ -124,8 +130,10 @@ class _Fake:
             self.listen()
 
     def accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):
             connection, _ = self.listener.accept()
+            if self.context is not None:
+                connection = self.context.wrap_socket(connection, server_side=True)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.connections[connection.fileno()] = (connection, bytearray())
             self.epoll.register(connection, select.EPOLLIN)
@@ -156,6 +164,8 @@ class _Fake:
         del data[: end + length]
         if path.endswith("/infer"):
             self.infer(fd, now)
+        elif path.startswith("/v2/systemsharedmemory") and not self.script["shared_memory"]:
+            self.answer(fd, [self.http(400, b'{"error":"Unable to open shared memory region: \'x\'"}')], False)
         else:
             self.answer(fd, [self.http(200, json.dumps(self.resource(path)).encode())], False)
 
