@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import shutil
 import signal
@@ -35,6 +36,7 @@ STOPPING_S = 0.02
 # Triton's words once every request in flight is answered.  Unloading models, which follows, only frees memory and
 # takes a second a model.
 REQUESTS_DONE = b"unloading models"
+CLOCK_SLACK_S = 10  # between the clocks of processes and of files
 TRITON_TMP = Path("/tmp")  # noqa: S108  (Triton does not ask TMPDIR)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 
@@ -135,21 +137,31 @@ def remove_run_directory(run_directory: Path, shm_prefix: str) -> None:
 def remove_environments(folder: Path) -> None:
     """Remove the empty folders that Triton's Python backend makes at its start and only a slow end would remove.
 
-    Nothing tells which server made one, so they stay as long as any process of this user has that backend loaded.
+    Nothing tells which server made one, so those stay that are younger than the oldest server of this user.
     """
     made = list(folder.glob("python_env_??????"))
-    if made and not any(map(has_python_backend, Path("/proc").glob("[0-9]*"))):
-        for path in made:
-            with contextlib.suppress(OSError):
-                if path.stat().st_uid == os.getuid():
-                    path.rmdir()
+    if not made:
+        return
+    oldest = min((start_of_server(process, folder) for process in Path("/proc").glob("[0-9]*")), default=math.inf)
+    for path in made:
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            if facts.st_uid == os.getuid() and facts.st_ctime < oldest - CLOCK_SLACK_S:
+                path.rmdir()
 
 
-def has_python_backend(process: Path) -> bool:
-    """Whether a process, given by its folder in /proc, has the backend loaded; other users' don't tell."""
+def start_of_server(process: Path, folder: Path) -> float:
+    """When a process, given by its folder in /proc, started, if it has the backend loaded and sees ``folder``.
+
+    In seconds since the epoch; infinite for any other process.
+    """
     with contextlib.suppress(OSError):
-        return b"/libtriton_python.so" in (process / "maps").read_bytes()
-    return False
+        seen = process / "root" / folder.relative_to("/")
+        if b"/libtriton_python.so" in (process / "maps").read_bytes() and seen.samefile(folder):
+            fields = (process / "stat").read_bytes().rpartition(b")")[2].split()  # proc(5): starttime is field 22
+            boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+            return boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return math.inf
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import pytest
 
 from repo_builder.errors import ServerError, UsageError
 from repo_builder.repository import Repository
-from repo_builder.servers import local
+from repo_builder.servers import local, supervisor
 from repo_builder.servers.local import LocalServer, serve
 from repo_builder.servers.ports import Ports, reserve
 from repo_builder.servers.records import ServerRecord, record_path, running_servers, start_time, write_record
-from repo_builder.servers.supervisor import has_python_backend, remove_environments
+from repo_builder.servers.supervisor import remove_environments, start_of_server
 from tests.conftest import SmallDisk
 from tests.servers.repositories import infer, write_identity
 from tests.support import snapshot
@@ -193,21 +194,32 @@ def test_what_a_killed_supervisor_left_is_cleared_away_later(
     assert {path: snapshot(tmp_path)[path] for path in bystanders} == bystanders
 
 
-def test_folders_of_triton_s_own_go_with_the_last_server(repository: Path, tmp_path: Path) -> None:
+def test_folders_of_triton_s_own_go_with_the_last_server(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Python-based backends make them in /tmp whatever TMPDIR says; here stand-ins in another folder."""
+
+    def others(own: int = 0) -> bool:
+        """Whether someone else runs servers here: then nobody can tell whose the folders are."""
+        processes = Path("/proc").glob("[0-9]*")
+        return any(start_of_server(process, folder) < inf for process in processes if process.name != str(own))
+
+    folder = tmp_path / "tmp"
     for name in ("python_env_abcdef", "python_env_filled/1", "python_environment", "another"):
-        (tmp_path / "tmp" / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
     with serve(repository) as server:
         (tritonserver,) = Traces(server.record()).processes("bin/tritonserver")
-        assert has_python_backend(Path("/proc", str(tritonserver)))
-        remove_environments(tmp_path / "tmp")
-        assert (tmp_path / "tmp/python_env_abcdef").is_dir()
-    others = [process for process in Path("/proc").glob("[0-9]*") if has_python_backend(process)]
-    remove_environments(tmp_path / "tmp")
-    assert (tmp_path / "tmp/python_env_abcdef").is_dir() == bool(others)
-    assert sorted(path.name for path in (tmp_path / "tmp").iterdir() if path.name != "python_env_abcdef") == [
-        *("another", "python_env_filled", "python_environment")
-    ]
+        assert abs(start_of_server(Path("/proc", str(tritonserver)), folder) - time.time()) < 60
+        remove_environments(folder)
+        assert (folder / "python_env_abcdef").is_dir()
+        monkeypatch.setattr(supervisor, "CLOCK_SLACK_S", -60)  # as if the server were younger than they are
+        remove_environments(folder)
+        assert (folder / "python_env_abcdef").is_dir() == others(tritonserver)
+    (folder / "python_env_abcdef").mkdir(exist_ok=True)
+    monkeypatch.setattr(supervisor, "CLOCK_SLACK_S", 10)
+    remove_environments(folder)
+    assert (folder / "python_env_abcdef").is_dir() == others()
+    assert {path.name for path in folder.iterdir()} >= {"another", "python_env_filled", "python_environment"}
 
 
 def test_killed_tritonserver_is_reported_and_cleaned_up(repository: Path) -> None:
