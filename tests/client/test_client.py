@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -306,6 +308,21 @@ class TestPackage:
                 assert issubclass(error, ClientError)
                 assert error.__name__ in str(errors.__doc__)
                 assert error.__name__ in client.__all__
+
+    @pytest.mark.parametrize("path", sorted(Path(client.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+    def test_every_error_carries_a_hint(self, path: Path) -> None:
+        from client import errors
+
+        needy = {name for name, kind in vars(errors).items() if getattr(kind, "usual_hint", "not an error") is None}
+        assert {"InputError", "UsageError"} <= needy
+        without = [
+            f"line {node.lineno}: {ast.unparse(node)}"
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func) in needy
+            and len(node.args) + len(node.keywords) < 2
+        ]
+        assert without == []
 
     def test_import_is_cheap_and_needs_nothing_of_repo_builder(self) -> None:
         code = (
