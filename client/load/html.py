@@ -10,7 +10,7 @@ import numpy as np
 
 from client.load.histogram import bucket_middle, decode
 from client.load.plots import Axis, Series, bar_chart, line_chart, linear_axis, log_axis, stacked_bar
-from client.load.report import count, milliseconds, scenario_line, usage_rows
+from client.load.report import count, milliseconds, processes, scenario_line, usage_rows
 from client.load.result import ScenarioResult
 from client.load.server_metrics import GpuUsage
 from client.load.server_process import ProcessUsage
@@ -49,6 +49,7 @@ ul{margin:.3rem 0;padding-left:1.2rem}
 @media(max-width:520px){body{padding:.8rem}svg text{font-size:17px}table{font-size:.82rem}
 th,td{padding:.25rem .3rem;white-space:normal}figure,.card{padding:.6rem}}
 @media print{body{max-width:none;padding:0;font-size:11pt}.grid2{grid-template-columns:1fr 1fr}h2{break-after:avoid}
+.scroll{overflow:visible}table{font-size:8.5pt}th,td{padding:.15rem .25rem;white-space:normal}svg text{font-size:17px}
 :root{--ink:#000;--soft:#444;--paper:#fff;--card:#fff;--rule:#bbb}}
 """
 
@@ -112,7 +113,7 @@ def _facts(document: Document) -> str:
     lines = [
         f"{settings['url']} ({environment['server']}), {document['model']['platform']}; {started}",
         f"{sent} ({settings['data']}), batch {settings['batch']}, seed {settings['seed']}",
-        f"sent by {settings['workers']} processes on {environment['cpus']} x {environment['cpu']}, "
+        f"sent by {processes(settings['workers'])} on {environment['cpus']} x {environment['cpu']}, "
         + environment["system"],
     ]
     if floor:
@@ -127,17 +128,17 @@ def _facts(document: Document) -> str:
 
 def _overview(levels: Sequence[Document], batch: int) -> str:
     items = ("inferences/s",) if batch > 1 else ()
-    head = ("load", "requests/s", *items, "p50 ms", "p90 ms", "p99 ms", "max ms", "errors", "mean batch", "")
+    head = ("load", "requests/s", *items, "p50 ms", "p90 ms", "p99 ms", "max ms", "errors", "mean batch")
     rows = []
     for level in levels:
         latency, server = level["response_time"], level["server"]
         quantiles = {entry["name"]: entry for entry in latency["percentiles"]} if latency else {}
         rate = level["throughput_requests_per_s"]["value"]
         mean = f"{server['inferences'] / server['executions']:.2f}" if server and server["executions"] else "-"
-        row = [escape(load_name(level["load"])), count(rate)]
+        row = [f"{escape(load_name(level['load']))} {_badge(level)}", count(rate)]
         row += [count(rate * batch) for _ in items]
         row += [_percentile(quantiles.get(name)) for name in ("p50", "p90", "p99")]
-        row += [milliseconds(latency["max_ms"]) if latency else "-", f"{level['errors']:,}", mean, _badge(level)]
+        row += [milliseconds(latency["max_ms"]) if latency else "-", f"{level['errors']:,}", mean]
         rows.append(row)
     return _table(head, rows)
 
@@ -168,8 +169,8 @@ def _percentile_curves(levels: Sequence[Document]) -> str:
     series = []
     several = len(levels) > 1
     for index, level in enumerate(levels):
-        name = f"{load_name(level['load'])}, " if several else ""
-        series.append(Series(f"{name}response time", _curve(level["response_time"]), colour=index))
+        name = load_name(level["load"]) if several else "response time"
+        series.append(Series(name, _curve(level["response_time"]), colour=index))
         if not several:
             series.append(Series("service time", _curve(level["service_time"]), dashed=True, colour=1))
     values = [value for line in series for _, value in line.points if value]
@@ -177,7 +178,8 @@ def _percentile_curves(levels: Sequence[Document]) -> str:
     nines = [(10.0**n, text) for n, text in enumerate(("0", "p90", "p99", "p99.9", "p99.99", "p99.999"))]
     ticks = [tick for tick in nines if tick[0] < most * 9.99]
     y = log_axis("ms", min(values), max(values))
-    return line_chart("Latency by percentile", series, Axis("percentile", ticks, True), y)
+    title = "Response time by percentile" if several else "Latency by percentile"
+    return line_chart(title, series, Axis("percentile", ticks, True), y)
 
 
 def _curve(latency: Document) -> list[tuple[float, float | None]]:

@@ -75,10 +75,15 @@ def scenario_line(scenario: ScenarioResult) -> str:
     return f"scenario {scenario.name}: {scenario.metric}: {found}{short}"
 
 
+def processes(number: int) -> str:
+    """So many of them, in words."""
+    return "1 process" if number == 1 else f"{number:,} processes"
+
+
 def process_cells(usage: ProcessUsage) -> Iterator[tuple[str, str]]:
     """What the server's processes used, as pairs of a name and a text."""
-    processes = "1 process" if usage.processes == 1 else f"{usage.processes} processes"
-    yield f"CPU of {usage.name}", f"{usage.cpu_s:.2f} s, {usage.cores:.2f} cores on average ({processes})"
+    used = f"{usage.cpu_s:.2f} s, {usage.cores:.2f} cores on average ({processes(usage.processes)})"
+    yield f"CPU of {usage.name}", used
     mean, peak = usage.memory_mean_bytes / 1e6, usage.memory_peak_bytes / 1e6
     yield "memory, resident", f"{mean:,.0f} MB on average, {peak:,.0f} MB at most"
 

@@ -302,15 +302,16 @@ def _split(statistics: Statistics, phase: PhaseResult, server: ServerWindow) -> 
     send = sum(end.send_ns for end in phase.ends) / max(1, statistics.requests) / 1e6
     receive = sum(end.receive_ns for end in phase.ends) / answered / 1e6
     core = server.queue_ms + server.compute_input_ms + server.compute_infer_ms + server.compute_output_ms
-    outside = service - send - receive - core
+    outside = service - core - receive
     if outside < 0:  # the server's account is not of these requests alone
         return ()
-    # Triton's total may end after the answer is sent: what it has of its own can't be more than there is.
-    rest = min(max(server.total_ms - core, 0.0), outside)
+    # What overlaps counts once: on a busy machine a send may return, and Triton's total end, later than what follows.
+    send = min(send, outside)
+    rest = min(max(server.total_ms - core, 0.0), outside - send)
     return (
         Part("waiting to be sent", response - service),
         Part("client send", send),
-        Part("network and server front end", outside - rest),
+        Part("network and server front end", outside - send - rest),
         Part("server queue", server.queue_ms),
         Part("server compute input", server.compute_input_ms),
         Part("server compute infer", server.compute_infer_ms),

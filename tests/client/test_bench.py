@@ -157,7 +157,7 @@ class TestReport:
         bench(Script(delays_s=(0.002,), batches=(1, 2)), "--concurrency", "1,2", "--requests", 100, "--html", file)
         page = file.read_text()
         assert balanced(page)
-        for title in ("Latency against throughput", "Latency by percentile", "Response time over time", "Where the"):
+        for title in ("Latency against throughput", "Response time by percentile", "Response time over time", "Where the"):
             assert title in page
         assert not re.search(r"(src|href)=|https?://(?!127)|<script", page)
         assert "NaN" not in page
