@@ -173,8 +173,8 @@ def _fingerprints(manifest: Mapping[str, Any]) -> set[str]:
 
 def default_name(source: Path) -> str:
     """The file's name without ending; its folder's where the file is just called ``model``."""
-    stem = source.name.removesuffix(".onnx")
-    return source.absolute().parent.name if stem == "model" else stem
+    stem = source.stem if source.suffix.lower() == ".onnx" else source.name.removesuffix(".onnx")
+    return source.absolute().parent.name if stem.lower() == "model" else stem
 
 
 @dataclass(frozen=True)

@@ -242,14 +242,16 @@ class Build:
 
     def describe(self) -> dict[str, Any]:
         """What this build adds to the manifest."""
-        artifact = self.artifact
+        artifact, reason = self.artifact, self.batching.reason
+        if self.config.HasField("sequence_batching"):
+            reason = "--config has sequence_batching in place of dynamic_batching"
         return {
             "platform": artifact.platform or artifact.backend,
             **artifact.details,
             "inputs": [_describe_tensor(tensor) for tensor in artifact.inputs],
             "outputs": [_describe_tensor(tensor) for tensor in artifact.outputs],
             "max_batch_size": self.max_batch_size,
-            "batching": {"batchable": self.batching.batchable, "reason": self.batching.reason},
+            "batching": {"batchable": self.batching.batchable, "reason": reason},
             "verification": dataclasses.asdict(self.verification) if self.verification else None,
             "unverified": artifact.unverified,
             "tools": {

@@ -74,8 +74,10 @@ def _parse(path: Path) -> onnx.ModelProto:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except DecodeError:
         raise ModelError(f"{path} is not an ONNX file, or is cut short", _NOT_ONNX_HINT) from None
-    if not proto.ir_version or not proto.graph.node or not proto.graph.output:
+    if not proto.ir_version or not proto.graph.node:
         raise ModelError(f"{path} holds no ONNX graph", _NOT_ONNX_HINT)
+    if not proto.graph.output:
+        raise ModelError(f"the graph in {path} has no outputs", "export the model again with its outputs named")
     return proto
 
 
@@ -205,7 +207,7 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def _inside(folders: set[Path], base: Path, relative: Path) -> Path | None:
     """The file that ``relative`` names from ``base``, None if it does not lie in one of ``folders``."""
-    if relative.is_absolute() or ".." in relative.parts or "\0" in str(relative):
+    if relative.is_absolute() or "\0" in str(relative):
         return None
     target = (base / relative).resolve()
     return target if any(target.is_relative_to(folder) for folder in folders) else None
@@ -229,6 +231,11 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
             raise ModelError(
                 f"the weights of tensor {tensor.name!r} are in {location!r}, outside the folder of {path}",
                 "put the external data file beside the model and save the model again",
+            )
+        if ".." in relative.parts:
+            raise ModelError(
+                f"the weights of tensor {tensor.name!r} are in {location!r}, a path with '..' in it",
+                "save the model again with the plain path of its external data file",
             )
         if not target.is_file():
             raise ModelError(

@@ -78,6 +78,14 @@ class Sampler:
         self._arrays = {name: _load(name, path, self._spec(name)) for name, path in options.files.items()}
         self._symbols = self._known_symbols()
 
+    @property
+    def kind(self) -> str:
+        """What the inputs are, as errors call them."""
+        if not self._arrays:
+            return "random inputs"
+        given = {spec.name for spec in self.inputs} <= self._arrays.keys()
+        return "the inputs given" if given else "inputs given and random ones"
+
     def sample(self, row: int, free_sizes: tuple[int, int], *, batch_axis: bool) -> Arrays:
         """Row number ``row``: with ``batch_axis`` each array's first axis is 1, else it is like any other.
 

@@ -175,19 +175,27 @@ class Reference:
 
     def _failure(self, reason: str) -> ModelError:
         return ModelError(
-            f"{self.session.runner} can't run {self._spec.path} on random inputs: {reason}",
+            f"{self.session.runner} can't run {self._spec.path} on {self._sampler.kind}: {reason}",
             f"give its inputs meaning: {flags_for(self._spec)}",
         )
 
     def _without_nan(self, row: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
         import numpy as np
 
-        for name, expected in row[1].items():
-            if _is_float(expected) and np.isnan(expected).any():
-                raise ModelError(
-                    f"output {name!r} of {self._spec.path} is NaN under {self.session.runner} on random inputs",
-                    f"give its inputs meaning: {flags_for(self._spec)}",
-                )
+        inputs, outputs = (
+            [name for name in arrays if _is_float(arrays[name]) and np.isnan(arrays[name]).any()] for arrays in row
+        )
+        if outputs and inputs:
+            raise ModelError(
+                f"output {outputs[0]!r} of {self._spec.path} is NaN, as is the file of input {inputs[0]!r}",
+                f"--input {inputs[0]}=FILE.npy with numbers only",
+            )
+        if outputs:
+            raise ModelError(
+                f"output {outputs[0]!r} of {self._spec.path} is NaN under {self.session.runner} on "
+                f"{self._sampler.kind}",
+                f"give its inputs meaning: {flags_for(self._spec)}",
+            )
         return row
 
     def _refuse_chance(self) -> None:

@@ -85,7 +85,15 @@ class TestPublished:
         assert on_disk["files"] == files
 
     @pytest.mark.parametrize(
-        ("path", "name"), [("net.onnx", "net"), ("deep/model.onnx", "deep"), ("a.b.onnx", "a.b"), ("net", "net")]
+        ("path", "name"),
+        [
+            ("net.onnx", "net"),
+            ("deep/model.onnx", "deep"),
+            ("a.b.onnx", "a.b"),
+            ("net", "net"),
+            ("UPPER.ONNX", "UPPER"),
+            ("deep/Model.Onnx", "deep"),
+        ],
     )
     def test_is_called_after_the_file_or_its_folder(
         self, path: str, name: str, tmp_path: Path, repository: Path

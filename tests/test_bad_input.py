@@ -91,6 +91,7 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         changed(lambda proto: setattr(proto.graph.initializer[0], "raw_data", b"1234")),
         "ONNX Runtime can't load",
     ),
+    "no outputs": (changed(lambda proto: proto.graph.ClearField("output")), "the graph in bad.onnx has no outputs"),
     "no opset": (changed(lambda proto: proto.ClearField("opset_import")), "opset"),
     "too large an input": (identity(FP32, [1, 10**15], [1, 10**15]), "1000000000000000 elements"),
     "random numbers": (models.random_numbers(), "differs from run to run"),
@@ -244,6 +245,15 @@ def test_a_batch_for_a_model_that_has_none(add: Callable[..., tuple[str, str, in
 
     assert "--max-batch-size 4: the model can't be batched: its first axis is no batch" in message
     assert hint == "drop the flag"
+
+
+def test_nan_in_an_input_is_not_put_down_to_chance(add: Callable[..., tuple[str, str, int]], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.full((1, 4), np.nan, np.float32))
+    np.save(tmp_path / "small.npy", np.full((1, 4), -1, np.float32))
+    save(models.not_a_number(), tmp_path / "root.onnx")
+
+    assert add("good.onnx", "--input", "x=x.npy")[0] == "output 'y' of good.onnx is NaN, as is the file of input 'x'"
+    assert "is NaN under ONNX Runtime on the inputs given" in add("root.onnx", "--input", "x=small.npy")[0]
 
 
 def test_names_in_the_model_do_not_break_the_line(add: Callable[..., tuple[str, str, int]], tmp_path: Path) -> None:

@@ -286,6 +286,18 @@ class TestReference:
 
         assert "--input-range x=LOW:HIGH" in str(caught.value.hint)
 
+    def test_says_what_of_the_inputs_was_given(self, tmp_path: Path) -> None:
+        proto = model(
+            [node("Sqrt", ["a"], ["root"]), node("Add", ["root", "b"], ["y"])],
+            {"a": (FP32, ["N", 4]), "b": (FP32, ["N", 4])},
+            {"y": (FP32, ["N", 4])},
+        )
+        np.save(tmp_path / "a.npy", np.full((1, 4), -1, np.float32))
+        given = SampleOptions(files={"a": tmp_path / "a.npy"})
+
+        with pytest.raises(ModelError, match="is NaN under ONNX Runtime on inputs given and random ones"):
+            reference(proto, tmp_path, given)
+
     def test_nan_in_a_later_row(self, tmp_path: Path) -> None:
         rows = np.ones((3, 4), np.float32)
         rows[2] = -1

@@ -42,7 +42,7 @@ class Steps:
         self._began = 0.0
 
     def __call__(self, line: str) -> None:
-        label, _, detail = line.partition("\t")
+        label, detail = (printable(part) for part in line.partition("\t")[::2])
         if label == self._label:  # the same work goes on
             if sys.stderr.isatty():
                 elapsed = time.perf_counter() - self._began

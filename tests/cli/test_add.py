@@ -204,6 +204,24 @@ def test_auto_says_what_it_took_and_why(cli: Cli, tmp_path: Path, monkeypatch: p
     assert "  target    onnxruntime (there is no GPU here)" in cli("add", "net.onnx").err
 
 
+def test_a_path_with_a_new_line_stays_on_one_line(cli: Cli, tmp_path: Path) -> None:
+    save(linear(), tmp_path / "two\nlines.onnx")
+
+    lines = cli("add", "two\nlines.onnx", "--name", "net", *ORT).err.splitlines()
+
+    assert lines[0].startswith(r"  reading two\nlines.onnx  ")
+
+
+def test_says_that_sequences_are_batched(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "extra.pbtxt").write_text("sequence_batching { }", encoding="utf-8")
+
+    result = cli("add", "net.onnx", *ORT, "--config", "extra.pbtxt")
+
+    assert "  batching  up to 8: --config has sequence_batching in place of dynamic_batching" in result.err
+    assert "do not influence" not in result.err
+    assert "  note      sequence_batching is not served by repo-builder serve" in result.err
+
+
 def test_names_from_the_model_do_not_reach_the_terminal_raw(cli: Cli, tmp_path: Path) -> None:
     name = "y\n\x1b[31m"
     proto = models.model(

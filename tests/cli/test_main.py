@@ -26,6 +26,15 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_interrupted_while_the_command_line_is_imported(tmp_path: Path) -> None:
+    stop = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    (tmp_path / "typer.py").write_text(stop, encoding="utf-8")
+
+    done = run("list", cwd=tmp_path)  # -m puts the current folder first on the path
+
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_help_names_every_command(cli: Cli) -> None:
     result = cli("--help")
 
