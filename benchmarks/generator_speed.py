@@ -1,6 +1,7 @@
 """The load generator beside perf_analyzer: the same tritonserver, the same model, turn by turn.
 
     python benchmarks/generator_speed.py --perf-analyzer PROGRAM [--repeats 3] [--seconds 3]
+                                         [--protocol grpc] [--shared-memory system]
 
 Two models that do next to nothing, so that the generator counts: four floats in, and a 602 KB image in.  Server and
 generator share the machine.  The two tools take turns, each ratio is of neighbours, and the median is reported.
@@ -23,6 +24,7 @@ from load_support import ROOT, bench, perf_analyzer, save
 sys.path.insert(0, str(ROOT))
 import repo_builder
 from client import Client
+from repo_builder.servers.base import Server
 from tests import models
 
 CONCURRENCIES = (1, 4, 16, 64)
@@ -42,17 +44,22 @@ def with_cpu(client: Client, model: str, run: Callable[[], Figures]) -> Figures:
     return {**figures, "cpu_us": (children_cpu_s() - cpu) / sent * 1e6}
 
 
-def ours(model: str, url: str, concurrency: int, seconds: float) -> Figures:
-    options = ("--concurrency", concurrency, "--duration", f"{seconds}s", "--warmup", "1s", "--no-floor")
-    (level,) = bench(model, url, *options)["levels"]
+def ours(given: argparse.Namespace, model: str, server: Server, concurrency: int) -> Figures:
+    options = ("--concurrency", concurrency, "--duration", f"{given.seconds}s", "--warmup", "1s", "--no-floor")
+    way = ["--protocol", given.protocol, "--shared-memory", given.shared_memory]
+    way += ["--grpc-url", server.grpc_url] if given.protocol == "grpc" else []
+    (level,) = bench(model, server.url, *options, *way)["levels"]
     found = {p["name"]: p["ms"]["value"] for p in level["service_time"]["percentiles"]}
     rate = level["throughput_requests_per_s"]["value"]
     generator = level["generator"]
     return {"rate": rate, "p50": found["p50"], "p99": found["p99"], "worker_cpu_us": generator["cpu_us_per_request"]}
 
 
-def theirs(program: str, model: str, url: str, concurrency: int, seconds: float) -> Figures:
-    row = perf_analyzer(program, model, url, seconds, "--concurrency-range", concurrency, "--percentile", 99)
+def theirs(given: argparse.Namespace, model: str, server: Server, concurrency: int) -> Figures:
+    url = server.grpc_url if given.protocol == "grpc" else server.url
+    options = ("--concurrency-range", concurrency, "--percentile", 99)
+    way = ("-i", given.protocol, "--shared-memory", given.shared_memory)
+    row = perf_analyzer(given.perf_analyzer, model, url, given.seconds, *options, *way)
     times = {name: int(row[f"{name} latency"]) / 1e3 for name in ("p50", "p99")}
     return {"rate": float(row["Inferences/Second"]), **times}
 
@@ -62,7 +69,11 @@ def main() -> None:
     parser.add_argument("--perf-analyzer", metavar="PROGRAM", required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--protocol", choices=("http", "grpc"), default="http")
+    parser.add_argument("--shared-memory", choices=("none", "system"), default="none")
     given = parser.parse_args()
+    ways = [given.protocol] * (given.protocol != "http") + ["shared_memory"] * (given.shared_memory != "none")
+    name_of_results = "_".join(["generator_speed", *ways])
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, proto in (("small", models.linear()), ("image", models.picture(224, 224))):
@@ -71,9 +82,9 @@ def main() -> None:
         with repo_builder.serve(Path(folder) / "models") as server, Client(server.url) as client:
             for model in ("small", "image"):
                 for concurrency in CONCURRENCIES:
-                    results.append(row := compare(given, client, server.url, model, concurrency))
+                    results.append(row := compare(given, client, server, model, concurrency))
                     print(sentence(row), flush=True)
-                    save("generator_speed", results)  # so that a run that is cut short leaves what it has
+                    save(name_of_results, results)  # so that a run that is cut short leaves what it has
 
 
 def sentence(row: dict[str, Any]) -> str:
@@ -87,12 +98,12 @@ def sentence(row: dict[str, Any]) -> str:
     )
 
 
-def compare(given: argparse.Namespace, client: Client, url: str, model: str, concurrency: int) -> dict[str, Any]:
+def compare(given: argparse.Namespace, client: Client, server: Server, model: str, concurrency: int) -> dict[str, Any]:
     pairs = []
     for turn in range(given.repeats):
         tools: list[Callable[[], Figures]] = [
-            lambda: ours(model, url, concurrency, given.seconds),
-            lambda: theirs(given.perf_analyzer, model, url, concurrency, given.seconds),
+            lambda: ours(given, model, server, concurrency),
+            lambda: theirs(given, model, server, concurrency),
         ]
         order = (0, 1) if turn % 2 == 0 else (1, 0)
         found = {index: with_cpu(client, model, tools[index]) for index in order}

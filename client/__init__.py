@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     )
     from client.image import ImageSpec, load_image
     from client.load.bodies import LoadData
+    from client.load.delivery import Compression, Delivery, Protocol, SharedMemory
     from client.load.result import RunResult
     from client.load.run import run_load
     from client.metadata import ModelMetadata, TensorMetadata
+    from client.tls import Tls
     from client.topk import Classification
 
 _MODULES = {
@@ -42,7 +44,9 @@ _MODULES = {
     "Classification": "topk",
     "Client": "client",
     "ClientError": "errors",
+    "Compression": "load.delivery",
     "ConnectionFailed": "errors",
+    "Delivery": "load.delivery",
     "ImageSpec": "image",
     "InferenceRejected": "errors",
     "InputError": "errors",
@@ -51,9 +55,12 @@ _MODULES = {
     "ModelMetadata": "metadata",
     "ModelNotReady": "errors",
     "ModelState": "client",
+    "Protocol": "load.delivery",
     "RequestTimeout": "errors",
     "RunResult": "load.result",
+    "SharedMemory": "load.delivery",
     "TensorMetadata": "metadata",
+    "Tls": "tls",
     "UnknownModel": "errors",
     "UsageError": "errors",
     "load_image": "image",
@@ -65,7 +72,9 @@ __all__ = [
     "Classification",
     "Client",
     "ClientError",
+    "Compression",
     "ConnectionFailed",
+    "Delivery",
     "ImageSpec",
     "InferenceRejected",
     "InputError",
@@ -74,9 +83,12 @@ __all__ = [
     "ModelMetadata",
     "ModelNotReady",
     "ModelState",
+    "Protocol",
     "RequestTimeout",
     "RunResult",
+    "SharedMemory",
     "TensorMetadata",
+    "Tls",
     "UnknownModel",
     "UsageError",
     "load_image",
