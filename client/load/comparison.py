@@ -108,6 +108,7 @@ def differences(before: Saved, after: Saved) -> Iterator[str]:
         ("the models", "model", ("name", "version")),
         ("the model's configurations", "model", ("config_sha256",)),
         ("the requests", "settings", ("requests_sha256",)),
+        ("the ways of sending", "settings", ("protocol", "shared_memory", "compression")),
         ("the machines of the generators", "environment", ("cpu", "cpus", "hostname")),
         ("the servers", "environment", ("server",)),
     )

@@ -340,6 +340,12 @@ class TestCompare:
         command("compare", *runs, "--html", tmp_path / "page.html")
         assert balanced((tmp_path / "page.html").read_text())
 
+    def test_another_way_of_sending_is_told(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
+        saved(tmp_path / "other.json", "--compression", "gzip", "--requests", 50)
+        done = command("compare", runs[0], tmp_path / "other.json")
+        assert "the ways of sending differ" in done.stdout + done.stderr
+        assert "the requests differ" not in done.stdout + done.stderr
+
     @pytest.mark.parametrize("text", ["{}", "no json", '{"format": "client.bench/9"}', "[]"])
     def test_what_is_no_result(self, runs: tuple[Path, Path], tmp_path: Path, text: str) -> None:
         (tmp_path / "other.json").write_text(text)
