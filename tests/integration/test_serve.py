@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,14 @@ from repo_builder.repository import Repository
 from repo_builder.servers import local, supervisor
 from repo_builder.servers.local import LocalServer, serve
 from repo_builder.servers.ports import Ports, reserve
-from repo_builder.servers.records import ServerRecord, record_path, running_servers, start_time, write_record
+from repo_builder.servers.records import (
+    ServerRecord,
+    record_path,
+    running_servers,
+    start_time,
+    stop_server,
+    write_record,
+)
 from repo_builder.servers.supervisor import remove_environments, start_of_server
 from tests.conftest import SmallDisk
 from tests.servers.repositories import infer, write_identity
@@ -34,8 +42,11 @@ SAMPLE = np.array([[1, 2, 3, 4]], np.float32)
 
 
 @pytest.fixture(autouse=True)
-def own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    yield
+    for record in running_servers():  # of a test that failed
+        stop_server(record)
 
 
 @pytest.fixture
