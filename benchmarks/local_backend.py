@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from load_support import busy_seconds
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder.servers.local import LocalServer, serve
@@ -71,12 +72,6 @@ CASES = (
 
 
 # The machine: who uses its CPUs
-
-
-def busy_seconds() -> float:
-    """Return the CPU seconds that all processes have used since boot."""
-    ticks = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    return (sum(ticks[:3]) + sum(ticks[5:8])) / TICKS
 
 
 def cpu_seconds(server: LocalServer | None) -> Counter[str]:
