@@ -175,7 +175,13 @@ class Build:
 
     def _open_reference(self) -> Reference:
         self.progress("running the source under ONNX Runtime")
-        session = open_source(self.model, self.version_folder)
+        try:
+            session = open_source(self.model, self.version_folder)
+        except ModelError as error:
+            if not self.build.tensorrt.plugins:
+                raise
+            hint = "if it is for want of your custom layers: --no-verify publishes the model without a comparison"
+            raise ModelError(error.message, hint) from None
         self.index_ranges = index_ranges(self.model.proto)
         sampler = Sampler(self.model.spec.inputs, self.samples(), self.index_ranges)
         return Reference.open(self.model.spec, session, sampler)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from repo_builder.compilers.base import Artifact
+from repo_builder.errors import ModelError
 from repo_builder.model import ModelSpec
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.runtime import Session, open_session
@@ -41,14 +42,13 @@ def check_artifact(
     Raises:
         VerificationError: an output is outside the tolerance.
     """
-    if artifact.run is None:
-        return None
     limits = artifact.tolerance if tolerance == Tolerance() else tolerance
-    result = verify(artifact.run, reference, batch_sizes, limits, samples.seed)
+    result = verify(artifact.run, reference, batch_sizes, limits, samples.seed) if artifact.run else None
     for shapes in [] if samples.files else _other_shapes(artifact, spec, batched=batch_sizes != (0,)):
         options = dataclasses.replace(samples, shapes={**samples.shapes, **shapes})
-        corner = _open(spec, reference.session, Sampler(spec.inputs, options, ranges), batched=reference.batch_axis)
-        result = result.merged(verify(artifact.run, corner, batch_sizes, limits, samples.seed))
+        corner = _open(reference, spec, Sampler(spec.inputs, options, ranges), shapes)
+        if artifact.run and result:
+            result = result.merged(verify(artifact.run, corner, batch_sizes, limits, samples.seed))
     return result
 
 
@@ -77,8 +77,16 @@ def known_shapes(samples: SampleOptions, shapes: Shapes) -> SampleOptions:
     return dataclasses.replace(samples, shapes={**added, **samples.shapes})
 
 
-def _open(spec: ModelSpec, session: Session, sampler: Sampler, *, batched: bool) -> Reference:
-    return Reference(spec, session, sampler, batch_axis=batched)
+def _open(reference: Reference, spec: ModelSpec, sampler: Sampler, shapes: Shapes) -> Reference:
+    """The same source at other shapes; raises ModelError where it does not take what an engine was built for."""
+    try:
+        return Reference(spec, reference.session, sampler, batch_axis=reference.batch_axis)
+    except ModelError as error:
+        listed = ", ".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        raise ModelError(
+            f"the engine was to take {listed}, and the model does not: {error.message}",
+            "--min-shapes, --opt-shapes and --max-shapes with sizes that the model takes",
+        ) from None
 
 
 def _other_shapes(artifact: Artifact, spec: ModelSpec, *, batched: bool) -> list[Shapes]:

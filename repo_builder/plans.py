@@ -73,6 +73,7 @@ def compile_plan(
     model = read_model(source)
     model = model.with_graph(free_zero_axes(model.proto))
     batchable = static_batching(model).batchable
+    progress(f"compiling for {target.value}")
     try:
         with tempfile.TemporaryDirectory(prefix=".repo-builder-", dir=output.absolute().parent) as folder:
             for file in model.spec.external_files:
@@ -151,7 +152,21 @@ def read_header(path: Path) -> tuple[Target, str]:
         raise ModelError(f"{path} can't be read: {error.strerror}", "check the path") from None
     if not version:
         raise ModelError(f"{path} is not a TensorRT plan, or is cut short", "build it with repo-builder compile")
+    if rtx:
+        _refuse_cut(path)
     return Target.TENSORRT_RTX if rtx else Target.TENSORRT, version_text(version)
+
+
+def _refuse_cut(path: Path) -> None:
+    """Raise ModelError where a plan of TensorRT-RTX is shorter than it says: eight bytes at 16, as seen in 1.7's."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        stated = int.from_bytes(file.read(24)[16:], "little")
+    if size < stated:
+        raise ModelError(
+            f"{path} is cut short: it has {size} of its {stated} bytes",
+            "copy it again, or build it with repo-builder compile",
+        )
 
 
 def inspect_plan(path: Path, plugins: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -23,15 +23,15 @@ from repo_builder.trt.build import (
     configure,
     is_strongly_typed,
     network_flags,
-    tidy,
 )
 from repo_builder.trt.cuda import Gpu, find_gpu, require_gpu
 from repo_builder.trt.definition import Definition, describe_definition, has_batch_axis, refuse_conversion
 from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
 from repo_builder.trt.library import Library, load_library
 from repo_builder.trt.log import BuildLog
+from repo_builder.trt.messages import tidy
 from repo_builder.trt.options import Profile, TensorRTOptions
-from repo_builder.trt.parse import parse
+from repo_builder.trt.parse import parse, with_node
 from repo_builder.trt.plugins import copy_plugins, load_plugins
 from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles, refuse_large_minimum
 from repo_builder.verify import Runner, Tolerance
@@ -106,7 +106,10 @@ class TensorRTCompiler:
                 def fill(network: Any) -> tuple[Any, bool]:
                     return parse(self.library, network, graph, proto, log), batchable
 
-                engine = self._build(fill, str(model.spec.path.resolve()), log, max_batch_size, progress)
+                try:
+                    engine = self._build(fill, str(model.spec.path.resolve()), log, max_batch_size, progress)
+                except CompileError as error:
+                    raise with_node(error, proto) from None
                 return self._artifact(engine, graph, folder, log)
         finally:
             for file in (graph, folder / GRAPH_DATA, *(folder / name for name in model.spec.external_files)):

@@ -18,6 +18,7 @@ from repo_builder.folders import cache_folder
 from repo_builder.trt.cuda import Gpu
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
+from repo_builder.trt.messages import tidy
 from repo_builder.trt.options import Profile, TensorRTOptions
 
 MIB = 1 << 20
@@ -282,7 +283,8 @@ def _make_monitor(library: Library, cancelled: threading.Event) -> Any:
 
 
 def _build_error(library: Library, log: BuildLog, failure: BaseException | None) -> CompileError:
-    said = tidy("; ".join(log.errors[:3]) or str(failure or "it gave no reason"))
+    told = [text for text in map(tidy, log.errors) if text][:3]
+    said = "; ".join(told) or tidy(str(failure or "it gave no reason"))
     hint = f"everything it said is in {log.path}"
     lowered = said.lower()
     if "workspace" in lowered or "could not find any implementation" in lowered:
@@ -290,10 +292,3 @@ def _build_error(library: Library, log: BuildLog, failure: BaseException | None)
     elif "out of memory" in lowered or "outofmemory" in lowered:
         hint = f"free GPU memory, or lower --max-batch-size, --max-shapes or --workspace; {hint}"
     return CompileError(f"{library.name} can't build the engine: {said}", hint)
-
-
-def tidy(message: str) -> str:
-    """TensorRT's message on one line, without source locations."""
-    text = " ".join(message.split())
-    text = re.sub(r"\[\w+\.\w+::\w+::\d+\] ", "", text)
-    return re.sub(r"\(?In \S+ at \S+?:\d+ ?", "(", text).replace("()", "").strip()

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repo_builder.errors import CompileError
-from repo_builder.trt.build import tidy
+from repo_builder.model import DataType
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
+from repo_builder.trt.messages import node_in, nodes_of, tidy, tidy_assertion
 
 if TYPE_CHECKING:
     import onnx
@@ -24,45 +25,67 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     Raises:
         CompileError: with the name and operator of every node that TensorRT can't take.
     """
+    _refuse_types(library, proto)
     parser = library.module.OnnxParser(network, log.logger)
     log.errors.clear()
     if parser.parse_from_file(str(path)):
         return parser
-    problems = [_describe(parser.get_error(index), proto) for index in range(parser.num_errors)]
-    problems += [problem for problem in _unsupported(parser, proto) if problem not in problems]
-    problems = list(dict.fromkeys(problems)) or [tidy(message) for message in log.errors] or ["it gave no reason"]
-    shown = "; ".join(problems[:_SHOWN])
-    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    problems: dict[str, str] = {}
+    for index in range(parser.num_errors):
+        where, what = _describe(parser.get_error(index), proto)
+        problems.setdefault(where or what, f"{where}: {what}" if where else what)
+    for where in _unsupported(parser, proto):
+        problems.setdefault(where, f"{where}: operator not supported")
+    listed = list(problems.values()) or [tidy(message) for message in log.errors] or ["it gave no reason"]
+    shown = "; ".join(listed[:_SHOWN])
+    more = f"; and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
     raise CompileError(
         f"{library.name} {library.version} can't take the model: {shown}{more}",
         "export those parts otherwise, give their layers with --plugin LIB.so, or use --target onnxruntime",
     )
 
 
-def _describe(error: Any, proto: onnx.ModelProto) -> str:
+def _refuse_types(library: Library, proto: onnx.ModelProto) -> None:
+    """Raise CompileError for an input of a type that no TensorRT has: its parser does not say which input."""
+    for value in proto.graph.input:
+        dtype = DataType.from_onnx(value.type.tensor_type.elem_type)
+        if dtype in _NEVER:
+            raise CompileError(
+                f"{library.name} can't take the model: its input {value.name!r} is {dtype.value}",
+                "give it another type in the model and convert outside, or use --target onnxruntime",
+            )
+
+
+_NEVER = {DataType.STRING, DataType.INT16, DataType.UINT16, DataType.UINT32, DataType.UINT64}
+
+
+def _describe(error: Any, proto: onnx.ModelProto) -> tuple[str, str]:
+    """The node that an error is about, "" for none, and what is said of it."""
     index = error.node()
-    nodes = proto.graph.node
-    name = error.node_name() if hasattr(error, "node_name") else nodes[index].name if 0 <= index < len(nodes) else ""
-    operator = (
-        error.node_operator()
-        if hasattr(error, "node_operator")
-        else nodes[index].op_type
-        if 0 <= index < len(nodes)
-        else ""
-    )
-    where = f"node {name or f'number {index}'} ({operator}): " if operator else ""
-    return where + tidy(error.desc())
+    node = proto.graph.node[index] if 0 <= index < len(proto.graph.node) else None
+    name = error.node_name() if hasattr(error, "node_name") else node.name if node else ""
+    operator = error.node_operator() if hasattr(error, "node_operator") else node.op_type if node else ""
+    where = _node(name or (node.output[0] if node else f"number {index}"), operator) if operator else ""
+    return where, tidy_assertion(tidy(error.desc()))
+
+
+def _node(name: str, operator: str) -> str:
+    return f"node {name} ({operator})"
 
 
 def _unsupported(parser: Any, proto: onnx.ModelProto) -> list[str]:
-    """Operators that the parser has no importer for, of the whole graph: it stops at the first of them."""
-    from repo_builder.passes.graph import subgraphs
-
-    def walk(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-        return [n for node in graph.node for n in (node, *(x for body in subgraphs(node) for x in walk(body)))]
-
+    """Nodes that the parser has no importer for, of the whole graph: it stops at the first of them."""
     return [
-        f"node {node.name or node.output[0]} ({node.op_type}): operator not supported"
-        for node in walk(proto.graph)
+        _node(node.name or node.output[0], node.op_type)
+        for node in nodes_of(proto.graph)
         if not parser.supports_operator(node.op_type)
     ]
+
+
+def with_node(error: CompileError, proto: onnx.ModelProto) -> CompileError:
+    """A failed build's error with the node in front that its layer was made of."""
+    start, colon, said = error.message.partition(": ")
+    node = node_in(said, proto)
+    if not colon or node is None or said.startswith("node "):
+        return error
+    return CompileError(f"{start}: {node}: {said}", error.hint)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repo_builder.errors import CompileError, UsageError
-from repo_builder.trt.options import Profile, Shapes
+from repo_builder.trt.options import Profile
 
 _EXAMPLE_SIZES = {True: (128, 224, 512), False: (1, 64, 512)}
 """What the hint shows for free axes: of inputs with four axes or more, and of others."""
@@ -38,11 +38,10 @@ def plan_profiles(
     """
     known = {tensor.name: tensor for tensor in inputs}
     for profile in given:
-        for flag, shapes in _corners(profile):
-            for name in shapes:
-                if name not in known:
-                    hint = "its inputs: " + ", ".join(sorted(known))
-                    raise UsageError(f"{flag}: the model has no input {name!r}", hint)
+        for name in profile.opt:  # it names all that the other two do
+            if name not in known:
+                hint = "its inputs: " + ", ".join(sorted(known))
+                raise UsageError(f"--min-shapes, --opt-shapes, --max-shapes: the model has no input {name!r}", hint)
     missing = [
         tensor
         for tensor in inputs
@@ -75,28 +74,25 @@ def refuse_large_minimum(inputs: Sequence[NetworkInput], profiles: Sequence[Prof
     """Raise UsageError for a profile that takes no batch of 1: Triton's single requests would fail."""
     for profile in profiles:
         for tensor in inputs:
-            if tensor.dims and not tensor.shape_tensor and profile.min.get(tensor.name, (1,))[0] > 1:
+            shape = profile.min.get(tensor.name, (1,))
+            if tensor.dims and not tensor.shape_tensor and shape[0] > 1:
                 raise UsageError(
-                    f"--min-shapes {tensor.name}:{_text(profile.min[tensor.name])}: a request of one row would fail",
-                    "start it at batch 1, or serve without batching: --no-batching",
+                    f"the smallest shape is {tensor.name}:{_text(shape)}, so a request of one row would fail",
+                    f"--min-shapes {tensor.name}:{_text((1, *shape[1:]))}, or serve without batching: --no-batching",
                 )
-
-
-def _corners(profile: Profile) -> tuple[tuple[str, Shapes], ...]:
-    return (("--min-shapes", profile.min), ("--opt-shapes", profile.opt), ("--max-shapes", profile.max))
 
 
 def _checked(tensor: NetworkInput, profile: Profile) -> list[tuple[int, ...]]:
     shapes = []
-    for flag, corner in _corners(profile):
+    for corner in (profile.min, profile.opt, profile.max):
         shape = corner[tensor.name]
         fits = len(shape) == len(tensor.dims) and all(
             dim in {size, -1} for size, dim in zip(shape, tensor.dims, strict=True)
         )
         if not fits and not tensor.shape_tensor:
             raise UsageError(
-                f"{flag} {tensor.name}:{_text(shape)} does not fit the model's input {list(tensor.dims)}",
-                "give every axis, the batch axis too; -1 here means free",
+                f"shape {tensor.name}:{_text(shape)} does not fit the model's input {list(tensor.dims)}",
+                "--min-shapes, --opt-shapes and --max-shapes have every axis, the batch axis too; -1 here means free",
             )
         shapes.append(shape)
     for low, best, high in zip(*shapes, strict=True):

@@ -22,6 +22,7 @@ from repo_builder.plans import compile_plan, inspect_plan
 from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.models import FP32, INT64, model, node, save, weights
+from tests.support import compile_library
 
 rtx = pytest.mark.skipif(
     not is_installed(Target.TENSORRT_RTX), reason="TensorRT-RTX is not installed: pip install 'repo-builder[rtx]'"
@@ -172,8 +173,10 @@ def test_unsupported_operators_are_all_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CompileError, match="can't take the model") as caught:
         compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
-    assert "node /first/Unique (Unique)" in caught.value.message
-    assert "node /second/Det (Det)" in caught.value.message
+    said = caught.value.message.partition("the model: ")[2]
+    assert said == (
+        "node /first/Unique (Unique): operator not supported; node /second/Det (Det): operator not supported"
+    )
     assert not (tmp_path / "net.plan").exists()
 
 
@@ -280,3 +283,96 @@ def test_a_graph_that_is_half_already_needs_no_flag(tmp_path: Path) -> None:
         {"w": numpy_helper.to_array(weight)},
     )
     assert publish(tmp_path, proto).manifest["engine"]["layers_by_precision"].get("FP16")
+
+
+@rtx
+def test_a_node_that_can_not_be_typed_is_named(tmp_path: Path) -> None:
+    nodes = [node("Relu", ["x"], ["r"], name="/ok"), node("Add", ["r", "h"], ["y"], name="/mixed/Add")]
+    half = {"h": weights(4).astype(np.float16)}
+    proto = model(nodes, {"x": (FP32, ["batch", 4])}, {"y": (FP32, ["batch", 4])}, half)
+    with pytest.raises(CompileError, match=r"node /mixed/Add \(Add\): .*types Float and Half") as caught:
+        compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
+    assert "cudaError" not in caught.value.message
+    assert not (tmp_path / "net.plan").exists()
+
+
+@rtx
+def test_a_node_that_fails_in_the_build_is_named(tmp_path: Path) -> None:
+    def branch(name: str, nodes: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
+        return onnx.helper.make_graph(nodes, name, [], [onnx.helper.make_tensor_value_info(output, FP32.onnx, None)])
+
+    proto = model(
+        [
+            node(
+                "If",
+                ["c"],
+                ["y"],
+                name="/model/If_3",
+                then_branch=branch("then", [node("Identity", ["x"], ["t"])], "t"),
+                else_branch=branch("else", [node("Unsqueeze", ["x", "axis"], ["e"])], "e"),
+            )
+        ],
+        {"c": (DataType.BOOL, []), "x": (FP32, [3, 4])},
+        {"y": (FP32, None)},
+        {"axis": np.array([0])},
+    )
+    with pytest.raises(CompileError, match=r"can't build the engine: node /model/If_3 \(If\): .*equal ranks"):
+        publish(tmp_path, proto)
+    assert nothing_published(tmp_path)
+
+
+@rtx
+@pytest.mark.parametrize("dtype", [DataType.STRING, DataType.UINT16])
+def test_an_input_of_a_type_that_tensorrt_has_not(tmp_path: Path, dtype: DataType) -> None:
+    proto = model([node("Identity", ["x"], ["y"])], {"x": (dtype, ["batch", 3])}, {"y": (dtype, ["batch", 3])})
+    with pytest.raises(CompileError, match=f"its input 'x' is {dtype.value}"):
+        publish(tmp_path, proto)
+    assert nothing_published(tmp_path)
+
+
+@rtx
+def test_shapes_that_the_source_does_not_take(tmp_path: Path) -> None:
+    corners = [{"x": (batch, 3, side, side)} for batch, side in ((1, 1), (2, 8), (8, 16))]
+    with pytest.raises(ModelError, match="the engine was to take x:1x3x1x1, and the model does not"):
+        publish(tmp_path, convolution(height="height", width="width"), profiles=(Profile(*corners),))
+    assert nothing_published(tmp_path)
+
+
+@rtx
+def test_too_little_workspace(tmp_path: Path) -> None:
+    proto = model(
+        [node("MatMul", ["x", "w"], ["y"])],
+        {"x": (FP32, ["n", 512])},
+        {"y": (FP32, ["n", 512])},
+        {"w": weights(512, 512)},
+    )
+    with pytest.raises(CompileError, match="workspace") as caught:
+        publish(tmp_path, proto, memory_pools={"workspace": 0})
+    assert "--workspace MiB" in (caught.value.hint or "")
+    assert nothing_published(tmp_path)
+
+
+@rtx
+def test_a_plan_that_is_cut_short(tmp_path: Path) -> None:
+    plan = tmp_path / "net.plan"
+    compile_plan(save(convolution(), tmp_path / "net.onnx"), plan, target=Target.TENSORRT_RTX)
+    whole = plan.read_bytes()
+    for size in (10, 100, len(whole) - 1):
+        plan.write_bytes(whole[:size])
+        with pytest.raises(ModelError, match="cut short"):
+            inspect_plan(plan)
+
+
+@rtx
+def test_custom_layers_can_only_be_published_unverified(tmp_path: Path) -> None:
+    proto = model(
+        [node("Special", ["x"], ["y"], domain="my.layers")],
+        {"x": (FP32, ["batch", 3])},
+        {"y": (FP32, ["batch", 3])},
+        domains={"my.layers": 1},
+    )
+    layers = compile_library(tmp_path / "libraries", "special")
+    with pytest.raises(ModelError, match=r"no operator 'my\.layers:Special'") as caught:
+        publish(tmp_path, proto, plugins=(layers,))
+    assert "--no-verify" in (caught.value.hint or "")
+    assert nothing_published(tmp_path)

@@ -87,7 +87,7 @@ def test_profiles_that_contradict_the_model(shapes: list[str], message: str) -> 
 
 
 def test_a_served_engine_must_take_single_rows() -> None:
-    with pytest.raises(UsageError, match="a request of one row would fail"):
+    with pytest.raises(UsageError, match="smallest shape is x:4x4, so a request of one row would fail"):
         refuse_large_minimum([BATCHED], parse_profiles(["x:4x4"], ["x:4x4"], ["x:8x4"]))
 
 

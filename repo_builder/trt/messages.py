@@ -1,0 +1,62 @@
+"""TensorRT's messages for people: on one line, without its source locations, with the node that they are about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+_NO_DRIVER = re.compile(r"(?:\[[\w.]+::\w+::\d+\] )?Error Code 1: Cuda Runtime \([^()]*\(cudaError 35:[^()]*\)\)")
+"""Said of every failure on a machine without a GPU's driver, beside what really failed."""
+
+_WRAPPED = re.compile(
+    r"(?:\d+: )?(?:\w+::\w+: )?Error Code \d+: (?:API Usage Error|Internal Error) \(((?:[^()]|\([^()]*\))*)\)"
+)
+_ASSERTION = re.compile(
+    r'(?:Assertion failed: )?\S.* && "(?P<text>[^"]+)"$'
+    r"|Assertion failed: .*?(?<!:): (?P<said>[A-Z].*)"
+)
+
+
+def tidy(message: str) -> str:
+    """``message`` on one line, without where in TensorRT's own source it was written."""
+    text = _NO_DRIVER.sub("", " ".join(message.split()))
+    text = re.sub(r"\[\w+\.\w+::\w+::\d+\] ", "", text)
+    text = re.sub(r"\s*\bIn \S+ at \S+?:\d+", "", text)
+    text = re.sub(r"\(\s*\)", "", text).replace("( (", "(")
+    return _WRAPPED.sub(r"\1", text).strip()
+
+
+def tidy_assertion(text: str) -> str:
+    """What the parser says of a node: of a failed assertion in C++ only what it was to tell; of ``false`` our words."""
+    if text in {"", "false"}:
+        return "operator not supported"
+    text = re.sub(r"^Invalid Node - \S+ ", "", text)
+    found = _ASSERTION.match(text)
+    return (found["text"] or found["said"]) if found else text
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of ``graph``, those of subgraphs behind the node that has them."""
+    from repo_builder.passes.graph import subgraphs
+
+    for node in graph.node:
+        yield node
+        for body in subgraphs(node):
+            yield from nodes_of(body)
+
+
+def node_in(message: str, proto: onnx.ModelProto) -> str | None:
+    """The node that ``message`` is about, as ``node NAME (OPERATOR)``; TensorRT names layers after nodes."""
+    named = sorted(((node.name, node.op_type) for node in nodes_of(proto.graph) if len(node.name) > 2), key=_by_length)
+    for name, operator in named:
+        if re.search(rf"(?<![\w/.]){re.escape(name)}(?![A-Za-z0-9])", message):
+            return f"node {name} ({operator})"
+    return None
+
+
+def _by_length(named: tuple[str, str]) -> int:
+    return -len(named[0])
