@@ -119,7 +119,7 @@ def _settings(
             Mount(inside, str(outside), type="bind", read_only=not writable)
             for inside, (outside, writable) in mounts.items()
         ],
-        "environment": {"HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1", **environment},  # noqa: S108
+        "environment": {"HOME": "/tmp", **environment},  # noqa: S108
         "device_requests": gpus,
         # Files are to belong to the caller, whom a rootless engine calls root.
         "user": "0:0" if rootless else f"{os.getuid()}:{os.getgid()}",

@@ -67,7 +67,8 @@ def import_error(module: str, folder: Path) -> str | None:
 def install(folder: Path, arguments: list[str]) -> None:
     """Let pip install into ``folder``; raises SetupError."""
     pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
-    command = [*pip, "--retries=2", "--timeout=20", "--target", str(folder), *arguments]
+    # What is imported is compiled then: most of it never is.
+    command = [*pip, "--retries=2", "--timeout=20", "--no-compile", "--target", str(folder), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         said = []
         for line in process.stdout or ():
@@ -112,12 +113,12 @@ def prepare(target: str, folder: Path, requirements: list[str]) -> None:
     version = nvinfer_version() if target == "tensorrt" else None
     if importlib.util.find_spec("pip") is None:
         raise SetupError("has no pip for its python3")
-    install(folder, requirements)
     if version and not has_module:
         install(folder, ["--no-deps", bindings_requirement(version, os.environ.get("CUDA_VERSION", ""))])
         # The package that gives them the name `tensorrt` would bring gigabytes of libraries.
         text = "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
         (folder / "tensorrt.py").write_text(text, encoding="utf-8")
+    install(folder, requirements)
     problem = import_error(module, folder)
     if problem:
         raise SetupError(f"can't import {module}: {problem}")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from repo_builder.compilers.base import Target
 from repo_builder.compilers.build_container import LABEL, BuildContainer, connect_for_build
 from repo_builder.compilers.container import ContainerOptions, open_container
 from repo_builder.config.proto import read_config
-from repo_builder.errors import CompileError, ServerError
+from repo_builder.errors import CompileError, ServerError, UsageError
 from repo_builder.repository import Repository
 from repo_builder.servers.docker import gpu_requests
 from repo_builder.trt.library import is_installed
@@ -110,6 +111,16 @@ def convolution() -> onnx.ModelProto:
     )
 
 
+def compile_c(folder: Path, name: str, text: str) -> Path:
+    """A shared library."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    (folder / "library.c").write_text(text)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / name, folder / "library.c"], check=True)
+    return folder / name
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -167,6 +178,18 @@ def test_external_data_goes_in_and_does_not_stay(build_image: str, tmp_path: Pat
     published = add_model(path, repository=tmp_path / "models", build=build)
     assert "net.weights" not in published.manifest["files"]
     assert published.manifest["files"]["model.plan"] > 1000
+
+
+def test_plugins_and_a_timing_cache_are_there(build_image: str, source: Path, tmp_path: Path) -> None:
+    library = compile_c(tmp_path, "libcustom.so", "int custom(void) { return 1; }\n")
+    build = BuildOptions(Target.TENSORRT_RTX, container=ContainerOptions(build_image))
+    options = TensorRTOptions(plugins=(library,))
+    published = add_model(source, repository=tmp_path / "models", build=replace(build, tensorrt=options))
+    [file] = published.manifest["engine"]["plugins"]
+    assert (published.folder / "1" / file).read_bytes() == library.read_bytes()
+    options = TensorRTOptions(timing_cache=tmp_path / "timing/a.cache")  # mounted, and then refused: RTX has none
+    with pytest.raises(UsageError, match="--timing-cache: TensorRT-RTX measures no tactics"):
+        add_model(source, repository=tmp_path / "models", build=replace(build, tensorrt=options), force=True)
 
 
 def test_files_belong_to_the_caller(build_image: str, source: Path, tmp_path: Path, run: Run) -> None:
@@ -327,13 +350,8 @@ def test_bindings_of_the_version_that_the_image_has(
     build_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Any
 ) -> None:
     """With a fake libnvinfer that only tells its version."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    source = tmp_path / "fake.c"
-    source.write_text("int getInferLibVersion(void) { return 10 * 10000 + 13 * 100 + 3; }\n")
-    library = tmp_path / "libnvinfer.so.10"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    text = "int getInferLibVersion(void) { return 10 * 10000 + 13 * 100 + 3; }\n"
+    library = compile_c(tmp_path, "libnvinfer.so.10", text)
     image = with_file(engine, build_image, library, "/lib/x86_64-linux-gnu/", "repo-builder-test-fake-nvinfer")
     with pytest.raises(CompileError, match=r"lacks tensorrt-cu12-bindings==10\.13\.3\.\*, and no package index"):
         identify(image, tmp_path, monkeypatch)
