@@ -294,16 +294,6 @@ class TestPlaces:
 
         assert "can't write to model_repository: Permission denied" in result.error
 
-    def test_a_mount_point(self, cli: Cli, small_disk: SmallDisk, tmp_path: Path) -> None:
-        disk = small_disk(512)
-        save(linear(), tmp_path / "net.onnx")
-
-        with untouched(tmp_path):
-            result = cli("add", "net.onnx", "--target", "onnxruntime", "-r", disk)
-
-        assert "is a mount point" in result.error
-        assert f"--repository {disk / 'models'}" in result.hint
-
     def test_a_models_place_taken_by_a_file(self, cli: Cli, workplace: Path, tmp_path: Path) -> None:
         shutil.copytree(workplace, tmp_path, dirs_exist_ok=True)
         (tmp_path / "model_repository/good").write_text("mine")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from repo_builder import BuildOptions, ServingOptions, Target, add_model
-from tests.conftest import Cli
+from tests.conftest import Cli, SmallDisk
 from tests.models import linear, save
 from tests.support import snapshot, untouched
 
@@ -111,6 +111,14 @@ class TestList:
         (tmp_path / "model_repository/a\nb\x1b[31m/1").mkdir(parents=True)
 
         assert cli("list").out.splitlines()[1].startswith(r"a\nb\x1b[31m  1 ")
+
+    def test_of_a_mount_point(self, cli: Cli, small_disk: SmallDisk, tmp_path: Path) -> None:
+        disk = small_disk(512)
+        save(linear(), tmp_path / "net.onnx")
+
+        assert cli("add", "net.onnx", "--target", "onnxruntime", "-r", disk).code == 0
+        assert [path.name for path in disk.iterdir()] == ["net"]
+        assert cli("list", "-r", disk, "--json").json[0]["versions"] == [1]
 
 
 class TestShow:
