@@ -282,7 +282,7 @@ def _check(model: ModelMetadata, tensor: TensorMetadata, value: npt.ArrayLike) -
         )
     if model.batched and len(array) == 0:
         # Triton itself refuses it for a reason that isn't true, waits for ever, or ends (division by zero).
-        raise InputError(f"{expected}, but the array is a batch of none", "a batch has at least one item")
+        raise InputError(f"{expected}, but the batch is empty", "a batch has at least one item")
     if model.batched and len(array) > model.max_batch_size:
         raise InputError(
             f"{expected} in batches up to {model.max_batch_size}, but the array has {len(array)}",

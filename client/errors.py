@@ -81,7 +81,7 @@ class UnknownModel(ClientError):
 class ModelNotReady(ClientError):
     """The server has the model in its repository but hasn't loaded it."""
 
-    usual_hint = "its log says more: repo-builder logs"
+    usual_hint = "the server's log says more: repo-builder logs"
 
 
 class MetadataError(ClientError):

@@ -104,7 +104,7 @@ class TestInfer:
             ({"x": np.zeros((1, 4), np.float32)}, r"takes FP32 \[-1, 3\], but the array is \[1, 4\]"),
             ({"x": np.zeros((1, 3))}, r"takes FP32 \[-1, 3\], but the array is float64 \[1, 3\]"),
             ({"x": np.zeros((3, 3), np.float32)}, "in batches up to 2, but the array has 3"),
-            ({"x": np.zeros((0, 3), np.float32)}, r"takes FP32 \[-1, 3\], but the array is a batch of none"),
+            ({"x": np.zeros((0, 3), np.float32)}, r"takes FP32 \[-1, 3\], but the batch is empty"),
             ({"x": []}, r"takes FP32 \[-1, 3\], but the array is \[0\]"),
             ({"x": np.array([["1", "2", "3"]])}, r"takes FP32 \[-1, 3\], but the array is text \[1, 3\]"),
             ({"x": [["one", 2, 3]]}, "takes FP32 .* but the values can't be FP32: could not convert"),

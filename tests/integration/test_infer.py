@@ -387,7 +387,7 @@ class TestArrays:
             (["--input-range", "n=0:3"], 2, "--input-range is for random values"),
             (["--random", "--shape", "n=1", "--input-range", "n=0:x"], 2, "'0:x' is not a range"),
             (["--random", "--shape", "n=1", "--input-range", "n=0:1.5"], 2, "takes whole numbers"),
-            (["--random", "--shape", "n=0x3"], 1, "takes INT64 [-1, -1], but the array is a batch of none"),
+            (["--random", "--shape", "n=0x3"], 1, "takes INT64 [-1, -1], but the batch is empty"),
             (["--random", "--shape", "n=x"], 2, "'x' is not a shape"),
             (["--random", "--shape", "n"], 2, "--shape 'n' is not NAME=VALUE"),
             (["--input", "a=a.npy", "--batch", "2"], 2, "--batch is for pictures"),
@@ -465,7 +465,7 @@ class TestArrays:
             np.save(tmp_path / "x.npy", array)
             name = "image" if model == "colors" else "x"
             error = refused(infer(server, "--model", model, "--input", f"{name}={tmp_path}/x.npy"), 1)
-            assert "but the array is a batch of none" in error
+            assert "but the batch is empty" in error
         with Client(server.url) as triton:
             assert triton.ready()
             # Axes that are no batch may be empty.
