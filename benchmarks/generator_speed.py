@@ -3,6 +3,8 @@
     python benchmarks/generator_speed.py --perf-analyzer PROGRAM [--repeats 5] [--seconds 3] [--quick]
                                          [--protocol grpc] [--shared-memory system]
 
+Over gRPC, too, each request in flight has a connection of its own; perf_analyzer is told to do the same.
+
 Two models that do next to nothing, so that the generator counts: four floats in, and a 602 KB image in.  Server and
 generator share the machine.  The two tools take turns, each ratio is of neighbours, and the median is reported.  A turn
 during which other processes took more than 5% of the CPUs is made again, up to five times; the least disturbed one

@@ -38,8 +38,10 @@ class Prepared:
 def open_client(url: str | None, delivery: Delivery, timeout: float = 30.0) -> Client:
     """A client for everything besides inferences, which trusts whom the inferences' connections do."""
     where = Url.from_environment() if url is None else Url.parse(url)
+    # Reading the system's certificates takes a while: not without need.
+    secure = where.scheme == "https" or delivery.tls.ca_file is not None
     try:
-        context = delivery.tls.context()
+        context = delivery.tls.context() if secure else None
     except OSError as error:
         raise UsageError(
             f"--cacert {delivery.tls.ca_file}: {error.strerror or error}", "--cacert takes certificates in a PEM file"

@@ -301,7 +301,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run, and one against a server that takes twice as long."""
     folder = tmp_path_factory.mktemp("runs")
     for name, delay in (("fast", 0.002), ("slow", 0.004)):
-        saved(folder / f"{name}.json", "--requests", 500, script=Script(delays_s=(delay,)))
+        saved(folder / f"{name}.json", "--requests", 500, "--concurrency", 4, script=Script(delays_s=(delay,)))
     return folder / "fast.json", folder / "slow.json"
 
 
@@ -310,7 +310,7 @@ class TestCompare:
         done = command("compare", *runs, "--fail-if-slower", "5%")
         assert done.returncode == 99
         assert re.search(r"p50, ms +2\.\d+ +4\.\d+ +\+\d+\.\d% .* worse", done.stdout)
-        assert "slower: concurrency 1: p50" in done.stderr
+        assert "slower: concurrency 4: p50" in done.stderr
 
     def test_the_other_way_round_is_better(self, runs: tuple[Path, Path]) -> None:
         done = command("compare", *reversed(runs), "--fail-if-slower", "5%")
@@ -341,7 +341,7 @@ class TestCompare:
         assert balanced((tmp_path / "page.html").read_text())
 
     def test_another_way_of_sending_is_told(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
-        saved(tmp_path / "other.json", "--compression", "gzip", "--requests", 50)
+        saved(tmp_path / "other.json", "--compression", "gzip", "--requests", 50, "--concurrency", 4)
         done = command("compare", runs[0], tmp_path / "other.json")
         assert "the ways of sending differ" in done.stdout + done.stderr
         assert "the requests differ" not in done.stdout + done.stderr

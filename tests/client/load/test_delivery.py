@@ -49,20 +49,20 @@ class TestGrpc:
         }
 
     def test_large_messages_both_ways(self) -> None:
-        script = GrpcScript(answer_bytes=12_000_000)
-        found = level(over_grpc(script, inputs=1_500_000, concurrency=2, requests=12))
-        assert (found.statistics.requests, found.statistics.errors, found.generator.wrong_answers) == (12, 0, 0)
+        script = GrpcScript(answer_bytes=6_000_000)
+        found = level(over_grpc(script, inputs=1_000_000, concurrency=2, requests=8))
+        assert (found.statistics.requests, found.statistics.errors, found.generator.wrong_answers) == (8, 0, 0)
 
     def test_an_answer_that_is_no_inference_is_noticed(self) -> None:
-        found = level(over_grpc(GrpcScript(wrong_every=1), duration_s=0.35))
-        assert found.generator.wrong_answers >= 2
+        found = level(over_grpc(GrpcScript(wrong_every=1), requests=20))
+        assert found.generator.wrong_answers >= 1
         assert found.statistics.errors == 0
 
     def test_a_server_that_comes_back(self) -> None:
-        found = level(over_grpc(GrpcScript(restarts_at=0.2), rate=200, duration_s=0.8))
-        assert found.statistics.requests == 160
-        assert 0 < found.statistics.errors < 120
-        assert found.statistics.error_windows[-1].end_s < 0.75
+        found = level(over_grpc(GrpcScript(restarts_at=0.2), rate=200, duration_s=1))
+        assert found.statistics.requests + found.generator.unsent == 200
+        assert 0 < found.statistics.errors < 180
+        assert found.statistics.error_windows[-1].end_s < 0.95
         assert set(kinds(found)) <= {"no connection", "connection broke", "server error"}
 
     def test_http_where_grpc_was_expected(self) -> None:
@@ -117,10 +117,10 @@ class TestTls:
         script = Script(delays_s=(0.002,), dead=(0.2, 0.4), certificate=certificate)
         with fake_server(script) as url:
             delivery = Delivery(tls=trusted)
-            found = level(run_load(url=f"https://{url}", delivery=delivery, rate=100, duration_s=0.8, warmup_s=0))
-        assert found.statistics.requests == 80
-        assert 0 < found.statistics.errors < 60
-        assert found.statistics.error_windows[-1].end_s < 0.75
+            found = level(run_load(url=f"https://{url}", delivery=delivery, rate=100, duration_s=1, warmup_s=0))
+        assert found.statistics.requests + found.generator.unsent == 100
+        assert 0 < found.statistics.errors < 90
+        assert found.statistics.error_windows[-1].end_s < 0.95
 
     def test_a_stranger_is_not_trusted_unless_told_to(self, certificate: str) -> None:
         with fake_server(Script(certificate=certificate)) as url:
