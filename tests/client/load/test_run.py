@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 
 from client import ClientError, ConnectionFailed, UsageError, run_load
@@ -31,14 +30,11 @@ def kinds(found: Level) -> dict[str, int]:
 class TestTruth:
     @pytest.mark.parametrize("load", [{"concurrency": 2}, {"rate": 150}])
     def test_percentiles_are_those_of_the_script(self, load: dict[str, Any]) -> None:
-        delays = tuple(0.004 + 0.0001 * step for step in range(100))
-        found = level(Script(delays_s=delays), requests=200, **load).statistics.service
+        found = level(Script(delays_s=(0.005,) * 12 + (0.05,) * 7 + (0.2,)), requests=100, **load).statistics.service
         assert found is not None
-        truth = np.sort(np.tile(delays, 2)) * 1e3
-        # Wide, for this is no benchmark and the machine is shared: the script's steps are told apart all the same.
-        assert truth[0] <= found.min_ms
-        assert found.percentile(0.5).ms.value == pytest.approx(truth[99], abs=1.0)
-        assert found.percentile(0.9).ms.value == pytest.approx(truth[179], abs=2.0)
+        # So far apart that a busy machine doesn't mix them up; how exact they are is shown by benchmarks/truth.py.
+        for quantile, truth in ((0.5, 5), (0.9, 50), (0.99, 200)):
+            assert truth <= found.percentile(quantile).ms.value < truth + 40
 
     def test_batches_are_the_servers_to_the_last(self) -> None:
         found = level(Script(batches=(1, 2, 3)), concurrency=2, requests=300)
