@@ -342,7 +342,7 @@ def _tolerance_of(target: Target, options: Mapping[str, Any]) -> Tolerance:
         return Tolerance()
     from repo_builder.compilers.tensorrt import tolerance_of
 
-    return tolerance_of(target, TensorRTOptions(fp16=options["fp16"], bf16=options["bf16"], tf32=options["tf32"]))
+    return tolerance_of(TensorRTOptions(fp16=options["fp16"], bf16=options["bf16"], tf32=options["tf32"]))
 
 
 def _tensor(entry: Mapping[str, Any]) -> TensorSpec:

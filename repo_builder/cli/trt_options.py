@@ -122,8 +122,9 @@ def tensorrt_options(
     pools = _pools(mem_pool_size or [])
     if workspace is not None:
         pools["workspace"] = workspace
-    half_inputs = half_io or _is_half_format("--inputIOFormats", input_formats)
-    half_outputs = half_io or _is_half_format("--outputIOFormats", output_formats)
+    half = "fp16" if fp16 or not bf16 else "bf16"
+    half_inputs = half_io or _is_half_format("--inputIOFormats", input_formats, half)
+    half_outputs = half_io or _is_half_format("--outputIOFormats", output_formats, half)
     return TensorRTOptions(
         fp16=fp16,
         bf16=bf16,
@@ -217,12 +218,12 @@ def _pool_name(name: str) -> str:
     return {"tacticsharedmem": "tactic_shared_memory", "dlasram": "dla_managed_sram"}.get(name.lower(), name.lower())
 
 
-def _is_half_format(flag: str, text: str) -> bool:
-    """Whether every format that trtexec's syntax lists is ``fp16:chw``; FP32 is what is had without it."""
+def _is_half_format(flag: str, text: str, half: str) -> bool:
+    """Whether every format that trtexec's syntax lists is that of ``half``; FP32 is what is had without it."""
     formats = {part.strip() for part in text.split(",") if part.strip()}
-    if not formats <= {"fp16:chw", "fp32:chw", "bf16:chw"} or len(formats) > 1:
-        raise UsageError(f"{flag} {text}: only fp16:chw, bf16:chw or fp32:chw, the same for all", "or use --half-io")
-    return bool(formats & {"fp16:chw", "bf16:chw"})
+    if not formats <= {f"{half}:chw", "fp32:chw"} or len(formats) > 1:
+        raise UsageError(f"{flag} {text}: only {half}:chw or fp32:chw, the same for all", "or use --half-io")
+    return f"{half}:chw" in formats
 
 
 def _is_enabled(text: str) -> bool:

@@ -53,11 +53,9 @@ TOLERANCES = {
 }
 
 
-def tolerance_of(target: Target, options: TensorRTOptions) -> Tolerance:
-    """What an engine's precision allows; an RTX engine is finished where it is loaded, in TF32 too."""
-    if options.half:
-        return TOLERANCES[options.half.value]
-    return TOLERANCES["TF32" if options.tf32 or target is Target.TENSORRT_RTX else "FP32"]
+def tolerance_of(options: TensorRTOptions) -> Tolerance:
+    """What the precision of an engine built so allows."""
+    return TOLERANCES[options.half.value if options.half else "TF32" if options.tf32 else "FP32"]
 
 
 _WARNINGS_THAT_MATTER = re.compile(
@@ -268,7 +266,7 @@ class TensorRTCompiler:
             max_batch_size=engine.largest_batch,
             run=run,
             tools={self.library.name: self.library.version},
-            tolerance=tolerance_of(self.target, self.options),
+            tolerance=tolerance_of(self.options),
             unverified=unverified,
             profiles=engine.info.profiles,
             shape_tensors=engine.info.shape_tensors,
@@ -313,6 +311,8 @@ class TensorRTCompiler:
                 "its custom layers are published with it; repo-builder serve loads them, a Triton started otherwise "
                 f"needs --backend-config=tensorrt,plugins='{files}', or LD_PRELOAD"
             )
+        if self.target is Target.TENSORRT_RTX and (idle := _without_effect(self.options)):
+            hints.append(f"{', '.join(idle)}: no effect, TensorRT-RTX makes the same engine without")
         matter = [message for message in log.warnings if _WARNINGS_THAT_MATTER.search(message)]
         if matter:
             more = f" (and {len(matter) - 1} more in {log.path})" if len(matter) > 1 else ""
@@ -352,6 +352,16 @@ class _Engine:
 def _network_inputs(network: Any) -> list[NetworkInput]:
     tensors = (network.get_input(index) for index in range(network.num_inputs))
     return [NetworkInput(tensor.name, tuple(tensor.shape), tensor.is_shape_tensor) for tensor in tensors]
+
+
+def _without_effect(options: TensorRTOptions) -> list[str]:
+    """Options that TensorRT-RTX 1.7 takes and makes the same bytes of: its engines are finished where they run."""
+    given = {
+        "--builder-optimization-level": options.builder_optimization_level is not None,
+        "--hardware-compatibility": bool(options.hardware_compatibility),
+        "--sparsity": options.sparsity,
+    }
+    return [flag for flag, asked in given.items() if asked]
 
 
 def _constrain_layers(library: Library, network: Any) -> None:

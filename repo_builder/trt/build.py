@@ -15,7 +15,7 @@ from typing import Any
 
 from repo_builder.errors import CompileError, UsageError
 from repo_builder.folders import cache_folder
-from repo_builder.trt.cuda import Gpu
+from repo_builder.trt.cuda import Gpu, find_gpu
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.messages import tidy
@@ -291,4 +291,8 @@ def _build_error(library: Library, log: BuildLog, failure: BaseException | None)
         hint = f"give it more room: --workspace MiB; {hint}"
     elif "out of memory" in lowered or "outofmemory" in lowered:
         hint = f"free GPU memory, or lower --max-batch-size, --max-shapes or --workspace; {hint}"
+    elif "libnvinfer_lean" in lowered:
+        hint = f"drop --version-compatible: this installation lacks the lean runtime that such a plan holds; {hint}"
+    elif "cuda_success" in lowered and find_gpu() is None:
+        hint = f"drop --refit and --strip-weights, which need a GPU here, or build on a machine with one; {hint}"
     return CompileError(f"{library.name} can't build the engine: {said}", hint)

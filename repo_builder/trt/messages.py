@@ -13,7 +13,7 @@ _NO_DRIVER = re.compile(r"(?:\[[\w.]+::\w+::\d+\] )?Error Code 1: Cuda Runtime \
 """Said of every failure on a machine without a GPU's driver, beside what really failed."""
 
 _WRAPPED = re.compile(
-    r"(?:\d+: )?(?:\w+::\w+: )?Error Code \d+: (?:API Usage Error|Internal Error) \(((?:[^()]|\([^()]*\))*)\)"
+    r"(?:\d+: )?(?:\w+::\w+: )?Error Code \d+: (?:API Usage Error|Internal Error|Myelin) \(((?:[^()]|\([^()]*\))*)\)"
 )
 _ASSERTION = re.compile(
     r'(?:Assertion failed: )?\S.* && "(?P<text>[^"]+)"$'
@@ -24,7 +24,7 @@ _ASSERTION = re.compile(
 def tidy(message: str) -> str:
     """``message`` on one line, without where in TensorRT's own source it was written."""
     text = _NO_DRIVER.sub("", " ".join(message.split()))
-    text = re.sub(r"\[\w+\.\w+::\w+::\d+\] ", "", text)
+    text = re.sub(r"\[\w+\.\w+::\w+::\d+\] |\[\w+\.\w+:\d+: \w+\] ", "", text)
     text = re.sub(r"\s*\bIn \S+ at \S+?:\d+", "", text)
     text = re.sub(r"\(\s*\)", "", text).replace("( (", "(")
     return _WRAPPED.sub(r"\1", text).strip()

@@ -92,6 +92,8 @@ def test_the_timing_cache_does_not_make_another_build() -> None:
         (["--half-io"], "need --fp16 or --bf16"),
         (["--memPoolSize=4096"], "POOL:MIB|can't be read"),
         (["--inputIOFormats=fp16:hwc8"], "only fp16:chw"),
+        (["--fp16", "--inputIOFormats=bf16:chw"], "only fp16:chw"),
+        (["--bf16", "--outputIOFormats=fp16:chw"], "only bf16:chw"),
         (["--sparsity=force"], "enable or disable"),
         (["--min-shapes", "x"], "can't be read"),
         (["--compute-capability", "86"], "not a compute capability"),

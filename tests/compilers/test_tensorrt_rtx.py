@@ -19,8 +19,10 @@ from repo_builder.config.proto import read_config
 from repo_builder.errors import CompileError, ConfigError, MissingExtraError, ModelError, RepoBuilderError, UsageError
 from repo_builder.model import DataType
 from repo_builder.plans import compile_plan, inspect_plan
+from repo_builder.trt.cuda import find_gpu
 from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
+from tests.conftest import Cli
 from tests.models import FP32, INT64, model, node, save, weights
 from tests.support import compile_library
 
@@ -376,3 +378,60 @@ def test_custom_layers_can_only_be_published_unverified(tmp_path: Path) -> None:
         publish(tmp_path, proto, plugins=(layers,))
     assert "--no-verify" in (caught.value.hint or "")
     assert nothing_published(tmp_path)
+
+
+@rtx
+def test_options_that_make_no_difference_say_so(tmp_path: Path) -> None:
+    """What is said is held to the bytes: RTX builds are the same each time."""
+    source = save(convolution(), tmp_path / "net.onnx")
+
+    def build_plan(**options: Any) -> tuple[bytes, tuple[str, ...]]:
+        plan = tmp_path / "net.plan"
+        made = compile_plan(source, plan, target=Target.TENSORRT_RTX, options=TensorRTOptions(**options))
+        return plan.read_bytes(), made.hints
+
+    plain, hints = build_plan()
+    assert not any("no effect" in hint for hint in hints)
+    idle = {"sparsity": True, "hardware_compatibility": "ampere_plus", "builder_optimization_level": 5}
+    for option, value in idle.items():
+        plan, hints = build_plan(**{option: value})
+        assert plan == plain
+        assert any(f"--{option.replace('_', '-')}: no effect" in hint for hint in hints)
+    for option, value in {"tf32": False, "memory_pools": {"workspace": 64}, "compute_capabilities": ("8.6",)}.items():
+        plan, hints = build_plan(**{option: value})
+        assert plan != plain
+        assert not any("no effect" in hint for hint in hints)
+
+
+@rtx
+@pytest.mark.skipif(find_gpu() is not None, reason="here is a GPU")
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"refit": True}, "drop --refit and --strip-weights, which need a GPU here"),
+        ({"strip_weights": True}, "drop --refit and --strip-weights, which need a GPU here"),
+        ({"version_compatible": True}, "drop --version-compatible: this installation lacks the lean runtime"),
+    ],
+)
+def test_what_rtx_can_not_build_without_a_gpu(tmp_path: Path, options: dict[str, Any], hint: str) -> None:
+    with pytest.raises(CompileError, match="can't build the engine") as caught:
+        publish(tmp_path, convolution(), **options)
+    assert hint in (caught.value.hint or "")
+    assert nothing_published(tmp_path)
+
+
+@pytest.mark.skipif(is_installed(Target.TENSORRT), reason="TensorRT is installed here")
+def test_tensorrt_without_its_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    package = tmp_path / "site" / "tensorrt"
+    package.mkdir(parents=True)
+    why = "libnvinfer.so.10: cannot open shared object file: No such file or directory"
+    (package / "__init__.py").write_text(f"raise ImportError({why!r})\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    save(convolution(), tmp_path / "net.onnx")
+    result = cli("add", "net.onnx", "--target", "tensorrt")
+    assert result.error == f"the package tensorrt is installed but does not load: {why}"
+    assert "LD_LIBRARY_PATH" in result.hint
+    assert not (tmp_path / "model_repository").exists()
+    added = cli("add", "net.onnx")  # auto takes what works, and says why
+    assert added.code == 0
+    assert "onnxruntime (" in added.err
