@@ -112,7 +112,7 @@ def _row(model: Model) -> dict[str, Any]:
         "platform": manifest.get("platform"),
         "max_batch_size": manifest.get("max_batch_size"),
         "size": sum(model.size(version) for version in model.versions),
-        "verified": bool(manifest.get("verification")) if manifest else None,
+        "verified": bool(manifest.get("verification") and not manifest.get("unverified")) if manifest else None,
         "damaged": {version: what for version in model.versions if (what := model.damage(version))},
     }
 
@@ -162,13 +162,14 @@ def _manifest_lines(manifest: dict[str, Any]) -> Iterator[str]:
             yield f"  {role[:-1]:<9} {tensor['name']}  {tensor['datatype']} {tensor['shape']}"
     yield f"  batching  {manifest['max_batch_size'] or 'none'}: {manifest['batching']['reason']}"
     verification = manifest["verification"]
-    if verification is None:
-        yield "  verified  NO: --no-verify"
-    else:
-        for output in verification["outputs"]:
-            yield (
-                f"  verified  {output['name']}: largest relative error {output['max_relative_error']:.1e}, "
-                f"absolute {output['max_absolute_error']:.1e}"
-            )
+    unverified = manifest.get("unverified") or ("" if verification else "--no-verify")
+    if unverified:
+        yield f"  verified  NO: {unverified}"
+    word = "compared" if unverified else "verified"
+    for output in verification["outputs"] if verification else ():
+        yield (
+            f"  {word}  {output['name']}: largest relative error {output['max_relative_error']:.1e}, "
+            f"absolute {output['max_absolute_error']:.1e}"
+        )
     tools = ", ".join(f"{tool} {number}" for tool, number in manifest["tools"].items())
     yield f"  tools     {tools}"

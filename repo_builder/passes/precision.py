@@ -33,6 +33,7 @@ from repo_builder.passes.graph import (
     sort_nodes,
     subgraphs,
 )
+from repo_builder.passes.half_constants import as_half, fits_range, vanishes
 
 if TYPE_CHECKING:
     import onnx
@@ -51,7 +52,6 @@ CARRIES_WIDE = frozenset({
 MATRIX_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 """They read even wide values cast to half: they are what half precision is asked for."""
 
-_SMALLEST_NORMAL = {DataType.FP16: 2.0**-14, DataType.BF16: 2.0**-126}
 _BF16_OPSET = 22
 _FLOAT, _BOOL = DataType.FP32.onnx, DataType.BOOL.onnx
 
@@ -191,7 +191,7 @@ class _Scope:
             now = half if value.name in self.half_inputs else elem_type
             self.values[value.name] = _Value(self, 0, elem_type, {now: value.name})
         for tensor in self.graph.initializer:
-            wide = tensor.data_type == _FLOAT and not _fits_range(tensor, self.model.half)
+            wide = tensor.data_type == _FLOAT and not fits_range(tensor, self.model.half)
             self.values[tensor.name] = _Value(
                 self, 0, tensor.data_type, {tensor.data_type: tensor.name}, constant=True, wide=wide, initialiser=tensor
             )
@@ -259,7 +259,7 @@ class _Scope:
             if value.wide and not (value.initialiser is not None and _is_bound(node, index)):
                 if node.op_type not in MATRIX_PRODUCTS or value.initialiser is not None:
                     return "wide values", set(), set()
-            elif value.initialiser is not None and _vanishes(value.initialiser, self.model.half):
+            elif value.initialiser is not None and vanishes(value.initialiser, self.model.half):
                 return "tiny constants", set(), set()
         return "", inputs, outputs
 
@@ -293,7 +293,7 @@ class _Scope:
         if node.op_type == "Cast":
             return values[0] is None or values[0].wide or values[0].elem_type not in {_FLOAT, _BOOL}
         if node.op_type == "ConstantOfShape":
-            return any(not _fits_range(attribute.t, self.model.half) for attribute in node.attribute)
+            return any(not fits_range(attribute.t, self.model.half) for attribute in node.attribute)
         return node.op_type in CARRIES_WIDE and any(value is not None and value.wide for value in values)
 
     def _define(self, node: onnx.NodeProto, index: int, *, half: bool, constant: bool, wide: bool) -> None:
@@ -322,7 +322,7 @@ class _Scope:
             source = next(iter(value.names.values()))
             name = scope.fresh(source, half=elem_type != _FLOAT)
             if value.initialiser is not None:
-                scope.new_initialisers.append(_as_half(value.initialiser, name, self.model.half))
+                scope.new_initialisers.append(as_half(value.initialiser, name, self.model.half))
             else:
                 scope.cast(source, name, elem_type, value.slot)
             value.names[elem_type] = name
@@ -367,38 +367,3 @@ def _formal(formals: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -
 def _is_bound(node: onnx.NodeProto, index: int) -> bool:
     """Whether an input only limits others, so that the largest finite number does for anything larger."""
     return node.op_type == "Clip" and index > 0
-
-
-def _fits_range(tensor: onnx.TensorProto, half: DataType) -> bool:
-    """Whether every finite element stays finite in ``half``."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    if half is DataType.BF16:
-        return True
-    array = numpy_helper.to_array(tensor)
-    finite = array[np.isfinite(array)]
-    return bool(np.abs(finite).max(initial=0.0) <= float(np.finfo(np.float16).max))
-
-
-def _vanishes(tensor: onnx.TensorProto, half: DataType) -> bool:
-    """Whether a single number is too small for ``half`` to hold well, or all of a tensor would become 0."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    magnitudes = np.abs(numpy_helper.to_array(tensor))
-    largest = float(magnitudes[np.isfinite(magnitudes)].max(initial=0.0))
-    limit = _SMALLEST_NORMAL[half] if magnitudes.size == 1 else _SMALLEST_NORMAL[half] * 2.0**-10
-    return 0.0 < largest < limit
-
-
-def _as_half(tensor: onnx.TensorProto, name: str, half: DataType) -> onnx.TensorProto:
-    import numpy as np
-    from onnx import helper, numpy_helper
-
-    dtype = half.numpy_dtype()
-    array = numpy_helper.to_array(tensor)
-    if half is DataType.FP16:
-        limit = float(np.finfo(np.float16).max)
-        array = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
-    return helper.make_tensor(name, half.onnx, tensor.dims, array.astype(dtype).tobytes(), raw=True)

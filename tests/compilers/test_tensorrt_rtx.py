@@ -83,7 +83,7 @@ def test_the_config_names_our_backend_and_a_gpu(tmp_path: Path) -> None:
 
 
 @rtx
-def test_what_has_not_run_is_called_unverified(tmp_path: Path) -> None:
+def test_what_has_not_run_is_called_unverified(tmp_path: Path, cli: Cli) -> None:
     manifest = publish(tmp_path, convolution(), fp16=True).manifest
     if manifest["engine"]["verified_by_running"]:
         pytest.skip("this machine's GPU runs the engine")
@@ -92,6 +92,10 @@ def test_what_has_not_run_is_called_unverified(tmp_path: Path) -> None:
     [output] = manifest["verification"]["outputs"]
     assert 0 < output["max_absolute_error"] < 0.05
     assert output["cosine_error"] < 1e-4
+    assert cli("list", "-r", tmp_path / "models", "--json").json[0]["verified"] is False
+    shown = cli("show", "net", "-r", tmp_path / "models").out
+    assert "  verified  NO: the engine has not run" in shown
+    assert "  compared  y: largest relative error" in shown
 
 
 @rtx

@@ -1,0 +1,47 @@
+"""FP32 constants in half precision: whether they fit, and what becomes of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from repo_builder.model import DataType
+
+if TYPE_CHECKING:
+    import onnx
+
+_SMALLEST_NORMAL = {DataType.FP16: 2.0**-14, DataType.BF16: 2.0**-126}
+
+
+def fits_range(tensor: onnx.TensorProto, half: DataType) -> bool:
+    """Whether every finite element stays finite in ``half``."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    if half is DataType.BF16:
+        return True
+    array = numpy_helper.to_array(tensor)
+    finite = array[np.isfinite(array)]
+    return bool(np.abs(finite).max(initial=0.0) <= float(np.finfo(np.float16).max))
+
+
+def vanishes(tensor: onnx.TensorProto, half: DataType) -> bool:
+    """Whether a single number is too small for ``half`` to hold well, or all of a tensor would become 0."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    magnitudes = np.abs(numpy_helper.to_array(tensor))
+    largest = float(magnitudes[np.isfinite(magnitudes)].max(initial=0.0))
+    limit = _SMALLEST_NORMAL[half] if magnitudes.size == 1 else _SMALLEST_NORMAL[half] * 2.0**-10
+    return 0.0 < largest < limit
+
+
+def as_half(tensor: onnx.TensorProto, name: str, half: DataType) -> onnx.TensorProto:
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    dtype = half.numpy_dtype()
+    array = numpy_helper.to_array(tensor)
+    if half is DataType.FP16:
+        limit = float(np.finfo(np.float16).max)
+        array = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
+    return helper.make_tensor(name, half.onnx, tensor.dims, array.astype(dtype).tobytes(), raw=True)
