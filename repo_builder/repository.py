@@ -1,4 +1,4 @@
-"""The model repository on disk: read it, and change it by one atomic step or not at all.
+"""The model repository on disk: what a model and its versions are, and every change to them.
 
 ::
 
@@ -7,31 +7,27 @@
     <root>/<model>/<version>/model.onnx     the artifact
     <root>/<model>/<version>/manifest.json  where it came from; config.pbtxt, labels.txt: as published with it
 
-A changed model is put together whole in a folder beside the repository (Triton polls the repository itself and takes
-any folder in it for a model), its untouched files as hard links, and then changes places with the old one.  Nothing can
-be renamed from one mount into another, so in a repository that is a mount point that folder is a hidden one inside: for
-as long as it is there, Triton logs that it can't load it, and serves the others undisturbed.
+A changed model is put together whole in a staging folder, its untouched files as hard links, and then changes places
+with the old one (:mod:`repo_builder.staging`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from repo_builder.errors import RepositoryError, UsageError
+from repo_builder.staging import link_or_copy, locked, made, open_staging, put
 
 CONFIG = "config.pbtxt"
 MANIFEST = "manifest.json"
@@ -178,30 +174,9 @@ class Repository:
             raise RepositoryError(f"model {name!r} has no version {version}", f"its versions: {versions}")
         return model
 
-    @contextlib.contextmanager
-    def staging(self) -> Iterator[Path]:
-        """A folder beside the repository, on its mount, gone afterwards whatever happens.
-
-        What a killed process left there is cleared away.
-
-        Raises:
-            RepositoryError: something can't be written, in the body too.
-        """
-        root = self.root.resolve()
-        try:
-            with _made(root.parent):
-                with self._lock():
-                    home, prefix = _staging_home(root), f".{root.name}.staging-"
-                    _clear_abandoned(root, home, prefix)
-                    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
-                    handle = _lock_file(folder / LOCK)
-                try:
-                    yield folder
-                finally:
-                    os.close(handle)  # NFS would keep the folder for the sake of a file that is open
-                    shutil.rmtree(folder, ignore_errors=True)
-        except OSError as error:
-            raise _write_error(self.root, error) from error
+    def staging(self) -> AbstractContextManager[Path]:
+        """A folder to make the files of a version in; see :func:`~repo_builder.staging.open_staging`."""
+        return open_staging(self.root)
 
     def publish(self, name: str, staged: Path, finish: Callable[[int, Path], None]) -> int:
         """Make the files in ``staged`` the next version of a model, and return its number.
@@ -212,7 +187,7 @@ class Repository:
                 subfolder holds the model-level files (config.pbtxt, labels.txt, warmup/).
             finish: called with the number and the version's folder before it is published.
         """
-        with self._lock(), _made(self.root):
+        with locked(self.root), made(self.root):
             model = self.get(name)
             number = (model.latest or 0) + 1 if model else 1
             finish(number, staged / "version")
@@ -221,7 +196,7 @@ class Repository:
             if model:
                 _keep(model, tree, model.versions)
             (staged / "version").rename(tree / str(number))
-            _put(tree, self.root / name)
+            put(tree, self.root / name)
         return number
 
     def extend(self, name: str, number: int, staged: Path, finish: Callable[[Model], None]) -> None:
@@ -236,7 +211,7 @@ class Repository:
         Raises:
             RepositoryError: the version is gone.
         """
-        with self._lock():
+        with locked(self.root):
             model = self.find(name, number)
             finish(model)
             tree = staged / "tree"
@@ -246,7 +221,7 @@ class Repository:
                 target = tree / str(number) / file.relative_to(staged / "version")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)  # takes the place of a link: what it led to stays as it is
-            _put(tree, self.root / name)
+            put(tree, self.root / name)
 
     def remove(self, name: str, version: int | None = None, *, force: bool = False) -> None:
         """Remove a model or one version of it; without its latest, the config of the one before comes back.
@@ -255,7 +230,7 @@ class Repository:
             RepositoryError: there is no such model or version, or the config to be replaced was edited by hand.
         """
         self.find(name, version)
-        with self.staging() as staged, self._lock():
+        with self.staging() as staged, locked(self.root):
             model = self.find(name, version)
             rest = tuple(number for number in model.versions if number != version) if version else ()
             if not rest:
@@ -274,7 +249,7 @@ class Repository:
             else:
                 _copy_model_files(model.folder, tree)
             _keep(model, tree, rest)
-            _put(tree, model.folder)
+            put(tree, model.folder)
 
     def _existing(self, name: str) -> Model | None:
         folder = self.root / name
@@ -285,34 +260,6 @@ class Repository:
         with _readable(folder):
             versions = (int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
             return Model(folder.name, folder, tuple(sorted(v for v in versions if (folder / str(v)).is_dir())))
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Keep other writers out; readers are never in the way."""
-        root = self.root.resolve()
-        path = _staging_home(root) / f".{root.name}.lock"
-        handle = _lock_file(path)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # while it is locked: who waits for it makes another
-            os.close(handle)
-
-
-def _staging_home(root: Path) -> Path:
-    """The folder that staging folders are in, and the lock that keeps other writers out."""
-    mounted = root.is_dir() and _mount(root) != _mount(root.parent)
-    return root if mounted else root.parent
-
-
-def _mount(folder: Path) -> tuple[int, str]:
-    """What a folder shares with those that files can be renamed to: its filesystem, and the mount that shows it."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        facts = Path(f"/proc/self/fdinfo/{handle}").read_text(encoding="ascii").split()
-        return os.fstat(handle).st_dev, facts[facts.index("mnt_id:") + 1]
-    finally:
-        os.close(handle)
 
 
 MODEL_FILES = (CONFIG, "labels.txt", "warmup")
@@ -325,7 +272,7 @@ def _keep(model: Model, tree: Path, versions: tuple[int, ...]) -> None:
     gone = {*MODEL_FILES, *map(str, model.versions)} - {*map(str, versions)}
     for entry in model.folder.iterdir():
         if entry.name not in gone:
-            _link(entry, tree / entry.name)
+            link_or_copy(entry, tree / entry.name)
 
 
 def _copy_model_files(source: Path, target: Path) -> None:
@@ -336,128 +283,12 @@ def _copy_model_files(source: Path, target: Path) -> None:
             shutil.copy2(source / name, target / name)
 
 
-def _link(source: Path, target: Path) -> None:
-    """Copy a file or folder as hard links, or as bytes where there can be none; links and times stay as they are."""
-
-    def link(old: str | Path, new: str | Path) -> None:
-        try:
-            os.link(old, new, follow_symlinks=False)
-        except OSError:
-            shutil.copy2(old, new, follow_symlinks=False)
-
-    if source.is_dir() and not source.is_symlink():
-        shutil.copytree(source, target, copy_function=link, symlinks=True)
-    else:
-        link(source, target)
-
-
-def _put(tree: Path, target: Path) -> None:
-    """Put ``tree`` in the place of ``target`` in one step; the old folder ends up in the staging folder."""
-    if not target.exists():
-        tree.rename(target)
-    elif not _exchange(tree, target):
-        aside = tree.with_name(ASIDE) / target.name
-        aside.parent.mkdir()
-        target.rename(aside)
-        try:
-            tree.rename(target)
-        except BaseException:
-            aside.rename(target)
-            raise
-
-
-ASIDE = "aside"
-"""Under a staging folder: the old model for a moment, where the filesystem can't exchange two folders."""
-
-LOCK = "lock"
-"""In a staging folder: the file that is locked as long as its process lives."""
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths atomically with Linux's renameat2; False where kernel or filesystem can't."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    at_fdcwd, rename_exchange = -100, 2
-    if renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
-        return False
-    raise OSError(code, os.strerror(code), str(other))
-
-
-def _lock_file(path: Path, *, wait: bool = True) -> int:
-    """A handle that holds the lock of ``path``, a file made for that, until it is closed.
-
-    A folder could be locked too, but over NFS machines see each other's locks only of files open for writing.
-
-    Raises:
-        BlockingIOError: another holds it, and ``wait`` is False.
-    """
-    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        locked = False
-        try:
-            fcntl.flock(handle, how)
-            locked = os.path.samestat(os.fstat(handle), path.stat())
-        except OSError as error:
-            if error.errno not in {errno.ENOENT, errno.ESTALE}:  # not one that was deleted meanwhile
-                raise
-        finally:
-            if not locked:
-                os.close(handle)
-        if locked:
-            return handle
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make ``folder`` and those above it; when the body fails, those made go again, unless others used them."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
-        raise
-
-
 @contextlib.contextmanager
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise RepositoryError(f"{folder} can't be read: {error.strerror}", "check its permissions") from None
-
-
-def _clear_abandoned(root: Path, home: Path, prefix: str) -> None:
-    """Delete staging folders that no living process holds, and bring back a model that one had moved aside."""
-    for folder in home.iterdir():
-        if not folder.name.startswith(prefix):
-            continue
-        with contextlib.suppress(OSError):
-            handle = _lock_file(folder / LOCK, wait=False)
-            try:
-                for model in folder.glob(f"{ASIDE}/*"):
-                    if not (root / model.name).exists():
-                        model.rename(root / model.name)
-            finally:
-                os.close(handle)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_error(root: Path, error: OSError) -> RepositoryError:
-    if isinstance(error, shutil.Error):  # what copying a folder gathered: (source, target, reason)
-        what = str(error.args[0][0][2])
-    else:
-        what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-    if any(os.strerror(number) in what for number in (errno.ENOSPC, errno.EDQUOT)):
-        return RepositoryError(f"the disk of {root} is full; nothing was changed", "free some space and run it again")
-    return RepositoryError(f"can't write to {root}: {what}; nothing was changed", "check permissions and disk")
 
 
 def file_sha256(path: Path) -> str:

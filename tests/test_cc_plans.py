@@ -295,7 +295,7 @@ def test_a_failure_at_the_last_moment_changes_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("repo_builder.repository._put", full)
+    monkeypatch.setattr("repo_builder.repository.put", full)
     with untouched(repository.parent), pytest.raises(RepositoryError, match="disk"):
         add_on(FakeTensorRT(A10))
 

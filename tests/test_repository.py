@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from repo_builder import repository as module
+from repo_builder import staging
 from repo_builder.errors import RepositoryError, UsageError
 from repo_builder.repository import Repository, check_name, parse_reference
 from tests.conftest import SmallDisk
@@ -122,7 +122,7 @@ class TestPublish:
         self, repository: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         publish(repository)
-        monkeypatch.setattr(module, "_exchange", lambda *_: False)
+        monkeypatch.setattr(staging, "_exchange", lambda *_: False)
 
         assert publish(repository, config="two") == 2
 
@@ -138,7 +138,7 @@ class TestPublish:
             return rename(old, new)
 
         publish(repository)
-        monkeypatch.setattr(module, "_exchange", lambda *_: False)
+        monkeypatch.setattr(staging, "_exchange", lambda *_: False)
         monkeypatch.setattr(Path, "rename", fail)
 
         with untouched(repository.parent), pytest.raises(RepositoryError, match="Input/output error"):
@@ -223,7 +223,7 @@ class TestPublish:
             raise OSError(errno.EIO, "Input/output error")
 
         publish(repository)
-        monkeypatch.setattr(module, "_exchange", fail)
+        monkeypatch.setattr(staging, "_exchange", fail)
 
         with untouched(repository.parent), pytest.raises(RepositoryError, match="Input/output error"):
             publish(repository, config="two")
@@ -247,7 +247,7 @@ class TestPublish:
 class TestKilled:
     """A process that is gone from one moment to the next, at the worst of moments."""
 
-    @pytest.mark.parametrize("moment", ["staging", "finish", "_keep", "_put", "_exchange", "rmtree"])
+    @pytest.mark.parametrize("moment", ["staging", "finish", "_keep", "put", "_exchange", "rmtree"])
     def test_leaves_the_repository_as_it_was_or_as_it_should_be(self, moment: str, repository: Path) -> None:
         publish(repository)
         before = snapshot(repository)
@@ -276,7 +276,7 @@ class TestKilled:
     def run(self, repository: Path, moment: str) -> subprocess.CompletedProcess[str]:
         code = f"""
 import os, pathlib, shutil, signal, sys
-from repo_builder import repository
+from repo_builder import repository, staging
 from tests import publishing
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -286,16 +286,16 @@ if moment == "staging":
 elif moment == "finish":
     publishing.json.dumps = die
 elif moment == "rmtree":
-    repository.shutil.rmtree = die
+    staging.shutil.rmtree = die
 elif moment == "rename":
-    repository._exchange = lambda *_: False
+    staging._exchange = lambda *_: False
     rename = pathlib.Path.rename
     pathlib.Path.rename = lambda old, new: die() if old.name == "tree" else rename(old, new)
 else:
-    setattr(repository, moment, die)
+    setattr(repository if hasattr(repository, moment) else staging, moment, die)
 publishing.publish(pathlib.Path({str(repository)!r}), config="two")
 """
-        root = Path(module.__file__).parents[1]
+        root = Path(staging.__file__).parents[1]
         environment = {**os.environ, "PYTHONPATH": str(root)}
         return subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
@@ -310,7 +310,7 @@ def test_a_living_process_keeps_its_staging_folder(repository: Path) -> None:
 
 def test_processes_that_begin_together_get_a_version_each(repository: Path) -> None:
     code = f"import pathlib; from tests.publishing import publish; publish(pathlib.Path({str(repository)!r}))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(staging.__file__).parents[1])}
     running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(4)]
 
     assert [process.wait() for process in running] == [0] * 4
@@ -582,9 +582,9 @@ class TestDisks:
 def test_waiting_for_the_lock_is_no_failure(repository: Path) -> None:
     """Two that publish at once wait for each other."""
     store = Repository(repository)
-    with store.staging(), store._lock():
+    with store.staging(), staging.locked(repository):
         code = f"import pathlib; from tests.publishing import publish; publish(pathlib.Path({str(repository)!r}))"
-        environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[1])}
+        environment = {**os.environ, "PYTHONPATH": str(Path(staging.__file__).parents[1])}
         waiting = subprocess.Popen([sys.executable, "-c", code], env=environment)
         time.sleep(0.3)
         assert waiting.poll() is None

@@ -48,7 +48,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
     while waiting:
         later = []
         for node in waiting:
-            if all(name in made or name not in made_here for name in _reads(node)):
+            if all(name in made or name not in made_here for name in names_read(node)):
                 order.append(node)
                 made.update(node.output)
             else:
@@ -60,13 +60,13 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
         replace_nodes(graph, order)
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
+def names_read(node: onnx.NodeProto) -> Iterator[str]:
     """Names a node reads, those that its subgraphs capture too."""
     yield from node.input
     for graph in subgraphs(node):
         yield from (value.name for value in graph.output)
         for inner in graph.node:
-            yield from _reads(inner)
+            yield from names_read(inner)
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

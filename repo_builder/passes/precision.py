@@ -29,6 +29,7 @@ from repo_builder.passes.graph import (
     drop_initialiser_inputs,
     infer_types,
     lift_constants,
+    names_read,
     replace_nodes,
     sort_nodes,
     subgraphs,
@@ -339,7 +340,7 @@ class _Scope:
 
     def _replace_initialisers(self) -> None:
         """Add the half weights and drop FP32 ones that nothing reads any more."""
-        read = {name for node in self.graph.node for name in _names_read(node)} | set(self.outputs)
+        read = {name for node in self.graph.node for name in names_read(node)} | set(self.outputs)
         for index in reversed(range(len(self.graph.initializer))):
             tensor = self.graph.initializer[index]
             if tensor.name not in read and tensor.data_type == _FLOAT:
@@ -349,14 +350,6 @@ class _Scope:
 
 def _pairs(values: list[_Value | None], node: onnx.NodeProto) -> Iterator[tuple[_Value | None, str]]:
     return zip(values, node.input, strict=True)
-
-
-def _names_read(node: onnx.NodeProto) -> Iterator[str]:
-    yield from node.input
-    for graph in subgraphs(node):
-        yield from (value.name for value in graph.output)
-        for inner in graph.node:
-            yield from _names_read(inner)
 
 
 def _formal(formals: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> onnx.defs.OpSchema.FormalParameter:
