@@ -102,10 +102,8 @@ def perf_analyzer(program: str, model: str, url: str, seconds: float, *arguments
         file = Path(folder) / "row.csv"
         window = ["--measurement-interval", str(round(seconds / 3 * 1000)), "-s", "1000000", "-r", "3"]
         line = [program, "-m", model, "-u", url.removeprefix("http://"), "-f", str(file), *window]
-        # By default it lets six requests in flight share a gRPC connection.
-        environment = {**os.environ, "TRITON_CLIENT_GRPC_CHANNEL_MAX_SHARE_COUNT": "1"}
         line += map(str, arguments)
-        done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
         if not file.exists():
             raise SystemExit(f"perf_analyzer: {done.stdout[-500:]}{done.stderr[-500:]}")
         with file.open() as rows:

@@ -71,7 +71,7 @@ def make_inputs(model: ModelMetadata, data: LoadData, batch: int | None, seed: i
     """Make the tensors for ``model``; raises a ClientError that says what is missing or doesn't fit."""
     if batch is not None and batch > max(model.max_batch_size, 1):
         most = f"takes batches up to {model.max_batch_size}" if model.batched else "has no batch axis"
-        raise UsageError(f"--batch {batch}: model {model.name!r} {most}")
+        raise UsageError(f"--batch {batch}: model {model.name!r} {most}", f"--batch {max(model.max_batch_size, 1)}")
     made = _of_pictures(model, data, batch or 1) if data.pictures else _of_arrays(model, data, batch, seed)
     requests: list[tuple[Tensor, ...]] = []
     size = 0
@@ -93,7 +93,7 @@ def _batch(model: ModelMetadata, data: LoadData, batch: int | None) -> int:
 
 def _of_pictures(model: ModelMetadata, data: LoadData, batch: int) -> Iterator[list[Tensor]]:
     if data.inputs:
-        raise UsageError("pictures can't go together with --input: a request has one or the other")
+        raise UsageError("pictures can't go together with --input", "a request has one or the other: leave one out")
     target = PictureModel.of(model)
 
     def refuse(_: Picture, error: InputError) -> None:
@@ -111,7 +111,7 @@ def _of_arrays(model: ModelMetadata, data: LoadData, batch: int | None, seed: in
     given = read_arrays(model, data.inputs)
     rows = min((len(array) for array in given.values()), default=0) if model.batched else 0
     if given and batch is not None and rows < batch:
-        raise UsageError(f"--batch {batch}: the arrays have {rows} rows")
+        raise UsageError(f"--batch {batch}: the arrays have {rows} rows", f"--batch {max(rows, 1)} or longer arrays")
     ranges = {name: parse_range(text) for name, text in data.ranges.items()}
     turns = rows // batch if given and batch is not None else data.variants
     for turn in range(turns):

@@ -15,6 +15,7 @@ from client.load.result import FORMAT
 from client.text import printable
 
 QUANTILES: Final = ("p50", "p90", "p99")
+WRITES_ONE: Final = "python -m client.bench MODEL --output FILE.json writes a result"
 
 _NORMAL_95: Final = 1.96
 
@@ -75,13 +76,13 @@ def read_result(path: Path) -> Saved:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: {error.strerror or error}", WRITES_ONE) from error
     except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
+        raise InputError(f"{path} is no JSON: {error}", WRITES_ONE) from error
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
         reason = "not a result" if found is None else f"of the format {found!r}, and this reads {FORMAT!r}"
-        raise InputError(f"{path} is {reason}", "python -m client.bench MODEL --output FILE.json writes one")
+        raise InputError(f"{path} is {reason}", WRITES_ONE)
     return Saved(path, document)
 
 
@@ -96,9 +97,12 @@ def compare(before: Saved, after: Saved) -> tuple[LevelChange, ...]:
             if name in levels
         )
     except (KeyError, TypeError) as error:
-        raise InputError(f"{before.path} or {after.path} lacks {error}") from None
+        raise InputError(f"{before.path} or {after.path} lacks {error}", WRITES_ONE) from None
     if not found:
-        raise InputError(f"{before.path} and {after.path} have no load in common")
+        raise InputError(
+            f"{before.path} and {after.path} have no load in common",
+            "measure both with the same --concurrency, --rate, --trace or --scenario",
+        )
     return found
 
 

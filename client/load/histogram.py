@@ -25,6 +25,8 @@ SIGNIFICANT_DIGITS: Final = 3
 HIGHEST_NS: Final = 3_600_000_000_000
 """One hour; longer ones are counted in the last bucket."""
 
+WRITTEN_BY_BENCH: Final = "those that python -m client.bench writes can be read"
+
 _HALF_BITS: Final = 10
 _HALF: Final = 1 << _HALF_BITS
 _COOKIE: Final = 0x1C849303 | 0x10
@@ -78,10 +80,10 @@ def decode(text: str) -> Counts:
         raw = zlib.decompress(data[8 : 8 + length])
         inner, size, _, digits, lowest, _, _ = _HEADER.unpack_from(raw)
         if (cookie, inner, digits, lowest) != (_COMPRESSED_COOKIE, _COOKIE, SIGNIFICANT_DIGITS, 1):
-            raise InputError("the histogram has another layout than this tool's: 3 digits from 1 ns")
+            raise InputError("the histogram has another layout: 3 digits from 1 ns are read", WRITTEN_BY_BENCH)
         return _read_counts(raw[_HEADER.size : _HEADER.size + size])
     except (binascii.Error, struct.error, zlib.error, IndexError, ValueError) as error:
-        raise InputError(f"the histogram can't be read: {error}") from None
+        raise InputError(f"the histogram can't be read: {error}", WRITTEN_BY_BENCH) from None
 
 
 def quantile(counts: Counts, q: float) -> float:

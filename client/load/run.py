@@ -213,7 +213,10 @@ def _most_in_flight(plan: Plan) -> int:
 
 def _check(plan: Plan) -> None:
     if plan.percentile not in QUANTILES:
-        raise UsageError(f"--percentile takes one of {', '.join(f'{q * 100:g}' for q in QUANTILES)}")
+        raise UsageError(
+            f"--percentile {plan.percentile * 100:g} is not measured",
+            f"one of {', '.join(f'{q * 100:g}' for q in QUANTILES)}",
+        )
     for load in plan.loads:
         if load.open_loop and not load.trace_ns and not plan.window.seconds and plan.window.requests is None:
             raise UsageError("an open loop needs an end", "--duration or --requests")

@@ -82,9 +82,12 @@ def loads_of(asked: Asked, concurrencies: Sequence[int], rates: Sequence[float])
                 "--scenario server --rate 100:1000:100 --target-latency 15ms",
             )
     elif rates or asked.target_latency_ms is not None:
-        raise UsageError("--rate and --target-latency are for --scenario server")
+        raise UsageError(
+            f"--scenario {scenario.value} has its own pace: --rate and --target-latency can't go with it",
+            "leave them out, or --scenario server",
+        )
     if concurrencies and scenario is not Scenario.OFFLINE:
-        raise UsageError(f"--scenario {scenario.value} has its own concurrency")
+        raise UsageError(f"--scenario {scenario.value} has its own concurrency", "leave --concurrency out")
     if scenario is Scenario.SERVER:
         return tuple(Load(rate=rate, poisson=True) for rate in rates)
     if scenario is Scenario.OFFLINE:
@@ -98,10 +101,13 @@ def batch_of(scenario: Scenario, batch: int | None, largest: int) -> int | None:
         return batch or largest or None
     samples = MULTI_STREAM_SAMPLES if scenario is Scenario.MULTI_STREAM else 1
     if batch not in {None, samples}:
-        raise UsageError(f"--scenario {scenario.value} sends {samples} samples a query, not --batch {batch}")
+        raise UsageError(
+            f"--scenario {scenario.value} sends {samples} samples a query, not --batch {batch}", "leave --batch out"
+        )
     if samples > max(largest, 1):
         raise UsageError(
-            f"--scenario multi-stream sends {samples} samples a query, and the model takes batches up to {largest}"
+            f"--scenario multi-stream sends {samples} samples a query, and the model takes batches up to {largest}",
+            f"serve it with max_batch_size: {samples} or more, or --scenario single-stream",
         )
     return samples if largest else None
 

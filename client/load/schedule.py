@@ -13,6 +13,7 @@ from client.load.records import ClosedLoop, DueTimes, OpenLoop, Phase
 
 MAX_RATE: Final = 1e6
 MAX_CONNECTIONS: Final = 512
+TRACE_FORMAT: Final = "a trace has a time in seconds from the start on each line, none before the one above it"
 
 _UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _Number = TypeVar("_Number", int, float)
@@ -84,7 +85,7 @@ def parse_concurrencies(text: str) -> list[int]:
     """``4``, ``1,2,4``, ``1:8`` (each), ``1:64:8`` (steps of 8) or ``1:64:x2`` (doubling)."""
     levels = _levels(text, "--concurrency", int)
     if max(levels) > 10_000:
-        raise UsageError("--concurrency goes up to 10,000")
+        raise UsageError(f"--concurrency {max(levels)} is too much for one client", "up to 10,000")
     return levels
 
 
@@ -92,7 +93,9 @@ def parse_rates(text: str) -> list[float]:
     """Requests a second: ``500``, ``100,200``, ``100:2000:100`` or ``100:3200:x2``."""
     levels = _levels(text, "--rate", float)
     if max(levels) > MAX_RATE:
-        raise UsageError(f"--rate goes up to {MAX_RATE:,.0f} requests a second")
+        raise UsageError(
+            f"--rate {max(levels):g} is too much for one client", f"up to {MAX_RATE:,.0f} requests a second"
+        )
     return levels
 
 
@@ -122,7 +125,7 @@ def read_trace(path: Path) -> Load:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}", TRACE_FORMAT) from error
     times: list[int] = []
     for number, line in enumerate(lines, 1):
         value = line.partition("#")[0].strip()
@@ -133,12 +136,12 @@ def read_trace(path: Path) -> Load:
         except ValueError:
             at = math.nan
         if not 0 <= at <= 7 * 24 * 3600:
-            raise InputError(f"{path}, line {number}: {value!r} is no time in seconds")
+            raise InputError(f"{path}, line {number}: {value!r} is no time in seconds", TRACE_FORMAT)
         if times and at * 1e9 < times[-1] - 1:
-            raise InputError(f"{path}, line {number}: {value} is before the line above it")
+            raise InputError(f"{path}, line {number}: {value} is before the line above it", TRACE_FORMAT)
         times.append(round(at * 1e9))
     if not times:
-        raise InputError(f"{path} has no arrival times")
+        raise InputError(f"{path} has no arrival times", TRACE_FORMAT)
     return Load(trace_ns=tuple(times))
 
 

@@ -100,14 +100,14 @@ def make_plan(options: Options) -> Plan:
     """Read the options; :class:`UsageError` for what can't be right, before anything is sent."""
     kinds = [flag for flag in ("concurrency", "rate", "trace") if getattr(options, flag) is not None]
     if len(kinds) > 1:
-        raise UsageError(f"--{kinds[0]} and --{kinds[1]} can't go together: a run is one or the other")
+        raise UsageError(f"--{kinds[0]} and --{kinds[1]} can't go together", "a run is one or the other: leave one out")
     if options.poisson and options.rate is None:
-        raise UsageError("--poisson is for --rate")
+        raise UsageError("--poisson needs a rate", "--rate 100 --poisson")
     if options.trace and options.duration:
-        raise UsageError("--trace ends with its last request; --duration is for the other loads")
+        raise UsageError("--trace ends with its last request, not after --duration", "leave --duration out")
     seconds = parse_duration(options.duration, "--duration") if options.duration else 0.0
     if options.duration and not seconds:
-        raise UsageError("--duration must be more than 0")
+        raise UsageError(f"--duration {options.duration} measures nothing", "--duration 10s, or --requests 1000")
     asked = _scenario(options)
     if not seconds and options.requests is None and not options.trace:
         seconds = default_duration(asked)
@@ -144,7 +144,10 @@ def _scenario(options: Options) -> Asked | None:
             raise UsageError("--target-latency is for --scenario server", "--fail-if 'p99>15ms' sets a limit elsewhere")
         return None
     if options.poisson or options.trace:
-        raise UsageError("--scenario has its own way to send requests: --poisson and --trace can't go with it")
+        raise UsageError(
+            f"--scenario {options.scenario} has its own way to send requests",
+            "leave --poisson and --trace out",
+        )
     scenario = read_scenario(options.scenario)
     return Asked(scenario, None if target is None else parse_duration(target, "--target-latency") * 1e3)
 
@@ -165,7 +168,8 @@ def _check_folders(options: Options) -> None:
     for flag in ("output", "csv", "html"):
         path = getattr(options, flag)
         if path is not None and (not path.parent.is_dir() or path.is_dir()):
-            raise UsageError(f"--{flag} {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}")
+            wrong = "a folder" if path.is_dir() else "its folder does not exist"
+            raise UsageError(f"--{flag} {path}: {wrong}", f"--{flag} takes the name of a file in a folder that exists")
 
 
 def _save(options: Options, result: RunResult) -> ClientError | None:

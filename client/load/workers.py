@@ -230,7 +230,10 @@ def _await_ready(control: Connection) -> None:
         while not isinstance(control.recv(), Ready):
             pass
     except (EOFError, OSError):
-        raise ClientError("a worker process ended before its first request") from None
+        raise ClientError(
+            "a worker process ended before its first request",
+            "is there memory left, and does the script that calls run_load guard it with if __name__ == '__main__'?",
+        ) from None
 
 
 def resolve(url: Url) -> tuple[int, tuple[object, ...]]:

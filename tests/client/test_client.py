@@ -309,7 +309,7 @@ class TestPackage:
                 assert error.__name__ in str(errors.__doc__)
                 assert error.__name__ in client.__all__
 
-    @pytest.mark.parametrize("path", sorted(Path(client.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+    @pytest.mark.parametrize("path", sorted(Path(client.__file__).parent.rglob("*.py")), ids=lambda path: path.name)
     def test_every_error_carries_a_hint(self, path: Path) -> None:
         from client import errors
 
