@@ -102,7 +102,8 @@ def batch_of(scenario: Scenario, batch: int | None, largest: int) -> int | None:
     samples = MULTI_STREAM_SAMPLES if scenario is Scenario.MULTI_STREAM else 1
     if batch not in {None, samples}:
         raise UsageError(
-            f"--scenario {scenario.value} sends {samples} samples a query, not --batch {batch}", "leave --batch out"
+            f"--scenario {scenario.value} sends {samples} sample{'s' * (samples > 1)} a query, not --batch {batch}",
+            "leave --batch out",
         )
     if samples > max(largest, 1):
         raise UsageError(

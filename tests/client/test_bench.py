@@ -199,13 +199,13 @@ class TestExitCodes:
         ("arguments", "message"),
         [
             (("--rate", "5", "--concurrency", "2"), "can't go together"),
-            (("--poisson",), "--poisson is for --rate"),
+            (("--poisson",), "--poisson needs a rate"),
             (("--fail-if", "p99"), "is no condition"),
             (("--concurrency", "0"), "is no list of levels"),
-            (("--percentile", "98"), "--percentile takes one of"),
+            (("--percentile", "98"), "--percentile 98 is not measured"),
             (("--scenario", "mlperf"), "--scenario takes single-stream, multi-stream, server, offline"),
             (("--scenario", "server"), "needs the rates to try and the bound on latency"),
-            (("--scenario", "single-stream", "--batch", "2"), "sends 1 samples a query"),
+            (("--scenario", "single-stream", "--batch", "2"), "sends 1 sample a query"),
             (("--target-latency", "5ms"), "is for --scenario server"),
             (("--metrics-url", "https://127.0.0.1"), "plain HTTP"),
             (("--output", "/none/here.json"), "its folder does not exist"),
@@ -218,6 +218,7 @@ class TestExitCodes:
         done = bench(Script(), "--requests", 10, *arguments)
         assert done.returncode == 2
         assert message in done.stderr
+        assert "\nhint: " in done.stderr
         assert "Traceback" not in done.stderr
 
     def test_no_server(self) -> None:
