@@ -122,6 +122,7 @@ class Build:
         self._copy_external_data()
         self.batching = self._prepare()
         self.model = self.model.with_graph(self.batching.proto)
+        self._check_beforehand(compiler.target)
         self.progress(f"compiling for {compiler.target.value}")
         return compiler.compile(
             self.model,
@@ -130,6 +131,32 @@ class Build:
             max_batch_size=wanted_max_batch_size(self.serving),
             progress=self.progress,
         )
+
+    def _check_beforehand(self, target: Target) -> None:
+        """Refuse before compiling, which may take minutes, what would be refused of the configuration afterwards.
+
+        Only the artifact tells its types, and how large its batches may be at most: the draft has no types, and the
+        largest batch that it could come to.
+        """
+        options, batchable = self.serving, self.batching.batchable
+        inputs, outputs = self.model.ports()
+        largest = [shape[0] for profile in self.build.tensorrt.profiles for shape in profile.max.values() if shape]
+        draft = Artifact(
+            platform=target.platform,
+            backend=target.backend,
+            filename=target.filename,
+            inputs=inputs,
+            outputs=outputs,
+            max_batch_size=max(wanted_max_batch_size(options), *largest) if batchable and largest else None,
+            run=None,
+            cc_filenames={"": target.filename} if self.build.cc_plan else {},
+            gpu_only=target is not Target.ONNXRUNTIME,
+        )
+        size = choose_max_batch_size(options, draft, batchable=batchable, reason=self.batching.reason)
+        config = build_config(self.name, draft, options, size, None)
+        for entry in (*config.input, *config.output):
+            entry.ClearField("data_type")
+        check_config(config, self.name, draft, self.labels, self.versions, built=False)
 
     def _copy_external_data(self) -> None:
         for file in self.model.spec.external_files:

@@ -27,6 +27,10 @@ class OnnxModel:
         """This model with the graph that a pass returned."""
         return replace(self, proto=proto, changed=self.changed or proto is not self.proto)
 
+    def ports(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs as the graph has them by now."""
+        return _ports(self.proto.graph, self.spec.path)
+
 
 def read_model(path: Path) -> OnnxModel:
     """Read ``path`` and say what its inputs and outputs are.
@@ -40,11 +44,7 @@ def read_model(path: Path) -> OnnxModel:
     """
     proto = _parse(path)
     _refuse_broken_text(path, proto)
-    graph = proto.graph
-    initialisers = {tensor.name for tensor in graph.initializer}
-    initialisers |= {tensor.values.name for tensor in graph.sparse_initializer}
-    inputs = tuple(_tensor_spec(i, "input", path) for i in graph.input if i.name not in initialisers)
-    outputs = tuple(_tensor_spec(o, "output", path) for o in graph.output)
+    inputs, outputs = _ports(proto.graph, path)
     _refuse_duplicate_names(path, inputs, outputs)
     _refuse_unknown_operators(path, proto)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), 0)
@@ -82,6 +82,13 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 _NOT_ONNX_HINT = "a download may be incomplete, or a Git LFS pointer; a PyTorch model needs torch.onnx.export first"
+
+
+def _ports(graph: onnx.GraphProto, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    initialisers = {tensor.name for tensor in graph.initializer}
+    initialisers |= {tensor.values.name for tensor in graph.sparse_initializer}
+    inputs = tuple(_tensor_spec(i, "input", path) for i in graph.input if i.name not in initialisers)
+    return inputs, tuple(_tensor_spec(o, "output", path) for o in graph.output)
 
 
 def _tensor_spec(value: onnx.ValueInfoProto, role: str, path: Path) -> TensorSpec:

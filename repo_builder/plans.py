@@ -12,7 +12,7 @@ from typing import Any
 
 from repo_builder.compatibility import read_plan_version, version_text
 from repo_builder.compilers.base import Artifact, Progress, Target
-from repo_builder.compilers.tensorrt import FILENAME, TensorRTCompiler, describe_profile
+from repo_builder.compilers.tensorrt import TensorRTCompiler, describe_profile
 from repo_builder.config.build import DEFAULT_MAX_BATCH_SIZE
 from repo_builder.errors import CompileError, ModelError, UsageError
 from repo_builder.onnx_model import read_model
@@ -86,7 +86,7 @@ def compile_plan(
                 max_batch_size=max_batch_size or DEFAULT_MAX_BATCH_SIZE,
                 progress=progress,
             )
-            (Path(folder) / FILENAME).replace(output)
+            (Path(folder) / artifact.filename).replace(output)
     except OSError as error:
         raise UsageError(
             f"{output} can't be written: {error.strerror}", "check the folder and its permissions"

@@ -12,7 +12,6 @@ from typing import Any
 
 from repo_builder.cc_plans import plans_of
 from repo_builder.compilers.base import Artifact, Progress, Target
-from repo_builder.compilers.onnxruntime import FILENAME as ONNX_FILE
 from repo_builder.config.proto import read_config
 from repo_builder.errors import CompileError, ModelError, RepositoryError, UsageError
 from repo_builder.gate import check_artifact, known_shapes, open_source
@@ -109,7 +108,7 @@ def verify_model(
     if served is None:
         progress(f"verifying {name}@{number} against {whose}")
         verification = gate.check(_load(folder, recorded), gate.batch_sizes(recorded.artifact.max_batch_size or 0))
-        hints = (_SAME_FILE,) if Path(origin) == folder / ONNX_FILE else ()
+        hints = (_SAME_FILE,) if Path(origin) == folder / Target.ONNXRUNTIME.filename else ()
         return Rechecked(name, number, recorded.target.value, origin, None, None, verification, hints)
     with contextlib.closing(ServedModel(served, name, number, recorded.artifact)) as server:
         progress(f"verifying what {server.url} answers for {name}@{number} against {whose}")
@@ -268,8 +267,7 @@ def _check_served(gate: _Gate, artifact: Artifact, server: ServedModel) -> tuple
 def _load(folder: Path, recorded: _Recorded) -> Artifact:
     """The artifact as it is on disk, ready to run."""
     if recorded.target is Target.ONNXRUNTIME:
-        return dataclasses.replace(recorded.artifact, run=open_session(folder / ONNX_FILE).run)
-    from repo_builder.compilers.tensorrt import FILENAME
+        return dataclasses.replace(recorded.artifact, run=open_session(folder / Target.ONNXRUNTIME.filename).run)
     from repo_builder.plans import load_plan
     from repo_builder.trt.cuda import find_gpu
     from repo_builder.trt.runner import EngineRunner
@@ -281,7 +279,7 @@ def _load(folder: Path, recorded: _Recorded) -> Artifact:
             f"{folder} has plans for compute capability {', '.join(files)} and none for this GPU",
             "repo-builder add --cc-plan here adds one; or verify on a machine with such a GPU",
         )
-    plan = load_plan(folder / (here or FILENAME))
+    plan = load_plan(folder / (here or recorded.target.filename))
     runner = EngineRunner(plan.library, plan.engine, plan.info, plan.errors)
     return dataclasses.replace(
         recorded.artifact,
@@ -302,7 +300,7 @@ def _find_source(what: str, folder: Path, manifest: Mapping[str, Any], given: Pa
     """
     with _readable(folder):
         name, wanted, external = (manifest["source"][key] for key in ("file", "sha256", "external_data"))
-    path = given or folder / ONNX_FILE
+    path = given or folder / Target.ONNXRUNTIME.filename
     if given is None and not (path.is_file() and _sha256(path) == wanted):
         raise UsageError(
             f"{what} was made from {name!r}, SHA-256 {wanted}, which the repository does not keep",

@@ -40,6 +40,20 @@ class Target(str, Enum):
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
 
+    @property
+    def platform(self) -> str:
+        """What Triton calls the artifact's kind of file, empty where it ships no backend for it."""
+        return {Target.ONNXRUNTIME: "onnxruntime_onnx", Target.TENSORRT: "tensorrt_plan"}.get(self, "")
+
+    @property
+    def backend(self) -> str:
+        """The backend that serves it, where the platform does not tell."""
+        return "tensorrt_rtx" if self is Target.TENSORRT_RTX else ""
+
+    @property
+    def filename(self) -> str:
+        return "model.onnx" if self is Target.ONNXRUNTIME else "model.plan"
+
 
 @dataclass(frozen=True)
 class Artifact:

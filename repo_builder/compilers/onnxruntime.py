@@ -9,8 +9,6 @@ from repo_builder.compilers.base import Artifact, Maker, Progress, Target
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.runtime import open_session, runtime_version
 
-FILENAME = "model.onnx"
-
 
 class OnnxRuntimeCompiler:
     """Copies the file byte for byte unless a pass changed its graph."""
@@ -32,7 +30,7 @@ class OnnxRuntimeCompiler:
         """See :class:`repo_builder.compilers.base.Compiler`."""
         import onnx
 
-        path = folder / FILENAME
+        path = folder / self.target.filename
         if model.changed:
             onnx.save(model.proto, path)
         else:
@@ -40,8 +38,8 @@ class OnnxRuntimeCompiler:
         progress("loading it into ONNX Runtime")
         session = open_session(path)
         return Artifact(
-            platform="onnxruntime_onnx",
-            filename=FILENAME,
+            platform=self.target.platform,
+            filename=path.name,
             inputs=session.inputs,
             outputs=session.outputs,
             max_batch_size=None if batchable else 0,

@@ -39,7 +39,6 @@ from repo_builder.verify import Runner, Tolerance
 if TYPE_CHECKING:
     from repo_builder.runtime import Arrays
 
-FILENAME = "model.plan"
 GRAPH, GRAPH_DATA = "graph.onnx", "graph.onnx.data"
 KEPT_LOGS = 20
 
@@ -253,14 +252,13 @@ class TensorRTCompiler:
 
     def _artifact(self, engine: _Engine, graph: Path | None, folder: Path, log: BuildLog) -> Artifact:
         """Write the plan, with its plugins where it is to be served, and describe it."""
-        (folder / FILENAME).write_bytes(engine.plan)
+        (folder / self.target.filename).write_bytes(engine.plan)
         plugins = copy_plugins(self.options.plugins, folder) if self.served else ()
         run, unverified = self._runner(engine, graph, log)
-        rtx = self.target is Target.TENSORRT_RTX
         return Artifact(
-            platform="" if rtx else "tensorrt_plan",
-            backend="tensorrt_rtx" if rtx else "",
-            filename=FILENAME,
+            platform=self.target.platform,
+            backend=self.target.backend,
+            filename=self.target.filename,
             inputs=engine.info.inputs,
             outputs=engine.info.outputs,
             max_batch_size=engine.largest_batch,

@@ -20,6 +20,8 @@ def check_config(
     artifact: Artifact,
     labels: tuple[str, ...] | None,
     versions: Collection[int] | None = None,
+    *,
+    built: bool = True,
 ) -> None:
     """Hold a finished configuration to the artifact, and to what Triton serves at all.
 
@@ -29,6 +31,7 @@ def check_config(
         artifact: inputs, outputs and batch limit as built.
         labels: the lines of the label file, if there is one.
         versions: the numbers of the model's versions, the new one too, if version_policy is to be judged.
+        built: False for an artifact that is not made yet, whose types and dims say nothing.
 
     Raises:
         ConfigError: with the field that is wrong and what it should be.
@@ -44,19 +47,25 @@ def check_config(
             f"config asks for {served!r}; the artifact is of platform {made!r}",
             "drop platform and backend from --config",
         )
-    _check_filenames(config, artifact)
+    _check_filename(config, artifact)
+    if built and dict(config.cc_model_filenames) != dict(artifact.cc_filenames):
+        raise ConfigError(
+            "cc_model_filenames names other files than those that are made",
+            "drop it from --config: --cc-plan builds a plan for the GPU here and names it",
+        )
     if config.HasField("ensemble_scheduling"):
         raise ConfigError("config has ensemble_scheduling, but the model is no ensemble", "drop it from --config")
     _check_batching(config, artifact)
-    for role, tensors in (("input", artifact.inputs), ("output", artifact.outputs)):
+    for role, tensors in (("input", artifact.inputs), ("output", artifact.outputs)) if built else ():
         _check_tensors(config, role, tensors)
+    _check_entries(config)
     for problem in find_problems(config, versions=versions, where="--config"):
         if problem.fatal:
             raise ConfigError(problem.text, problem.hint)
     _check_labels(config, labels)
 
 
-def _check_filenames(config: ModelConfig, artifact: Artifact) -> None:
+def _check_filename(config: ModelConfig, artifact: Artifact) -> None:
     default = config.default_model_filename
     if artifact.cc_filenames and default:
         raise ConfigError(
@@ -65,11 +74,6 @@ def _check_filenames(config: ModelConfig, artifact: Artifact) -> None:
         )
     if default not in {"", artifact.filename}:
         raise ConfigError(f"default_model_filename {default!r} is not {artifact.filename!r}", "drop it from --config")
-    if dict(config.cc_model_filenames) != dict(artifact.cc_filenames):
-        raise ConfigError(
-            "cc_model_filenames names other files than those that are made",
-            "drop it from --config: --cc-plan builds a plan for the GPU here and names it",
-        )
 
 
 def _check_batching(config: ModelConfig, artifact: Artifact) -> None:
@@ -77,6 +81,19 @@ def _check_batching(config: ModelConfig, artifact: Artifact) -> None:
     if size < 0 or (limit is not None and size > limit):
         largest = "any" if limit is None else limit
         raise ConfigError(f"max_batch_size {size}: the artifact takes {largest}", "change it in --config")
+
+
+def _check_entries(config: ModelConfig) -> None:
+    for role, entries in (("input", config.input), ("output", config.output)):
+        for entry in entries:
+            if entry.HasField("reshape") and _elements(entry.dims) != _elements(entry.reshape.shape):
+                dims, shape = list(entry.dims), list(entry.reshape.shape)
+                raise ConfigError(
+                    f"{role} {entry.name!r}: {dims} can't be reshaped to {shape}",
+                    "both need the same number of elements",
+                )
+            if role == "input" and entry.optional:
+                raise ConfigError(f"input {entry.name!r} is optional, and the model needs it", "drop it from --config")
 
 
 def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ...]) -> None:
@@ -101,13 +118,6 @@ def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ..
         actual = tensor.dims[1:] if batched else tensor.dims
         if not actual and not batched:
             actual = (1,)  # how Triton writes a scalar without batching
-        if entry.HasField("reshape") and _elements(entry.dims) != _elements(entry.reshape.shape):
-            dims, shape = list(entry.dims), list(entry.reshape.shape)
-            raise ConfigError(
-                f"{role} {tensor.name!r}: {dims} can't be reshaped to {shape}", "both need the same number of elements"
-            )
-        if role == "input" and entry.optional:
-            raise ConfigError(f"input {tensor.name!r} is optional, and the model needs it", "drop it from --config")
         if stated != actual:
             raise ConfigError(
                 f"{role} {tensor.name!r} has dims {list(actual)} in the model, {list(stated)} in the config", _DROP_HINT

@@ -190,7 +190,7 @@ def _warmup(config: ModelConfig, where: str) -> Iterator[Problem]:
 def _contradiction(given: Any, entry: Any) -> str | None:
     """What of a warmup input does not fit the model's input, None if it fits."""
     given_type, wanted_type = enum_name(given, "data_type"), enum_name(entry, "data_type")
-    if given_type != wanted_type:
+    if wanted_type not in {given_type, "TYPE_INVALID"}:  # invalid: the configuration leaves it to the model
         return f"it is {given_type}, the model's is {wanted_type}"
     if any(size < 0 for size in given.dims):
         return f"dims {list(given.dims)} leave a size free"
