@@ -132,6 +132,15 @@ def write_unbatched(repository: Path) -> None:
     write_model(repository, "unbatched", nodes, inputs, outputs, fields, [default])
 
 
+def write_rows_of_four(repository: Path) -> None:
+    """Other lengths than multiples of four fail when the model runs, and ONNX Runtime blames no argument for it."""
+    nodes = [helper.make_node("Reshape", ["x", "rows"], ["y"])]
+    inputs: list[Tensor] = [("x", TensorProto.FLOAT, ["N", "L"])]
+    outputs: list[Tensor] = [("y", TensorProto.FLOAT, ["N", "M", 4])]
+    fields = config(8, {"x": "FP32 dims: [-1]"}, {"y": "FP32 dims: [-1, 4]"}, ONE_INSTANCE + DYNAMIC)
+    write_model(repository, "rows_of_four", nodes, inputs, outputs, fields, [constant("rows", np.array([0, -1, 4]))])
+
+
 def write_reshaped(repository: Path) -> None:
     nodes = [helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1])]
     inputs: list[Tensor] = [("x", TensorProto.FLOAT, ["N", 2, 3])]
@@ -190,6 +199,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
         write_lookup,
         write_any_length,
         write_unbatched,
+        write_rows_of_four,
         write_reshaped,
         write_mixes_batch,
         write_tuned,
@@ -315,6 +325,33 @@ def test_bytes_that_are_no_text_fail_alone(server: LocalServer) -> None:
     with pytest.raises(InferenceServerException, match="input 'in_STRING' has a string that is not UTF-8"):
         infer(server.url, "every_type", sent | {"in_STRING": broken})
     assert infer(server.url, "every_type", sent)["out_STRING"][0, 0] == b""
+
+
+def counts(url: str, model: str) -> tuple[int, int]:
+    """How many requests Triton counts as answered and as failed."""
+    with triton.InferenceServerClient(url.removeprefix("http://")) as client:
+        statistics = client.get_inference_statistics(model)["model_stats"][0]["inference_stats"]
+    return statistics["success"]["count"], statistics["fail"]["count"]
+
+
+def test_failures_of_the_model_count_as_failures(server: LocalServer) -> None:
+    """Where they are all that Triton handed over; requests that are wrong are the client's failures."""
+    good, bad = {"x": np.ones((1, 8), np.float32)}, {"x": np.ones((1, 3), np.float32)}
+    with pytest.raises(InferenceServerException, match=r"\[500\].*The input tensor cannot be reshaped"):
+        infer(server.url, "rows_of_four", bad)
+    assert counts(server.url, "rows_of_four") == (0, 1)
+    assert all(
+        isinstance(result, InferenceServerException) for result in at_once(server.url, "rows_of_four", [bad] * 3)
+    )
+    assert counts(server.url, "rows_of_four") == (0, 4)
+    first, failed, last = at_once(server.url, "rows_of_four", [good, bad, good])
+    assert isinstance(first, dict)
+    assert isinstance(failed, InferenceServerException)
+    assert isinstance(last, dict)
+    before = counts(server.url, "lookup")[1]
+    with pytest.raises(InferenceServerException, match=r"\[400\].*idx=99 must be within"):
+        infer(server.url, "lookup", {"index": np.array([[99]])})
+    assert counts(server.url, "lookup")[1] == before
 
 
 def test_two_instances_are_two_processes(server: LocalServer) -> None:

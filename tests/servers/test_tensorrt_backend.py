@@ -15,7 +15,7 @@ import pytest
 
 import repo_builder
 from repo_builder.servers.load_errors import explain
-from tests.servers.fake_gpu import FakeCuda, fake_tensorrt
+from tests.servers.fake_gpu import CODES, FakeCuda, fake_tensorrt
 from tests.support import compile_library, was_loaded
 
 BACKENDS = Path(repo_builder.__file__).parent / "servers" / "backends"
@@ -53,7 +53,26 @@ class TritonError(Exception):
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
-        self.code = code
+        self._message, self._code = message, code
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> str:
+        return self._code
+
+
+class Response:
+    """Stands for ``pb_utils.InferenceResponse``."""
+
+    def __init__(self, tensors: list[Tensor], error: TritonError | None = None) -> None:
+        self.tensors, self._error = tensors, error
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError | None:
+        return self._error
 
 
 @pytest.fixture
@@ -63,7 +82,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     utilities = SimpleNamespace(
         TritonModelException=type("TritonModelException", (Exception,), {}),
         TritonError=TritonError,
-        InferenceResponse=lambda tensors, error=None: SimpleNamespace(tensors=tensors, error=error),
+        InferenceResponse=Response,
         Tensor=Tensor,
         Logger=silent,
     )
@@ -135,7 +154,7 @@ def test_requests_of_one_shape_run_as_one_batch(
     instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)])
     arrays = [rows(1, 3), rows(2, 3, 10), rows(1, 5, 50)]
     for array, response in zip(arrays, instance.run(*arrays), strict=True):
-        assert response.error is None
+        assert not response.has_error()
         np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
     sent = instance.cuda.calls["cudaMemcpyAsync"]
     assert sent == 3 + 2  # every request in, every batch out
@@ -169,9 +188,23 @@ def test_a_bad_request_does_not_fail_its_neighbours(
     bad = rows(1, 3)
     bad[0, 0] = np.nan
     good, failed, other = instance.run(rows(1, 3), bad, rows(1, 3, 9))
-    assert "NaN is not for this engine" in str(failed.error)
+    assert "NaN is not for this engine" in failed.error().message()
     np.testing.assert_array_equal(good.tensors[0].as_numpy(), 2 * rows(1, 3))
     np.testing.assert_array_equal(other.tensors[0].as_numpy(), 2 * rows(1, 3, 9))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_fails_all_requests_is_raised(
+    count: int, backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """For Triton to count them as failed."""
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)])
+    with monkeypatch.context() as patch:
+        patch.setattr(instance.cuda, "do_cudaStreamSynchronize", lambda _: CODES.cudaErrorInvalidValue, raising=False)
+        with pytest.raises(Exception, match="cudaStreamSynchronize failed: cudaErrorInvalidValue") as caught:
+            instance.run(*[rows(1, 3)] * count)
+    assert type(caught.value).__name__ == "TritonModelException"
+    assert not instance.run(rows(1, 3))[0].has_error()
 
 
 def test_the_profile_that_takes_the_shape_is_used(
@@ -179,18 +212,18 @@ def test_the_profile_that_takes_the_shape_is_used(
 ) -> None:
     instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 4), (6, 9)])
     wide, narrow, neither = instance.run(rows(1, 9), rows(1, 2), rows(1, 5))
-    assert wide.error is None
-    assert narrow.error is None
-    assert neither.error.code == "INVALID_ARG"
-    assert "x [1, 5]" in str(neither.error)
-    assert "x [1, 6] to [4, 9]" in str(neither.error)
+    assert not wide.has_error()
+    assert not narrow.has_error()
+    assert neither.error().code() == "INVALID_ARG"
+    assert "x [1, 5]" in neither.error().message()
+    assert "x [1, 6] to [4, 9]" in neither.error().message()
 
 
 def test_profiles_named_in_the_config(backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     groups = [{"kind": "KIND_GPU", "profile": ["1"]}]
     instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 4), (6, 9)], instance_group=groups)
     narrow, wide = instance.run(rows(1, 2), rows(1, 9))
-    assert "no profile" in str(narrow.error)
+    assert "no profile" in narrow.error().message()
     np.testing.assert_array_equal(wide.tensors[0].as_numpy(), 2 * rows(1, 9))
 
 
@@ -249,7 +282,7 @@ def test_a_gpu_that_has_no_plan_gets_the_default_one(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], cc_model_filenames={"8.6": "other.plan"})
-    assert instance.run(rows(1, 3))[0].error is None
+    assert not instance.run(rows(1, 3))[0].has_error()
 
 
 def test_a_gpu_without_a_plan_says_which_there_are(

@@ -269,6 +269,7 @@ class TritonPythonModel:
         for group in groups.values():
             for pending, response in zip(group, self.answer(group), strict=True):
                 responses[pending.index] = response
+        raise_common_failure(responses)
         return responses
 
     def group_of(self, pending: Pending) -> Any:
@@ -435,6 +436,17 @@ def failure(error: Exception) -> Any:
     """Return the response that tells the client what is wrong with its request."""
     code = pb_utils.TritonError.INVALID_ARG if isinstance(error, RequestError) else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse([], pb_utils.TritonError(str(error), code))
+
+
+def raise_common_failure(responses: Sequence[Any]) -> None:
+    """Raise what every request failed with, if that is no fault of theirs.
+
+    Triton counts as failed, and logs, only what ``execute`` raises, and that is for all of its requests.
+    """
+    errors = [response.error() for response in responses if response.has_error()]
+    said = {(error.code(), error.message()) for error in errors}
+    if len(errors) == len(responses) and len(said) == 1 and errors[0].code() == pb_utils.TritonError.INTERNAL:
+        raise pb_utils.TritonModelException(errors[0].message())
 
 
 def batch_of(pending: Pending, inputs: dict[str, Port]) -> int:
