@@ -187,10 +187,8 @@ def _image(host: Host) -> Iterator[Finding]:
 
 def _ports() -> Iterator[Finding]:
     from repo_builder.servers.ports import process_on
-    from repo_builder.servers.records import running_servers
+    from repo_builder.servers.records import server_on
 
-    ours = {int(url.rsplit(":", 1)[1].split("/")[0]) for server in running_servers()
-            for url in (server.url, server.grpc_url, server.metrics_url)}  # fmt: skip
     for role, port in PORTS.items():
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -198,7 +196,7 @@ def _ports() -> Iterator[Finding]:
                 sock.bind(("127.0.0.1", port))
             except OSError:
                 subject = f"port {port}"
-                if port in ours:
+                if server_on(port):
                     yield _ok(subject, "taken by your own server; repo-builder status shows it")
                     continue
                 flag = f"--{role.lower()}-port 0, or TRITON_{role.upper()}_PORT in .env"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from repo_builder.errors import ServerError, UsageError
+from repo_builder.servers.records import server_on
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,22 @@ def _bound_port(held: ExitStack, port: int, role: str, address: str) -> int:
         sock.listen()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            holder = process_on(port)
-            raise ServerError(
-                f"port {port} is in use" + (f" by {holder}" if holder else ""),
-                f"choose another with {flag}, or {flag} 0 for any free one; repo-builder status shows running servers",
-            ) from None
+            raise _in_use_error(port, flag) from None
         if error.errno == errno.EACCES:
             raise ServerError(f"port {port} needs privileges", f"choose one above 1023 with {flag}") from None
         raise UsageError(f"can't listen on {address}:{port}: {error.strerror}", "--host 127.0.0.1") from None
     return int(sock.getsockname()[1])
+
+
+def _in_use_error(port: int, flag: str) -> ServerError:
+    another = f"choose another with {flag}, or {flag} 0 for any free one"
+    if ours := server_on(port):
+        return ServerError(
+            f"port {port} is in use by your own server at {ours.url} (pid {ours.pid})",
+            f"repo-builder stop --http-port {ours.http_port}; or {another}",
+        )
+    holder = process_on(port)
+    return ServerError(f"port {port} is in use" + (f" by {holder}" if holder else ""), another)
 
 
 def process_on(port: int) -> str | None:

@@ -1,4 +1,7 @@
-"""Which local servers run: one small file a server in the user's state folder, trusted only after a look at /proc."""
+"""Which local servers run: one small file a server in the user's state folder, trusted only after a look at /proc.
+
+Machines and containers may share that folder and don't see each other's processes: each reads its own files only.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,20 @@ class ServerRecord:
     log_file: str
     detached: bool
 
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        """Of HTTP, gRPC and metrics."""
+        grpc, metrics = (int(url.rpartition(":")[2].partition("/")[0]) for url in (self.grpc_url, self.metrics_url))
+        return self.http_port, grpc, metrics
 
-def record_path(http_port: int) -> Path:
+
+def record_path(http_port: int | str) -> Path:
+    """The file of the server on ``http_port``; its name also says who sees the process: this boot and PID namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    namespace = Path("/proc/self/ns/pid").readlink().name.strip("pid:[]")
     folder = state_folder() / "servers"
     folder.mkdir(exist_ok=True)
-    return folder / f"{http_port}.json"
+    return folder / f"{http_port}@{boot}-{namespace}.json"
 
 
 def write_record(record: ServerRecord) -> None:
@@ -49,9 +61,9 @@ def write_record(record: ServerRecord) -> None:
 
 
 def running_servers() -> list[ServerRecord]:
-    """Return the servers of this user that run, by HTTP port; files of those that are gone are removed."""
+    """Return the servers of this user that run here, by HTTP port; files of those that are gone are removed."""
     found = []
-    for path in record_path(0).parent.glob("*.json"):
+    for path in record_path(0).parent.glob(record_path("*").name):
         try:
             record = ServerRecord(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -63,6 +75,11 @@ def running_servers() -> list[ServerRecord]:
         else:
             path.unlink(missing_ok=True)
     return sorted(found, key=lambda record: record.http_port)
+
+
+def server_on(port: int) -> ServerRecord | None:
+    """This user's server that has ``port``, for HTTP, gRPC or metrics."""
+    return next((record for record in running_servers() if port in record.ports), None)
 
 
 def select_servers(servers: list[ServerRecord], http_port: str) -> list[ServerRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -288,6 +290,27 @@ def test_a_record_of_a_process_id_used_again_is_no_server(repository: Path) -> N
         bystander.wait()
 
 
+def test_servers_of_other_machines_and_containers_keep_their_records(repository: Path, tmp_path: Path) -> None:
+    elsewhere = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*elsewhere, "true"], check=False).returncode:
+        pytest.skip("can't make a PID namespace here")
+    with serve(repository) as server:
+        (record,) = running_servers()
+        path = record_path(record.http_port)
+        boot = path.name.partition("@")[2].partition("-")[0]
+        other_machine = path.with_name(path.name.replace(boot, f"{int(boot, 16) ^ 1:08x}"))
+        gone_there = replace(record, pid=2**22 + 1)  # above any process id of Linux
+        other_machine.write_text(json.dumps(asdict(gone_there)))
+        before = snapshot(tmp_path / "state")
+        for command in (["status", "--json"], ["stop", "--http-port", "all", "--json"]):
+            done = subprocess.run([*elsewhere, *COMMAND, *command], capture_output=True, text=True, check=False)
+            assert (done.returncode, json.loads(done.stdout)) == (0, []), done.stderr
+        assert snapshot(tmp_path / "state") == before
+        assert running_servers() == [record]
+        np.testing.assert_array_equal(infer(server.url, "good", {"x": SAMPLE})["y"], SAMPLE)
+    assert other_machine.exists()
+
+
 def test_python_api(repository: Path) -> None:
     with serve(repository) as server:
         traces = Traces(server.record())
@@ -397,6 +420,19 @@ def test_ports_in_use_are_named(repository: Path) -> None:
             assert f"port {port} is in use by " in raised.value.message
             assert f"(pid {os.getpid()})" in raised.value.message
             assert f"--{taken}-port" in str(raised.value.hint)
+            assert "repo-builder stop" not in str(raised.value.hint)
+
+
+def test_a_port_of_one_s_own_server_is_named_as_status_and_stop_name_it(repository: Path) -> None:
+    with serve(repository) as server:
+        record = server.record()
+        for taken, port in zip(("http", "grpc", "metrics"), record.ports, strict=True):
+            ports = {"http": 0, "grpc": 0, "metrics": 0, taken: port}
+            with pytest.raises(ServerError) as raised:
+                serve(repository, http_port=ports["http"], grpc_port=ports["grpc"], metrics_port=ports["metrics"])
+            assert f"your own server at {server.url} (pid {server.pid})" in raised.value.message
+            assert f"repo-builder stop --http-port {record.http_port};" in str(raised.value.hint)
+            assert f"--{taken}-port 0" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize(
