@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
 
@@ -48,8 +49,10 @@ def served(folder: Path, texts: dict[str, str]) -> set[str]:
     for name, text in texts.items():
         publish(root, name, text)
     try:
-        with start(root, OPTIONS) as server:
-            return {status.name for status in server.models if status.ready and answers(server, status.name)}
+        with start(root, OPTIONS) as server, ThreadPoolExecutor(8) as threads:  # some never answer
+            ready = [status.name for status in server.models if status.ready]
+            answered = threads.map(lambda name: answers(server, name), ready)
+            return {name for name, good in zip(ready, answered, strict=True) if good}
     except ServerError:
         entries = list(texts.items())
         halves = entries[: len(entries) // 2], entries[len(entries) // 2 :]
