@@ -140,14 +140,13 @@ class Build:
         """
         options, batchable = self.serving, self.batching.batchable
         inputs, outputs = self.model.ports()
-        largest = [shape[0] for profile in self.build.tensorrt.profiles for shape in profile.max.values() if shape]
         draft = Artifact(
             platform=target.platform,
             backend=target.backend,
             filename=target.filename,
             inputs=inputs,
             outputs=outputs,
-            max_batch_size=max(wanted_max_batch_size(options), *largest) if batchable and largest else None,
+            max_batch_size=self._largest_batch() if batchable and self.build.tensorrt.profiles else None,
             run=None,
             cc_filenames={"": target.filename} if self.build.cc_plan else {},
             gpu_only=target is not Target.ONNXRUNTIME,
@@ -157,6 +156,11 @@ class Build:
         for entry in (*config.input, *config.output):
             entry.ClearField("data_type")
         check_config(config, self.name, draft, self.labels, self.versions, built=False)
+
+    def _largest_batch(self) -> int:
+        """The largest that the artifact may come to take: an engine takes what its profiles do."""
+        shapes = [shape for profile in self.build.tensorrt.profiles for shape in profile.max.values() if shape]
+        return max((wanted_max_batch_size(self.serving), *(shape[0] for shape in shapes)))
 
     def _copy_external_data(self) -> None:
         for file in self.model.spec.external_files:
@@ -182,8 +186,8 @@ class Build:
             shapes = {output: array.shape for output, array in self.reference.row(0)[1].items()}
             self.model = self.model.with_graph(state_output_shapes(self.model.proto, shapes))
             if wanted:
-                self.progress("looking for the batch axis: two rows together against each alone")
-                batching = plan_batching(self.model, self.reference, self.build.tolerance, self.version_folder)
+                self.progress("looking for the batch axis: rows together against each alone")
+                batching = plan_batching(self.model, self.reference, self._largest_batch(), self.version_folder)
                 if not batching.batchable and self.reference.batch_axis:
                     self.reference = self.reference.without_batch_axis()
                 return batching
@@ -300,7 +304,7 @@ class Build:
         gpus = _count_gpus() if asks_for_gpu else None
         problems = find_problems(self.config, versions=self.versions, gpus=gpus, where="--config")
         hints += [f"{problem.text} ({problem.hint})" for problem in problems]
-        if self.reference and self.batching.differs:
+        if self.reference and self.batching.told_by_values:
             hints.append(f"if random inputs are unlike real ones, say what these are: {flags_for(self.model.spec)}")
         pictures = [
             tensor for tensor in self.artifact.inputs if len(tensor.dims) == 4 and 3 in {tensor.dims[1], tensor.dims[3]}

@@ -128,7 +128,7 @@ def _axis(dim: onnx.TensorShapeProto.Dimension) -> Axis:
 
 def _refuse_broken_text(path: Path, proto: onnx.ModelProto) -> None:
     """Protobuf hands out text that is not UTF-8 as bytes; names made of them fit neither a config nor a URL."""
-    for graph in _graphs(proto.graph):
+    for graph in graphs_of(proto.graph):
         texts = [tensor.name for tensor in graph.initializer]
         for node in graph.node:
             texts += [node.op_type, node.domain, node.name, *node.input, *node.output]
@@ -149,7 +149,7 @@ def _refuse_duplicate_names(path: Path, inputs: tuple[TensorSpec, ...], outputs:
             )
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """``graph`` and every subgraph below it (If, Loop, Scan)."""
     yield graph
     yield from _subgraphs(graph.node)
@@ -159,9 +159,9 @@ def _subgraphs(nodes: object) -> Iterator[onnx.GraphProto]:
     for node in nodes:  # type: ignore[attr-defined]
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
+                yield from graphs_of(attribute.g)
             for inner in attribute.graphs:
-                yield from _graphs(inner)
+                yield from graphs_of(inner)
 
 
 def _refuse_unknown_operators(path: Path, proto: onnx.ModelProto) -> None:
@@ -173,7 +173,7 @@ def _refuse_unknown_operators(path: Path, proto: onnx.ModelProto) -> None:
 
     own = {(function.domain, function.name) for function in proto.functions}
     unknown: dict[str, str] = {}
-    for graph in _graphs(proto.graph):
+    for graph in graphs_of(proto.graph):
         for node in graph.node:
             domain = "" if node.domain == "ai.onnx" else node.domain
             if (
@@ -200,7 +200,7 @@ _RETIRED_OPERATORS = {
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     function_graphs = (graph for function in proto.functions for graph in _subgraphs(function.node))
     functions_nodes = (node for function in proto.functions for node in function.node)
-    graphs = [*_graphs(proto.graph), *function_graphs]
+    graphs = [*graphs_of(proto.graph), *function_graphs]
     for graph in graphs:
         yield from graph.initializer
         for sparse in graph.sparse_initializer:

@@ -118,6 +118,11 @@ class Reference:
         """The same source on inputs whose first axis is like any other."""
         return Reference(self._spec, self.session, self._sampler, batch_axis=False)
 
+    @property
+    def kind(self) -> str:
+        """What messages call the inputs."""
+        return self._sampler.kind
+
     def row(self, number: int) -> tuple[Arrays, Arrays]:
         """Inputs and expected outputs of row ``number``; raises ModelError when the source fails on it."""
         if number not in self._rows:
@@ -134,12 +139,7 @@ class Reference:
             ModelError: the source fails on a row.
             VerificationError: the batch would be too large, or outputs of single rows do not fit together.
         """
-        bytes_of_batch = size * sum(array.nbytes for arrays in self.row(0) for array in arrays.values())
-        if size > MOST_ROWS or bytes_of_batch > MOST_BYTES:
-            raise VerificationError(
-                f"a batch of {size} is too large to be verified: {bytes_of_batch / 1e9:.3g} GB of inputs and outputs",
-                "choose a smaller --max-batch-size",
-            )
+        self.refuse_too_large(size)
         rows = [self.row(number % DISTINCT_ROWS) for number in range(size)]
         try:
             return _stack([inputs for inputs, _ in rows]), _stack([outputs for _, outputs in rows])
@@ -147,6 +147,15 @@ class Reference:
             raise VerificationError(
                 f"the outputs of single rows do not make a batch: {error}", "serve it as it is: --no-batching"
             ) from None
+
+    def refuse_too_large(self, size: int) -> None:
+        """Raise VerificationError where ``size`` rows together are more than a server takes, or memory may hold."""
+        bytes_of_batch = size * sum(array.nbytes for arrays in self.row(0) for array in arrays.values())
+        if size > MOST_ROWS or bytes_of_batch > MOST_BYTES:
+            raise VerificationError(
+                f"a batch of {size} is too large to be verified: {bytes_of_batch / 1e9:.3g} GB of inputs and outputs",
+                "choose a smaller --max-batch-size",
+            )
 
     def telling_batch(self) -> int | None:
         """The size of the smallest batch whose rows are not all alike; None where the user's inputs allow none.

@@ -84,6 +84,38 @@ def mean_over_rows() -> onnx.ModelProto:
     )
 
 
+def rows_meet_from(start: int) -> onnx.ModelProto:
+    """x FP32 [N, 3] -> y, plus the sum of the rows after the first ``start``: smaller batches look independent."""
+    return model(
+        [
+            node("Slice", ["x", "start", "end", "axis"], ["late"]),
+            node("ReduceSum", ["late", "axis"], ["sum"], keepdims=1),
+            node("Add", ["x", "sum"], ["y"]),
+        ],
+        {"x": (FP32, ["N", 3])},
+        {"y": (FP32, ["N", 3])},
+        {"start": np.array([start]), "end": np.array([2**31]), "axis": np.array([0])},
+    )
+
+
+def branch_on_the_batch() -> onnx.ModelProto:
+    """x FP32 [N, 1] -> y: x, or -x where the sum over the whole batch is above 0."""
+    branches = {
+        name: onnx.helper.make_graph([node(operator, ["x"], [name])], name, [], [value(name, FP32, ["N", 1])])
+        for name, operator in (("same", "Identity"), ("minus", "Neg"))
+    }
+    return model(
+        [
+            node("ReduceSum", ["x"], ["sum"], keepdims=0),
+            node("Greater", ["sum", "zero"], ["above"]),
+            node("If", ["above"], ["y"], then_branch=branches["minus"], else_branch=branches["same"]),
+        ],
+        {"x": (FP32, ["N", 1])},
+        {"y": (FP32, ["N", 1])},
+        {"zero": np.zeros((), np.float32)},
+    )
+
+
 def picture(
     height: int | str = 8, width: int | str = 8, *, layout: str = "NCHW", channels: int = 3, classes: int = 5
 ) -> onnx.ModelProto:

@@ -244,7 +244,7 @@ def test_a_batch_for_a_model_that_has_none(add: Callable[..., tuple[str, str, in
     message, hint, _ = add("bad.onnx", "--max-batch-size", 4)
 
     assert "--max-batch-size 4: the model can't be batched: its first axis is no batch" in message
-    assert hint == "drop the flag"
+    assert hint == "drop the flag; --no-batching serves it as it is"
 
 
 def test_nan_in_an_input_is_not_put_down_to_chance(add: Callable[..., tuple[str, str, int]], tmp_path: Path) -> None:

@@ -124,10 +124,9 @@ def choose_max_batch_size(options: ServingOptions, artifact: Artifact, *, batcha
     asked = options.max_batch_size
     limit = artifact.max_batch_size  # what was built for a range of batches is served with all of it
     if not batchable or limit == 0:
-        if asked:
-            raise ConfigError(f"--max-batch-size {asked}: the model can't be batched: {reason}", "drop the flag")
-        for flag in batching_flags(options):
-            raise ConfigError(f"{flag}: the model can't be batched: {reason}", "drop the flag")
+        for flag in ((f"--max-batch-size {asked}",) if asked else ()) + batching_flags(options):
+            why = f"{flag}: the model can't be batched: {reason}"
+            raise ConfigError(why, "drop the flag; --no-batching serves it as it is")
         return 0
     if asked is None:
         return wanted_max_batch_size(options) if limit is None else limit

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repo_builder.errors import ModelError, VerificationError
-from repo_builder.onnx_model import OnnxModel, constant_integers
+from repo_builder.onnx_model import OnnxModel, constant_integers, graphs_of
 from repo_builder.runtime import Session, open_session
 from repo_builder.verify import Reference, Tolerance, verify
 
@@ -24,26 +24,31 @@ BATCH_SYMBOL = "batch"
 class Batching:
     """Whether a model can be batched, the sentence why, and the graph to use.
 
-    ``differs``: it was ruled out by what two rows together gave, on the inputs they were given.
+    ``told_by_values``: other inputs may tell otherwise, since what these rows gave together rules it out, or since the
+    model has branches or loops.
     """
 
     batchable: bool
     reason: str
     proto: onnx.ModelProto
-    differs: bool = False
+    told_by_values: bool = False
 
 
-def plan_batching(model: OnnxModel, reference: Reference, tolerance: Tolerance, folder: Path) -> Batching:
+def plan_batching(model: OnnxModel, reference: Reference, largest: int, folder: Path) -> Batching:
     """Find out by running whether requests for ``model`` may be joined along the first axis.
+
+    Rows together have to give what each gives alone, to the last few digits of their type: how far an artifact may be
+    from its source is another question.
 
     Args:
         model: the source.
         reference: ONNX Runtime on the source, as :meth:`Reference.open` gave it.
-        tolerance: how close two rows together must come to each row alone.
+        largest: the largest batch to be served, which is tried too: rows may meet in large batches only.
         folder: holds the model's external data; a candidate is written there for a moment.
 
     Raises:
         ModelError: the source does not run on another row of its inputs.
+        VerificationError: the largest batch is too large to be tried.
     """
     obstacle = _obstacle_of_inputs(model, reference) or _obstacle_of_outputs(reference)
     if obstacle:
@@ -53,16 +58,20 @@ def plan_batching(model: OnnxModel, reference: Reference, tolerance: Tolerance, 
     if size is None and fixed:
         return Batching(False, "its batch is fixed at 1, and rows that are all alike can't show more", model.proto)
     proto = with_dynamic_batch(model.proto) if fixed or _outputs_need_batch(reference) else model.proto
-    fault = _fault_of_batch(model, proto, reference, tolerance, folder, size or 2)
+    smallest = size or 2
+    largest = max(smallest, largest)
+    fault = _fault_of_batches(model, proto, reference, smallest, largest, folder)
     if fault:
         start = "its batch is fixed at 1 and can't be made free" if fixed else "its first axis is no batch"
-        return Batching(False, f"{start}: {fault}", model.proto, differs=True)
+        return Batching(False, f"{start}: {fault}", model.proto, told_by_values=True)
     if fixed:
-        proof = f"a batch of {size} gives what {size} of 1 give"
-        return Batching(True, f"its batch was fixed at 1 and is free now: {proof}", proto)
+        proof = f"a batch of {largest} gives what {largest} of 1 give"
+        reason = f"its batch was fixed at 1 and is free now: on {reference.kind} {proof}"
+        return Batching(True, reason, proto, told_by_values=_branches(proto))
     if size is None:
         return Batching(True, "its first axes are free (rows that are all alike can't show more)", proto)
-    return Batching(True, "its first axes are free, and rows of a batch do not influence each other", proto)
+    proof = f"on {reference.kind} rows of a batch do not influence each other"
+    return Batching(True, f"its first axes are free, and {proof}", proto, told_by_values=_branches(proto))
 
 
 def static_batching(model: OnnxModel) -> Batching:
@@ -102,22 +111,38 @@ def _obstacle_of_outputs(reference: Reference) -> str | None:
     return None
 
 
+def _branches(proto: onnx.ModelProto) -> bool:
+    """Whether values decide which nodes run."""
+    return any(node.op_type in {"If", "Loop"} for graph in graphs_of(proto.graph) for node in graph.node)
+
+
 def _outputs_need_batch(reference: Reference) -> bool:
     """Whether an output's first axis, as ONNX Runtime understands the source, is fixed or unknown."""
     return any(tensor.dims[:1] != (-1,) for tensor in reference.session.outputs)
 
 
-def _fault_of_batch(
-    model: OnnxModel, proto: onnx.ModelProto, reference: Reference, tolerance: Tolerance, folder: Path, size: int
+def _fault_of_batches(
+    model: OnnxModel, proto: onnx.ModelProto, reference: Reference, smallest: int, largest: int, folder: Path
 ) -> str | None:
-    """None when a batch of ``size`` gives what the rows give alone, else what went wrong."""
+    """None when the smallest and the largest batch give what the rows give alone, else what went wrong."""
     try:
         session = reference.session if proto is model.proto else _open_candidate(proto, folder)
-        verify(session.run, reference, (size,), tolerance, seed=0)
-    except VerificationError as error:
-        return error.message.replace("what ONNX Runtime computes from the source", "what each row alone gives")
     except ModelError as error:
         return str(error)
+    fault = _fault_of_batch(session, reference, smallest)
+    if fault or largest == smallest:
+        return fault
+    reference.refuse_too_large(largest)
+    return _fault_of_batch(session, reference, largest)
+
+
+def _fault_of_batch(session: Session, reference: Reference, size: int) -> str | None:
+    try:
+        verify(session.run, reference, (size,), Tolerance(), seed=0)
+    except VerificationError as error:
+        fault = f"of a batch of {size} is not what each row alone gives"
+        message = error.message.replace("is not what ONNX Runtime computes from the source", fault)
+        return message.replace("the artifact does not run", "it does not run")
     return None
 
 

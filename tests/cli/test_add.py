@@ -37,7 +37,10 @@ def test_tells_a_person_what_was_made_and_what_comes_next(cli: Cli, tmp_path: Pa
     assert lines[0].endswith(" s")
     assert "published net version 1 in model_repository/net (" in result.err
     assert "  target    onnxruntime (asked for)" in lines
-    assert "  batching  up to 8: its first axes are free, and rows of a batch do not influence each other" in lines
+    assert (
+        "  batching  up to 8: its first axes are free, and on random inputs rows of a batch do not influence each other"
+        in lines
+    )
     assert any(
         line.startswith("  verified  equal to ONNX Runtime at batch 1, 8: largest relative error ") for line in lines
     )
@@ -75,7 +78,28 @@ def test_says_why_there_is_no_batching(cli: Cli, tmp_path: Path) -> None:
 
     result = cli("add", "mean.onnx", *ORT)
 
-    assert "  batching  none: its first axis is no batch: output 'y' is not what each row alone gives" in result.err
+    assert "  batching  none: its first axis is no batch: output 'y' of a batch of 2 is not what each row" in result.err
+    assert "  note      if random inputs are unlike real ones, say what these are: --input x=FILE.npy" in result.err
+
+
+def test_a_tolerance_is_no_leave_for_rows_to_meet(cli: Cli, tmp_path: Path) -> None:
+    save(models.rows_meet_from(2), tmp_path / "late.onnx")
+
+    result = cli("add", "late.onnx", "--atol", "100", *ORT)
+    asked = cli("add", "late.onnx", "--atol", "100", "--max-batch-size", 4, *ORT)
+
+    assert config(tmp_path, "late").max_batch_size == 0
+    assert "  batching  none: its first axis is no batch: output 'y' of a batch of 8 is not what each row" in result.err
+    assert "--max-batch-size 4: the model can't be batched" in asked.error
+    assert "--no-batching" in asked.err
+
+
+def test_a_branch_may_go_another_way_on_other_inputs(cli: Cli, tmp_path: Path) -> None:
+    save(models.branch_on_the_batch(), tmp_path / "branch.onnx")
+
+    result = cli("add", "branch.onnx", "--input-range", "x=-2:-1", *ORT)
+
+    assert config(tmp_path, "branch").max_batch_size == 8
     assert "  note      if random inputs are unlike real ones, say what these are: --input x=FILE.npy" in result.err
 
 

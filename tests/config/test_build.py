@@ -159,7 +159,7 @@ class TestMaxBatchSize:
     def test_asked_of_a_model_that_has_none(self, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match="because") as caught:
             choose_max_batch_size(ServingOptions(**options), artifact(), batchable=False, reason="because")
-        assert caught.value.hint == "drop the flag"
+        assert caught.value.hint == "drop the flag; --no-batching serves it as it is"
 
 
 @pytest.mark.parametrize(

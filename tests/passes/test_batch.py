@@ -18,19 +18,19 @@ from repo_builder.onnx_model import read_model
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
 from repo_builder.runtime import open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
-from repo_builder.verify import Reference, Tolerance
+from repo_builder.verify import Reference
 from tests import models
 from tests.models import FP32, INT64, identity, linear, mean_over_rows, model, node, save, weights
 
 
-def plan(proto: onnx.ModelProto, folder: Path, samples: SampleOptions | None = None) -> Batching:
+def plan(proto: onnx.ModelProto, folder: Path, samples: SampleOptions | None = None, largest: int = 8) -> Batching:
     source = read_model(save(proto, folder / "net.onnx"))
     sampler = Sampler(source.spec.inputs, samples or SampleOptions(), index_ranges(proto))
     reference = Reference.open(source.spec, open_session(source.spec.path), sampler)
     before = proto.SerializeToString()
     work = folder / "work"
     work.mkdir()
-    batching = plan_batching(source, reference, Tolerance(), work)
+    batching = plan_batching(source, reference, largest, work)
     assert source.proto.SerializeToString() == before, "a pass must not change the graph it was given"
     assert list(work.iterdir()) == [], "candidates are removed"
     return batching
@@ -81,7 +81,7 @@ class TestFreeFirstAxes:
 
         assert batching.batchable
         assert "first axes are free" in batching.reason
-        assert not batching.differs
+        assert not batching.told_by_values
 
     def test_leave_the_graph_as_it_is(self, tmp_path: Path) -> None:
         proto = linear()
@@ -149,7 +149,7 @@ class TestNoBatchAxis:
 
         assert not batching.batchable
         assert reason in batching.reason
-        assert not batching.differs
+        assert not batching.told_by_values
         assert batching.proto == proto
 
     @pytest.mark.parametrize(
@@ -172,8 +172,35 @@ class TestNoBatchAxis:
         batching = plan(make(), tmp_path)
 
         assert not batching.batchable
-        assert "its first axis is no batch: output 'y' is not what each row alone gives" in batching.reason
-        assert batching.differs
+        assert (
+            "its first axis is no batch: output 'y' of a batch of 2 is not what each row alone gives" in batching.reason
+        )
+        assert batching.told_by_values
+
+    @pytest.mark.parametrize("start", [2, 6])
+    def test_is_told_by_the_largest_batch_when_only_its_rows_meet(self, start: int, tmp_path: Path) -> None:
+        batching = plan(models.rows_meet_from(start), tmp_path)
+
+        assert not batching.batchable
+        assert "its first axis is no batch: output 'y' of a batch of 8 is not what each row alone" in batching.reason
+        assert batching.told_by_values
+
+    def test_is_no_matter_of_batches_that_are_not_served(self, tmp_path: Path) -> None:
+        assert plan(models.rows_meet_from(6), tmp_path, largest=6).batchable
+
+    def test_is_told_by_running_a_branch_that_the_whole_batch_decides(self, tmp_path: Path) -> None:
+        batching = plan(models.branch_on_the_batch(), tmp_path)
+
+        assert not batching.batchable
+        assert "is not what each row alone gives" in batching.reason
+
+    def test_may_be_hidden_by_the_inputs_where_the_model_branches(self, tmp_path: Path) -> None:
+        """All sums below the limit: only the note says that other inputs may take the other branch."""
+        batching = plan(models.branch_on_the_batch(), tmp_path, SampleOptions(ranges={"x": (-2, -1)}))
+
+        assert batching.batchable
+        assert "on random inputs rows of a batch do not influence each other" in batching.reason
+        assert batching.told_by_values
 
     def test_when_two_inputs_must_agree_on_more_than_the_first_axis(self, tmp_path: Path) -> None:
         """x [a, b] @ z [b, a]: with 1 in every first axis, b is 1 for z and 16 for x."""
@@ -334,7 +361,7 @@ class TestFixedOne:
         assert not batching.batchable
         assert "its batch is fixed at 1 and can't be made free" in batching.reason
         assert reason in batching.reason
-        assert batching.differs
+        assert batching.told_by_values
         assert batching.proto == source
 
 
