@@ -66,8 +66,9 @@ def compile_plan(
         raise UsageError("--target onnxruntime makes no plan", "tensorrt or tensorrt-rtx")
     if target is Target.AUTO:
         target = Target.TENSORRT if is_installed(Target.TENSORRT) else Target.TENSORRT_RTX
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder", "name the file: -o model.plan")
+    if output.exists() and not output.is_file():  # a device would be replaced by the plan
+        what = "a folder" if output.is_dir() else "no ordinary file"
+        raise UsageError(f"{output} is {what}", "name the file: -o model.plan")
     compiler = TensorRTCompiler.open(target, options or TensorRTOptions(), served=False)
     progress(f"reading {source}")
     model = read_model(source)

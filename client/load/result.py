@@ -168,9 +168,15 @@ class RunResult:
 
 
 def write_text(path: Path, text: str, option: str) -> None:
-    """Put ``text`` in place in one step; a disk that is full leaves what was there before."""
+    """Put ``text`` in place in one step; a disk that is full leaves what was there before.
+
+    What is no ordinary file, such as /dev/stdout, is written to as it is.
+    """
     temporary = None
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False, encoding="utf-8") as file:
             temporary = Path(file.name)
             file.write(text)

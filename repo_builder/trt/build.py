@@ -167,6 +167,8 @@ class TimingCache:
         self._asked = path is not None
         data = b""
         with self._told_if_asked():
+            if self.path.exists() and not self.path.is_file():  # a device would be replaced by the cache
+                raise OSError(0, "it is no file")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path.parent).close()  # what can't be written is told before the build
             data = self.path.read_bytes() if self.path.exists() else b""

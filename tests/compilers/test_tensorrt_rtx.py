@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,12 @@ def test_cuda_graphs_are_written_for_engines_only(tmp_path: Path) -> None:
     assert read_config(published.folder / "config.pbtxt").optimization.cuda.graphs
     with pytest.raises(ConfigError, match="--cuda-graphs"):
         add_model(tmp_path / "net.onnx", repository=tmp_path / "cpu", serving=ServingOptions(cuda_graphs=True))
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_plan(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe is no ordinary file"):
+        compile_plan(save(convolution(), tmp_path / "net.onnx"), tmp_path / "pipe", target=Target.TENSORRT_RTX)
 
 
 @rtx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,9 +48,10 @@ def test_it_is_kept_for_the_next_build(tmp_path: Path) -> None:
     assert [(file.name, file.read_bytes()) for file in path.parent.iterdir()] == [("t.cache", b"moremore")]
 
 
-@pytest.mark.parametrize("place", ["", "file/t.cache"])
+@pytest.mark.parametrize("place", ["", "file/t.cache", "pipe"])
 def test_one_that_can_not_be_used_is_told_before_the_build(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
 
     with pytest.raises(UsageError, match=r"--timing-cache .* can't be used: ") as caught:
         open_cache(tmp_path / place)
