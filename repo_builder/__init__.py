@@ -8,8 +8,12 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# From 1.29 on ONNX Runtime, when it is imported, makes a device id in ~/.cache/Microsoft and reports to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, by servers that are started from here too
 
 if TYPE_CHECKING:
     from repo_builder.add import Published, add_model
