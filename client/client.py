@@ -291,6 +291,12 @@ def _check(model: ModelMetadata, tensor: TensorMetadata, value: npt.ArrayLike) -
     return array
 
 
+_ADDED_SINCE = (
+    "a server loads models at its start: if it was added since, restart it (repo-builder stop, then serve); "
+    "else its log says more: repo-builder logs"
+)
+
+
 def _missing(states: Iterable[ModelState], model: str, version: str) -> ClientError | None:
     """Why ``model`` can't be used, by the server's own list; None if it can."""
     states = list(states)
@@ -308,7 +314,8 @@ def _missing(states: Iterable[ModelState], model: str, version: str) -> ClientEr
             return UnknownModel(f"model {model!r} has no version {version}; it has {listed(versions) or 'none'}", hint)
     if any(state.ready for state in of_model):
         return None
-    return ModelNotReady(f"model {_state(of_model[-1])}")
+    state = of_model[-1]
+    return ModelNotReady(f"model {_state(state)}", None if state.reason else _ADDED_SINCE)
 
 
 def _state(state: ModelState) -> str:

@@ -174,6 +174,8 @@ def add(
 
 
 def _summary(published: Published, repository: str) -> None:
+    from repo_builder.servers.records import servers_of
+
     manifest = published.manifest
     if published.unchanged:
         made = f"{published.name} version {published.version}"
@@ -194,7 +196,15 @@ def _summary(published: Published, repository: str) -> None:
         if manifest["platform"] == "tensorrt_plan":
             _name_container(repository)
     flag = "" if repository == DEFAULT_REPOSITORY else f" --repository {shlex.quote(repository)}"
-    note(f"next: repo-builder serve{flag}")
+    servers = servers_of(Path(repository))
+    for server in servers:
+        if server.poll_seconds:
+            note(f"next: the server at {server.url} takes it up within {server.poll_seconds} s")
+        else:
+            note(f"the server at {server.url} loads models only at its start, so it has to be started again")
+            note(f"next: repo-builder stop --http-port {server.http_port}, then repo-builder serve{flag}")
+    if not servers:
+        note(f"next: repo-builder serve{flag}")
 
 
 def _name_container(repository: str) -> None:

@@ -198,7 +198,7 @@ def _print_models(states: Sequence[ModelStatus]) -> None:
         typer.echo(f"  {status.name:<{width}}  {version:>3}  {status.state.value}")
     for status in states:
         if status.cause:
-            note(f"error: {status.name}: {status.cause}")
+            note(f"{'note' if status.ready else 'error'}: {status.name}: {status.cause}")
         if status.hint:
             note(f"  hint: {status.hint}")
 

@@ -34,7 +34,7 @@ class ModelState(str, Enum):
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One model version as the server has it; ``cause`` and ``hint`` say why it is unavailable."""
+    """One model version as the server has it; ``cause`` and ``hint`` say why it is unavailable, or not for long."""
 
     name: str
     version: int | None  # None: the server could not read the model at all

@@ -57,14 +57,14 @@ def connect(otherwise: str = "or serve without: --engine local") -> Any:
     """A client of the Docker engine that answers here; ``otherwise`` is what can be done without one.
 
     Raises:
-        MissingExtraError: the docker package is not installed.
+        MissingExtraError: Docker's Python SDK is not installed.
         ServerError: no engine answers, or not to this user.
     """
     try:
         import docker
         import docker.errors
     except ImportError:
-        raise MissingExtraError("docker", "docker") from None
+        raise MissingExtraError("docker", "Docker's Python SDK") from None
     where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     try:
         if where.startswith("unix://"):  # tried first, for the SDK leaks a socket that does not connect

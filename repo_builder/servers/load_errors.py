@@ -143,6 +143,11 @@ RULES = (
         "rename the folder, or set or leave out name in config.pbtxt",
     ),
     _rule(
+        r"^it is not loaded$",
+        "it is not loaded; a server loads models only at its start",
+        "if it was added since: repo-builder stop, then serve; or serve --poll SECONDS, which takes up changes",
+    ),
+    _rule(
         r"at least one version must be available",
         "it has no version that its version_policy takes",
         "a version is a numbered folder with the model's file in it, such as {model}/1/model.onnx",
@@ -174,6 +179,11 @@ RULES = (
     ),
     _rule(
         r"unable to find '(?P<file>.*?)'(?! for)", "{file} is missing", "publish the model again with repo-builder add"
+    ),
+    _rule(
+        r"failed to open text file for read [^:]*/config\.pbtxt: No such file",
+        "its folder has no config.pbtxt",
+        "publish the model with repo-builder add, or move the folder out of the repository",
     ),
     _rule(
         r"failed to open text file for read (?P<file>.*?): No such file",
@@ -343,6 +353,11 @@ def reasons_in_log(log: str) -> dict[str, str]:
                 details = []
                 break
     return reasons
+
+
+def loaded_models(log: str) -> list[str]:
+    """Return the models that Triton has loaded at some time, in order."""
+    return list(dict.fromkeys(re.findall(r"\"successfully loaded '(.*?)'", log)))
 
 
 def still_loading(log: str) -> list[str]:

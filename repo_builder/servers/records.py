@@ -36,6 +36,7 @@ class ServerRecord:
     version: str
     log_file: str
     detached: bool
+    poll_seconds: int | None = None
 
     @property
     def ports(self) -> tuple[int, int, int]:
@@ -80,6 +81,11 @@ def running_servers() -> list[ServerRecord]:
 def server_on(port: int) -> ServerRecord | None:
     """This user's server that has ``port``, for HTTP, gRPC or metrics."""
     return next((record for record in running_servers() if port in record.ports), None)
+
+
+def servers_of(repository: Path) -> list[ServerRecord]:
+    """This user's servers of a repository."""
+    return [record for record in running_servers() if record.repository == str(repository.resolve())]
 
 
 def select_servers(servers: list[ServerRecord], http_port: str) -> list[ServerRecord]:

@@ -15,18 +15,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from repo_builder.errors import ServerError, UsageError
 from repo_builder.folders import state_folder
 from repo_builder.repository import is_stray
 from repo_builder.servers.base import ModelState, ModelStatus, ServerOptions
-from repo_builder.servers.load_errors import explain, plan_errors_in_log, reasons_in_log, still_loading
+from repo_builder.servers.load_errors import (
+    explain,
+    loaded_models,
+    plan_errors_in_log,
+    reasons_in_log,
+    still_loading,
+)
 from repo_builder.servers.ports import Ports
 from repo_builder.servers.records import ServerRecord, start_time, write_record
 
 STOP_S = 5.0
 READINESS_INTERVAL_S = 0.05
 KEPT_LOGS = 20
+_NOT_LOADED = "it is not loaded"  # in our words: Triton lists what came after its start without a state or a reason
 
 AnyServer = TypeVar("AnyServer", bound="SupervisedServer")
 
@@ -59,6 +67,7 @@ class SupervisedServer:
             raise UsageError(why, "--log-file takes a file that can be written") from None
         self.detached = False
         self._timeout_s = options.timeout_s
+        self._poll_seconds = options.poll_seconds
         self._lock = threading.Lock()
         self._owner = os.getpid()
 
@@ -171,6 +180,7 @@ class SupervisedServer:
             version=self.version,
             log_file=str(self.log_file),
             detached=self.detached,
+            poll_seconds=self._poll_seconds,
         )
 
     def _start_error(self, status: int) -> ServerError:
@@ -236,21 +246,33 @@ def common_flags(options: ServerOptions) -> list[str]:
 
 def model_states(url: str, log_file: Path) -> tuple[ModelStatus, ...]:
     """Return the state of every model version that the server at ``url`` knows, by name and version."""
-    try:
-        index = request_json("POST", url, "/v2/repository/index")
-    except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"the server at {url} does not answer: {error}", f"see its log in {log_file}") from None
     log = ""
     with contextlib.suppress(OSError):
         log = log_file.read_text(encoding="utf-8", errors="replace")
+    try:
+        index = request_json("POST", url, "/v2/repository/index")
+        listed = {entry["name"] for entry in index}
+        removed = [state for name in loaded_models(log) if name not in listed for state in _removed(url, name)]
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"the server at {url} does not answer: {error}", f"see its log in {log_file}") from None
     unread, plans = reasons_in_log(log), plan_errors_in_log(log)
-    named = {entry["name"] for entry in index}
-    entries = [*index, *({"name": name} for name in unread if name not in named)]
+    entries = [*index, *({"name": name} for name in unread if name not in listed)]
     if "MODE_EXPLICIT" in log:  # only some were asked for: Triton lists the others too, without a state or a reason
         entries = [entry for entry in entries if entry.keys() & {"state", "reason"} or entry["name"] in unread]
     entries = [entry for entry in entries if not is_stray(entry["name"])]  # a version is being published
     states = [_status(entry, unread, plans) for entry in entries]
-    return tuple(sorted(states, key=lambda status: (status.name, status.version or 0)))
+    return tuple(sorted((*states, *removed), key=lambda status: (status.name, status.version or 0)))
+
+
+def _removed(url: str, name: str) -> list[ModelStatus]:
+    """The versions of a model that the server still has in memory; its index is of what is on disk."""
+    try:
+        versions = request_json("GET", url, f"/v2/models/{quote(name)}")["versions"]
+    except http.client.HTTPException:
+        return []
+    cause = "it is not in the repository any more, and served until the server ends"
+    hint = "repo-builder stop, then serve; or serve --poll SECONDS, which takes up changes"
+    return [ModelStatus(name, int(version), ModelState.READY, cause, hint) for version in versions]
 
 
 def _status(entry: dict[str, str], unread: Mapping[str, str], plans: Mapping[str, str]) -> ModelStatus:
@@ -259,7 +281,7 @@ def _status(entry: dict[str, str], unread: Mapping[str, str], plans: Mapping[str
     number = int(version) if version else None
     if state is not ModelState.UNAVAILABLE:
         return ModelStatus(name, number, state)
-    reason = entry.get("reason") or unread.get(name, "it is not loaded")
+    reason = entry.get("reason") or unread.get(name, _NOT_LOADED)
     explanation = explain(name, f"{reason}: {plans[name]}" if plans.get(name) else reason)
     return ModelStatus(name, number, state, explanation.cause, explanation.hint)
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client import Client, ModelNotReady
 from repo_builder.errors import ServerError, UsageError
 from repo_builder.repository import Repository
 from repo_builder.servers import local, supervisor
@@ -471,6 +472,71 @@ def test_chosen_models_only(repository: Path) -> None:
     write_identity(repository, "other")
     with serve(repository, models=["other"]) as server:
         assert [status.name for status in server.models if status.ready] == ["other"]
+
+
+def test_what_changed_since_the_start_is_told(repository: Path, tmp_path: Path) -> None:
+    with serve(repository) as server:
+        write_identity(repository, "late")
+        (repository / "good").rename(tmp_path / "good")
+        gone, late = server.models
+        assert (gone.name, gone.version, gone.ready) == ("good", 1, True)
+        assert gone.cause == "it is not in the repository any more, and served until the server ends"
+        assert (late.name, late.ready) == ("late", False)
+        assert late.cause == "it is not loaded; a server loads models only at its start"
+        assert all("repo-builder stop, then serve" in str(status.hint) for status in (gone, late))
+        shown = run("status")
+        assert "good    1  READY" in shown.stdout
+        assert "note: good: it is not in the repository" in shown.stderr
+        assert "error: late: it is not loaded" in shown.stderr
+        with Client(server.url) as client, pytest.raises(ModelNotReady) as raised:
+            client.infer("late", {"x": SAMPLE})
+        assert "restart it (repo-builder stop, then serve)" in str(raised.value.hint)
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("poll_seconds", [None, 1])
+def test_add_says_what_becomes_of_a_running_server(repository: Path, poll_seconds: int | None) -> None:
+    with serve(repository, poll_seconds=poll_seconds) as server:
+        model = str(repository / "good/1/model.onnx")
+        added = run("add", model, "--name", "other", "-r", str(repository))
+        last = added.stderr.splitlines()[-1]
+        if poll_seconds:
+            assert last == f"next: the server at {server.url} takes it up within 1 s"
+        else:
+            assert f"the server at {server.url} loads models only at its start" in added.stderr
+            assert last.startswith(f"next: repo-builder stop --http-port {server.http_port}, then repo-builder serve")
+    assert (
+        run("add", model, "--name", "third", "-r", str(repository))
+        .stderr.splitlines()[-1]
+        .startswith("next: repo-builder serve --repository")
+    )
+
+
+def test_a_folder_without_config_is_told(repository: Path) -> None:
+    (repository / "foreign").mkdir()
+    (repository / "foreign/notes.txt").touch()
+    with serve(repository) as server:
+        foreign = server.models[0]
+    assert (foreign.name, foreign.cause) == ("foreign", "its folder has no config.pbtxt")
+    assert foreign.hint == "publish the model with repo-builder add, or move the folder out of the repository"
+
+
+def test_onnx_runtime_reports_nothing_and_leaves_no_files_at_home(repository: Path, tmp_path: Path) -> None:
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    home.mkdir()
+    temporary.mkdir()
+    script = f"""
+from pathlib import Path
+from repo_builder import serve
+from repo_builder.runtime import open_session
+open_session(Path({str(repository)!r}, "good/1/model.onnx"))
+with serve({str(repository)!r}) as server:
+    assert server.models[0].ready
+"""
+    # No variable of continuous integration, in which it reports nothing anyway.
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(temporary)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert [path.name for path in (*home.iterdir(), *temporary.iterdir())] == [".local"]
 
 
 def test_polling_takes_up_a_new_version(repository: Path) -> None:
