@@ -100,10 +100,8 @@ def add_model(
     new_plan = cc_plans.NewPlan(origin.facts, options, maker) if build.cc_plan and not force else None
     current = store.get(name)
     if current and not force:
-        latest = current.latest
-        manifest = current.manifest(latest) if latest else None
-        if latest and manifest and fingerprint in _fingerprints(manifest) and not current.damage(latest):
-            return Published(name, manifest["version"], current.folder, True, manifest)
+        if made := _made_already(current, fingerprint):
+            return made
         if current.edited_by_hand and not _keeps_edits(serving, current):
             since = f"edited by hand since version {current.latest}" if current.latest else "written by hand"
             raise RepositoryError(
@@ -130,23 +128,59 @@ def add_model(
             "options": options,
             "seconds": round(time.perf_counter() - started, 3),
         }
-        number = _publish(store, staged, stages, manifest, new_plan)
+        try:
+            number = _publish(store, staged, stages, manifest, new_plan, force=force)
+        except _MadeMeanwhileError as meanwhile:
+            return meanwhile.published
     as_read = json.loads(json.dumps(manifest))
     return Published(name, number, store.root / name, False, as_read, stages.hints())
 
 
+class _MadeMeanwhileError(Exception):
+    """Another call published the same while this one was building it."""
+
+    def __init__(self, published: Published) -> None:
+        super().__init__(published.name)
+        self.published = published
+
+
+def _made_already(current: Model, fingerprint: str | None) -> Published | None:
+    """The latest version, if it was made from the same and is whole."""
+    latest = current.latest
+    manifest = current.manifest(latest) if latest else None
+    if latest and manifest and fingerprint in _fingerprints(manifest) and not current.damage(latest):
+        return Published(current.name, manifest["version"], current.folder, True, manifest)
+    return None
+
+
 def _publish(
-    store: Repository, staged: Path, stages: Build, manifest: dict[str, Any], new_plan: cc_plans.NewPlan | None
+    store: Repository,
+    staged: Path,
+    stages: Build,
+    manifest: dict[str, Any],
+    new_plan: cc_plans.NewPlan | None,
+    *,
+    force: bool,
 ) -> int:
-    """Publish what ``stages`` made, as a new version or into the one that ``new_plan`` joins; complete ``manifest``."""
+    """Publish what ``stages`` made, as a new version or into the one that ``new_plan`` joins; complete ``manifest``.
+
+    Raises:
+        _MadeMeanwhileError: the same is there by now; not with ``force``.
+    """
     name, config = stages.name, stages.config
 
     def finish(number: int, folder: Path, earlier: Mapping[str, Any]) -> None:
+        latest = None if force else store.get(name)  # no other writer comes in between from here on
+        if made := latest and _made_already(latest, manifest["fingerprint"]):
+            raise _MadeMeanwhileError(made)
         manifest["version"] = number
         if stages.artifact.cc_filenames:
             manifest["plans"] = cc_plans.describe_plans(manifest, earlier, stages.artifact.cc_filenames)
-        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
-        manifest["files"] = dict(sorted({**earlier.get("files", {}), **sizes}.items()))
+        files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        hashes = {name: file_sha256(file) for name, file in files.items()}
+        for key, facts in (("files", sizes), ("sha256", hashes)):
+            manifest[key] = dict(sorted({**earlier.get(key, {}), **facts}.items()))
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     current = store.get(name)

@@ -13,7 +13,7 @@ from typing import Any
 from repo_builder.cc_plans import plans_of
 from repo_builder.compilers.base import Artifact, Progress, Target
 from repo_builder.config.proto import read_config
-from repo_builder.errors import CompileError, ModelError, RepositoryError, UsageError
+from repo_builder.errors import CompileError, ModelError, RepositoryError, UsageError, VerificationError
 from repo_builder.gate import check_artifact, known_shapes, open_source
 from repo_builder.model import DataType, ModelSpec, TensorSpec
 from repo_builder.network import FunctionSession, ReferenceFunction
@@ -77,7 +77,7 @@ def verify_model(
         progress: called with a line whenever something that takes time begins.
 
     Raises:
-        VerificationError: an output is outside the tolerance.
+        VerificationError: a file is not the one published, or an output is outside the tolerance.
         RepoBuilderError: the version, its source or the server can't be had; see :mod:`repo_builder.errors`.
     """
     found = Repository(repository).find(name, version)
@@ -89,6 +89,9 @@ def verify_model(
         )
     folder = found.folder / str(number)
     with _readable(folder):
+        change = found.change(number)
+        if change:
+            raise VerificationError(f"{name}@{number}: {change}", "publish it anew: repo-builder add --force")
         recorded = _Recorded.read(folder, manifest)
     samples = samples or recorded.samples_or_refuse()
     if "definition" in manifest["source"]:

@@ -113,6 +113,17 @@ class Model:
                 return f"{file} is {found} bytes long instead of {size}"
         return None
 
+    def change(self, version: int) -> str | None:
+        """What became of a version's files, by their SHA-256 as far as the manifest has them; None if nothing."""
+        for file, digest in ((self.manifest(version) or {}).get("sha256") or {}).items():
+            path = self.folder / str(version) / file
+            try:
+                if file_sha256(path) != digest:
+                    return f"{file} is another file than the one published"
+            except OSError as error:
+                return f"{file} can't be read: {error.strerror}"
+        return None
+
     def _read_manifest(self, version: int) -> dict[str, Any] | None:
         manifest = json.loads((self.folder / str(version) / MANIFEST).read_text(encoding="utf-8"))
         ours = isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA

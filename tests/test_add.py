@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -83,6 +84,8 @@ class TestPublished:
             path.name: path.stat().st_size for path in (repository / "net/1").iterdir() if path.name != "manifest.json"
         }
         assert on_disk["files"] == files
+        digests = {name: hashlib.sha256((repository / "net/1" / name).read_bytes()).hexdigest() for name in files}
+        assert on_disk["sha256"] == digests
 
     @pytest.mark.parametrize(
         ("path", "name"),
@@ -235,6 +238,31 @@ class TestAgain:
         assert add(net, repository, serving=small).version == 3
         Repository(repository).remove("net", 3)
         assert add(net, repository, serving=large).unchanged
+
+
+class TestAtTheSameTime:
+    @staticmethod
+    def both(net: Path, repository: Path, *, force: bool = False) -> tuple[Published, Published]:
+        """Two calls alike; the second begins and ends while the first is at its last step."""
+        inner: list[Published] = []
+
+        def meanwhile(step: str) -> None:
+            if step.startswith("verifying"):
+                inner.append(add(net, repository, force=force))
+
+        outer = add(net, repository, force=force, progress=meanwhile)
+        return inner[0], outer
+
+    def test_the_same_is_published_once(self, net: Path, repository: Path) -> None:
+        first, second = self.both(net, repository)
+
+        assert (first.version, first.unchanged) == (1, False)
+        assert (second.version, second.unchanged) == (1, True)
+        assert second.manifest == first.manifest
+        assert not (repository / "net/2").exists()
+
+    def test_force_publishes_both(self, net: Path, repository: Path) -> None:
+        assert [published.version for published in self.both(net, repository, force=True)] == [1, 2]
 
 
 class TestConfigEditedByHand:

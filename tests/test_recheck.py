@@ -25,11 +25,18 @@ def source(tmp_path: Path) -> Path:
 
 
 def damage(path: Path) -> None:
-    """Change the weights of a published model."""
+    """Change the weights of a published model, whose manifest is of the time before it had hashes."""
     proto = onnx.load(path)
     weight = proto.graph.initializer[0]
     weight.CopyFrom(onnx.numpy_helper.from_array(weights(*weight.dims, seed=5), weight.name))
     onnx.save(proto, path)
+    forget_hashes(path.parent)
+
+
+def forget_hashes(version: Path) -> None:
+    manifest = json.loads((version / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["sha256"]
+    (version / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def test_reports_every_output_and_changes_nothing(tmp_path: Path, repository: Path) -> None:
@@ -56,6 +63,32 @@ def test_damage_after_publishing_is_found(source: Path, repository: Path) -> Non
     damage(repository / "net/1/model.onnx")
     with pytest.raises(VerificationError, match="output 'y' is not what ONNX Runtime computes from the source"):
         verify_model("net", repository=repository, source=source)
+
+
+@pytest.mark.parametrize("served", [None, "http://127.0.0.1:9"])
+def test_one_flipped_bit_is_found_before_anything_runs(source: Path, repository: Path, served: str | None) -> None:
+    add_model(source, repository=repository, build=BUILD)
+    artifact = repository / "net/1/model.onnx"
+    data = bytearray(artifact.read_bytes())
+    data[-1] ^= 1
+    artifact.write_bytes(data)
+
+    steps: list[str] = []
+    with pytest.raises(VerificationError, match=r"net@1: model\.onnx is another file than the one published") as caught:
+        verify_model("net", repository=repository, source=source, served=served, progress=steps.append)
+    assert "--force" in (caught.value.hint or "")
+    assert not steps
+
+
+def test_every_file_of_a_version_is_held_to_its_hash(tmp_path: Path, repository: Path) -> None:
+    net = with_external_data(tmp_path / "source", "weights.bin")
+    add_model(net, repository=repository, build=BUILD)
+    (repository / "net/1/weights.bin").write_bytes(weights(4, 3, seed=9).tobytes())
+    with pytest.raises(VerificationError, match=r"weights\.bin is another file"):
+        verify_model("net", repository=repository, source=net)
+    (repository / "net/1/weights.bin").unlink()
+    with pytest.raises(VerificationError, match=r"weights\.bin can't be read: No such file"):
+        verify_model("net", repository=repository, source=net)
 
 
 def test_a_damaged_source_is_not_taken_for_the_source(tmp_path: Path, repository: Path) -> None:
@@ -148,6 +181,7 @@ def test_a_model_of_another_tool_or_a_broken_manifest(tmp_path: Path, source: Pa
 def test_a_missing_artifact_is_one_clear_error(source: Path, repository: Path) -> None:
     add_model(source, repository=repository, build=BUILD)
     (repository / "net/1/model.onnx").unlink()
+    forget_hashes(repository / "net/1")
     with pytest.raises(ModelError, match="ONNX Runtime can't load"):
         verify_model("net", repository=repository, source=source)
 
