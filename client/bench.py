@@ -88,7 +88,8 @@ def bench(
         Protocol, typer.Option("--protocol", "-i", case_sensitive=False, help="Of inferences; all else goes over HTTP.")
     ] = Protocol.HTTP,
     grpc_url: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Else port 8001 of the host of --url.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Else the port that the server at --url was started with, or 8001."),
     ] = None,
     shared_memory: Annotated[
         SharedMemory, typer.Option(help="Where tensors are, if not in requests: the server is on this machine.")

@@ -36,8 +36,9 @@ class Delivery:
     """How requests get to the server.
 
     Everything besides inferences (metadata, statistics, shared memory) goes over HTTP whatever ``protocol`` is.
-    ``grpc_url`` is where gRPC is spoken, else port 8001 of the HTTP server's host.  Request bodies are compressed
-    when they are built; answers are decompressed only to be checked.
+    ``grpc_url`` is where gRPC is spoken, else a port of the HTTP server's host: that on the command line of its process
+    if that can be seen, else 8001.  Request bodies are compressed when they are built; answers are decompressed only to
+    be checked.
 
     Raises UsageError for what can't go together.
     """

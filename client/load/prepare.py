@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import socket
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,10 +13,11 @@ from typing import Final
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from client.client import Client
-from client.errors import ConnectionFailed, UsageError
+from client.errors import BadResponse, ConnectionFailed, UsageError
 from client.load.bodies import Bodies, Inputs
 from client.load.delivery import Compression, Delivery, Protocol, SharedMemory
 from client.load.grpc_messages import grpc_request, require_grpc
+from client.load.http2 import PREFACE, SETTINGS, settings
 from client.load.records import Setup
 from client.load.shared_memory import Place, Regions, share
 from client.load.workers import resolve
@@ -94,9 +96,30 @@ def _resolve(url: Url, delivery: Delivery) -> tuple[int, tuple[object, ...]]:
         return resolve(url)
     require_grpc()
     try:
-        return resolve(url)
+        family, address = resolve(url)
     except ConnectionFailed as error:
         raise ConnectionFailed(error.message, "--grpc-url HOST:PORT says where the server speaks gRPC") from error
+    if url.scheme == "http" and not _speaks_http2(family, address):
+        raise BadResponse(
+            f"{url.netloc} does not speak gRPC",
+            "--grpc-url HOST:PORT: Triton's gRPC port is 8001 by default, not 8000 (HTTP) or 8002 (metrics)",
+        )
+    return family, address
+
+
+def _speaks_http2(family: int, address: tuple[object, ...]) -> bool:
+    """Whether the first frame from there is SETTINGS (RFC 9113, section 3.4); a server that is silent may."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(address)
+            probe.sendall(PREFACE + settings({}))
+            head = probe.recv(9, socket.MSG_WAITALL)
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+    return len(head) == 9 and head[3] == SETTINGS
 
 
 def _encode(

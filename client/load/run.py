@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from client.client import Client
 from client.errors import ClientError, UsageError
 from client.load.bodies import Bodies, LoadData, make_inputs
 from client.load.check import wrong_answers
-from client.load.delivery import Delivery
+from client.load.delivery import Delivery, Protocol
 from client.load.environment import describe_environment, describe_model
 from client.load.floor import Floor, measure_floor
 from client.load.prepare import Prepared, open_client, prepare, target
@@ -23,11 +23,12 @@ from client.load.result import Level, Part, RunResult, Settings
 from client.load.scenario import MIN_DURATION_S, Asked, Scenario, batch_of, judge_scenario, loads_of, read_scenario
 from client.load.schedule import MAX_CONNECTIONS, Load, Window
 from client.load.server_statistics import Batching, ServerWindow, difference, explain_batching
-from client.load.server_usage import Watch, Whereabouts, locate
+from client.load.server_usage import Watch, Whereabouts, grpc_port, locate
 from client.load.statistics import QUANTILES, Statistics, summarise
 from client.load.verdict import Generator, Threshold, judge
 from client.load.workers import PhaseResult, Workers, resolve
 from client.metadata import ModelMetadata
+from client.transport import Url
 
 DEFAULT_DURATION_S: Final = 10.0
 _READINGS: Final = 10
@@ -157,10 +158,11 @@ def _carry_out(
     model = client.metadata(name or client.default_model(), version)
     config = client.configuration(model.name, model.version)
     inputs = make_inputs(model, plan.data, _batch(model, plan), plan.seed)
-    prepared = held.enter_context(prepare(client, model, inputs, plan.delivery, plan.timeout_s, _most_in_flight(plan)))
-    bodies = prepared.bodies
     family, address = resolve(client.address)
     where = locate(client.address, family, str(address[0]), client.address.port, plan.metrics_url)
+    plan = replace(plan, delivery=_with_grpc_url(plan.delivery, client.address, where))
+    prepared = held.enter_context(prepare(client, model, inputs, plan.delivery, plan.timeout_s, _most_in_flight(plan)))
+    bodies = prepared.bodies
     described = describe_model(model, config, where), describe_environment(client, where)
     observer.run_started(model, client.url, plan, bodies)
     count = plan.workers or default_workers(plan.loads)
@@ -192,6 +194,14 @@ def _carry_out(
         thresholds=plan.thresholds,
         scenario=judge_scenario(plan.scenario, levels, bodies.batch, plan.window.seconds) if plan.scenario else None,
     )
+
+
+def _with_grpc_url(delivery: Delivery, url: Url, where: Whereabouts) -> Delivery:
+    """The same with the port that the server was started with, where that can be seen and no other is given."""
+    port = grpc_port(where)
+    if port is None or delivery.protocol is not Protocol.GRPC or delivery.grpc_url is not None:
+        return delivery
+    return replace(delivery, grpc_url=str(Url(url.scheme, url.host, port)))
 
 
 def _batch(model: ModelMetadata, plan: Plan) -> int | None:

@@ -59,7 +59,7 @@ def _metrics(url: Url, process: ServerProcess | None, given: str | None) -> Url 
     if given is not None:
         found = metrics_url(given)
     elif process is not None and process.name == "tritonserver":
-        found = Url("http", url.host, _metrics_port(process), "/metrics")
+        found = Url("http", url.host, _port(process, "metrics-port") or METRICS_PORT, "/metrics")
     elif url.port == 8000:
         found = Url("http", url.host, METRICS_PORT, "/metrics")
     else:
@@ -75,9 +75,15 @@ def _metrics(url: Url, process: ServerProcess | None, given: str | None) -> Url 
         meter.close()
 
 
-def _metrics_port(process: ServerProcess) -> int:
-    given = process.flags("metrics-port")
-    return int(given[-1]) if given else METRICS_PORT
+def grpc_port(where: Whereabouts) -> int | None:
+    """The port of gRPC on the command line of the server's process; None without one, or if it can't be seen."""
+    process = where.process
+    return _port(process, "grpc-port") if process is not None and process.name == "tritonserver" else None
+
+
+def _port(process: ServerProcess, flag: str) -> int | None:
+    given = process.flags(flag)
+    return int(given[-1]) if given and given[-1].isdecimal() else None
 
 
 class Watch:
