@@ -56,6 +56,7 @@ def find_problems(
         *_warmup(config, where),
         *(_onnxruntime_parameters(config, where) if _served_by(config, "onnxruntime") else ()),
         *_server(config, where),
+        *_passed_over(config, where),
     ]
 
 
@@ -230,11 +231,25 @@ def _is_int32(text: str) -> bool:
 
 
 def _server(config: ModelConfig, where: str) -> Iterator[Problem]:
+    backend = next((name for name in _OUR_BACKENDS if _served_by(config, name)), None)
+    if backend and config.runtime:
+        known = config.runtime in {"model.py", f"libtriton_{backend}.so"}
+        text = f"runtime {config.runtime!r} is no part of the {backend} backend"
+        if known:
+            text = f"runtime {config.runtime!r} is what either repo-builder serve or NVIDIA's container has, not both"
+        yield Problem(text, f"drop runtime from {where}: the server finds its own", fatal=not known)
+    if config.HasField("model_repository_agents"):
+        agents = [agent.name for agent in config.model_repository_agents.agents]
+        if agents:
+            text = f"model_repository_agents {', '.join(agents)}: repo-builder serve has none and can't load the model"
+            yield Problem(text, f"{_DOCKER}; or drop it from {where}", fatal=False)
+        else:
+            yield Problem("model_repository_agents names no agent: it ends the server", f"drop it from {where}")
     for key in config.metric_tags:
         if not re.fullmatch("(?!__)[A-Za-z0-9_]*", key):
             text = f"metric_tags has the key {key!r}: no name of a Prometheus label, it ends the server at its start"
             yield Problem(text, f"use letters, digits and single underscores in {where}")
-    alone = "only NVIDIA's own onnxruntime backend takes it: repo-builder serve --engine docker"
+    alone = f"only NVIDIA's own onnxruntime backend takes it: {_DOCKER}"
     for field in ("batch_input", "batch_output"):
         if len(getattr(config, field)) and _served_by(config, "onnxruntime"):
             yield Problem(f"{field} is not served by repo-builder serve", alone, fatal=False)
@@ -243,3 +258,32 @@ def _server(config: ModelConfig, where: str) -> Iterator[Problem]:
     if any(field.name == "model_metrics" for field, _ in config.ListFields()):  # older messages lack the field
         text = "model_metrics is newer than Triton 2.51, which repo-builder serve runs"
         yield Problem(text, "repo-builder serve --engine docker with a newer image", fatal=False)
+
+
+_DOCKER = "repo-builder serve --engine docker"
+
+
+def _passed_over(config: ModelConfig, where: str) -> Iterator[Problem]:
+    """What loads and then changes nothing."""
+    accelerators = config.optimization.execution_accelerators
+    on_gpu, on_cpu = accelerators.gpu_execution_accelerator, accelerators.cpu_execution_accelerator
+    if _served_by(config, "onnxruntime"):
+        fields = {
+            "model_operations": config.model_operations.op_library_filename,
+            "execution_accelerators": [accelerator.name for accelerator in (*on_gpu, *on_cpu)],
+        }
+        for field, values in fields.items():
+            if values:
+                yield Problem(f"{field} {', '.join(values)}: repo-builder serve passes over it", _DOCKER, fatal=False)
+    elif (on_gpu or on_cpu) and _served_by(config, *_OUR_BACKENDS):
+        text = "execution_accelerators changes nothing: only the onnxruntime backend has any"
+        yield Problem(text, f"drop it from {where}", fatal=False)
+    groups = config.instance_group
+    if on_gpu and groups and all(enum_name(group, "kind") == "KIND_CPU" for group in groups):
+        text = "gpu_execution_accelerator changes nothing for instances of KIND_CPU"
+        yield Problem(text, f"drop it from {where}, or set kind: KIND_GPU", fatal=False)
+    for policy in sorted({group.host_policy for group in groups} - {""}):
+        text = (
+            f"host_policy {policy!r} changes nothing unless the server is told what it is, as repo-builder serve is not"
+        )
+        yield Problem(text, f"drop it from {where}, or start tritonserver with --host-policy", fatal=False)

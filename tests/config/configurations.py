@@ -43,6 +43,10 @@ def warmup(size: str, tensor: str = "data_type: TYPE_FP32 dims: [ 4 ] zero_data:
     return f'model_warmup [ {{ name: "w" {size} inputs {{ key: "{name}" value {{ {tensor} }} }} }} ]'
 
 
+def accelerator(device: str, name: str) -> str:
+    return f'optimization {{ execution_accelerators {{ {device}_execution_accelerator {{ name: "{name}" }} }} }}'
+
+
 TWO_INPUTS = (
     'model_warmup [ { name: "w" batch_size: 1 '
     'inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 4 ] zero_data: true } } '
@@ -118,6 +122,8 @@ REFUSED = {
     "execution_mode": (parameter("execution_mode", "2"), "parameter 'execution_mode' can't be '2'"),
     "arena": (parameter("enable_mem_arena", "perhaps"), "parameter 'enable_mem_arena' can't be 'perhaps'"),
     "pattern": (parameter("enable_mem_pattern", "perhaps"), "parameter 'enable_mem_pattern' can't be 'perhaps'"),
+    "runtime": (with_('runtime: "nope.so"'), "runtime 'nope.so' is no part of the onnxruntime backend"),
+    "other_runtime": (with_('runtime: "libtriton_python.so"'), "runtime 'libtriton_python.so' is no part"),
     "shrinkage": (
         parameter("memory.enable_memory_arena_shrinkage", "perhaps"),
         "parameter 'memory.enable_memory_arena_shrinkage' can't be 'perhaps'",
@@ -125,6 +131,7 @@ REFUSED = {
 }  # fmt: skip
 
 ENDS_THE_SERVER = {
+    "no_agent": (with_("model_repository_agents { }"), "model_repository_agents names no agent"),
     "passive": (of_instances("count: 1 kind: KIND_CPU passive: true"), "every instance_group is passive"),
     "dash": (with_('metric_tags { key: "a-b" value: "c" }'), "metric_tags has the key 'a-b'"),
     "underscores": (with_('metric_tags { key: "__a" value: "c" }'), "metric_tags has the key '__a'"),
@@ -156,5 +163,10 @@ SERVED = {
     "unknown_parameter": parameter("mine", "anything"),
     "metric_tag": with_('metric_tags { key: "a_b" value: "c-d" }'),
     "cuda_graphs": with_("optimization { cuda { graphs: true } }"),
+    "own_runtime": with_('runtime: "model.py"'),
+    "operators": with_('model_operations { op_library_filename: "x.so" }'),
+    "openvino": with_(accelerator("cpu", "openvino")),
+    "no_gpu": with_(accelerator("gpu", "tensorrt")),
+    "host_policy": of_instances('count: 1 kind: KIND_CPU host_policy: "mine"'),
     "cache": with_("response_cache { enable: true }"),
 }

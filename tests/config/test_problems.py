@@ -11,6 +11,7 @@ from tests.config.configurations import (
     NAME_AND_PLATFORM,
     REFUSED,
     SERVED,
+    accelerator,
     of_instances,
     warmup,
     with_,
@@ -61,6 +62,20 @@ def test_what_is_served(name: str) -> None:
             None,
             "batch_input is not served by repo-builder serve",
         ),
+        (with_('runtime: "model.py"'), None, "runtime 'model.py' is what either repo-builder serve or NVIDIA's"),
+        (with_('runtime: "libtriton_onnxruntime.so"'), None, "runtime 'libtriton_onnxruntime.so' is what either"),
+        (
+            with_('model_repository_agents { agents { name: "checksum" } }'),
+            None,
+            "model_repository_agents checksum: repo-builder serve has none",
+        ),
+        (
+            with_('model_operations { op_library_filename: "x.so" }'),
+            None,
+            "model_operations x.so: repo-builder serve passes over it",
+        ),
+        (with_(accelerator("cpu", "openvino")), None, "execution_accelerators openvino: repo-builder serve passes"),
+        (of_instances('count: 1 kind: KIND_CPU host_policy: "mine"'), None, "host_policy 'mine' changes nothing"),
         (with_("model_metrics { }"), None, "model_metrics is newer than Triton 2.51"),
     ],
 )
@@ -77,6 +92,14 @@ def test_what_another_machine_or_server_may_serve(text: str, gpus: int | None, w
 @pytest.mark.parametrize("gpus", [2, None])
 def test_gpus_that_are_there_or_not_known(text: str, gpus: int | None) -> None:
     assert problems(text, gpus=gpus) == []
+
+
+def test_an_accelerator_where_there_is_none() -> None:
+    texts = [problem.text for problem in problems(with_(accelerator("gpu", "tensorrt")))]
+    assert "gpu_execution_accelerator changes nothing for instances of KIND_CPU" in texts
+
+    engine = parse_config('platform: "tensorrt_plan" ' + accelerator("gpu", "tensorrt"), "net")
+    assert "only the onnxruntime backend has any" in find_problems(engine)[0].text
 
 
 def test_versions_that_are_not_known() -> None:
