@@ -29,6 +29,20 @@ def resolve_host(host: str) -> str:
         raise UsageError(f"{host!r} is not an IPv4 address or a name of one: {error}", "--host 127.0.0.1") from None
 
 
+def check_numbers(wanted: Ports) -> None:
+    """Raise UsageError where a port is given twice or is no port."""
+    numbers = {field.name: getattr(wanted, field.name) for field in fields(Ports)}
+    for name, port in numbers.items():
+        if not 0 <= port <= 65535:
+            raise UsageError(f"{port} is not a port", f"--{name}-port takes 1 to 65535, or 0 for any free one")
+    given = [port for port in numbers.values() if port]
+    if len(set(given)) < len(given):
+        raise UsageError(
+            f"HTTP, gRPC and metrics need different ports, not {wanted.http}, {wanted.grpc} and {wanted.metrics}",
+            "--http-port, --grpc-port, --metrics-port",
+        )
+
+
 def reserve(wanted: Ports, address: str) -> Ports:
     """Return ``wanted`` with every 0 replaced by a free port, after seeing that all of them can be bound.
 
@@ -36,12 +50,7 @@ def reserve(wanted: Ports, address: str) -> Ports:
         UsageError: a port is given twice, is no port, or the address isn't this machine's.
         ServerError: a port is in use; the message names the port and, if it can be told, the process.
     """
-    given = [port for port in (wanted.http, wanted.grpc, wanted.metrics) if port]
-    if len(set(given)) < len(given):
-        raise UsageError(
-            f"HTTP, gRPC and metrics need different ports, not {wanted.http}, {wanted.grpc} and {wanted.metrics}",
-            "--http-port, --grpc-port, --metrics-port",
-        )
+    check_numbers(wanted)
     with ExitStack() as held:  # all three at once, so that no free one is found twice
         return Ports(
             **{
@@ -53,8 +62,6 @@ def reserve(wanted: Ports, address: str) -> Ports:
 
 def _bound_port(held: ExitStack, port: int, role: str, address: str) -> int:
     flag = f"--{role}-port"
-    if not 0 <= port <= 65535:
-        raise UsageError(f"{port} is not a port", f"{flag} takes 1 to 65535, or 0 for any free one")
     sock = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Triton does: TIME_WAIT is no obstacle
     try:

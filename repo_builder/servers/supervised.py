@@ -28,7 +28,7 @@ from repo_builder.servers.load_errors import (
     reasons_in_log,
     still_loading,
 )
-from repo_builder.servers.ports import Ports
+from repo_builder.servers.ports import Ports, check_numbers
 from repo_builder.servers.records import ServerRecord, start_time, write_record
 
 STOP_S = 5.0
@@ -204,7 +204,12 @@ def _new_log_file(http_port: int) -> Path:
 
 
 def checked_repository(root: Path, options: ServerOptions) -> Path:
-    """Return the absolute path of ``root`` if it is a folder of models that has the ones asked for."""
+    """Return the absolute path of ``root`` if it is a folder of models that has the ones asked for.
+
+    Raises:
+        UsageError: it isn't or hasn't, or an option can't be right whatever the machine.
+    """
+    check_numbers(Ports(options.http_port, options.grpc_port, options.metrics_port))
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UsageError(

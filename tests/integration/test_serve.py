@@ -454,6 +454,14 @@ def test_options_that_can_not_be_right(repository: Path, options: dict[str, Any]
     assert raised.value.hint
 
 
+def test_ports_that_can_not_be_are_refused_before_anything_starts(repository: Path) -> None:
+    for arguments, words in ((["--http-port", "99999"], "99999 is not a port"), (["--grpc-port", "8000"], "different")):
+        failed = run("serve", "-r", str(repository), *arguments)
+        assert failed.returncode == 2
+        assert failed.stderr.startswith("error: ")
+        assert words in failed.stderr
+
+
 def test_no_repository(tmp_path: Path) -> None:
     (tmp_path / "empty/.git").mkdir(parents=True)
     (tmp_path / "empty/README.md").write_text("models go here")
