@@ -811,6 +811,24 @@ class TestWarmup:
         assert (folder / inputs["text"].input_data_file).read_bytes() == b"\x02\0\0\0" + "ä".encode()
         assert snapshot(folder) == snapshot(published.folder / "1/warmup")
 
+    @pytest.mark.parametrize(
+        ("shape", "fields", "dims"),
+        [
+            (["N", 4], "dims: [ 2, 2 ] reshape { shape: [ 4 ] }", [2, 2]),
+            (["N", "k", 4], "dims: [ 2, -1, 2 ] reshape { shape: [ -1, 4 ] }", [2, 16, 2]),
+            (["N"], "dims: [ 1, 1 ] reshape { }", [1, 1]),
+        ],
+    )
+    def test_is_of_the_shape_that_requests_have(
+        self, shape: list[int | str], fields: str, dims: list[int], tmp_path: Path, repository: Path
+    ) -> None:
+        path = save(identity(FP32, shape, shape), tmp_path / "net.onnx")
+        extra = file(tmp_path / "extra.pbtxt", f'input [ {{ name: "x" {fields} }} ]')
+
+        config = config_of(add(path, repository, serving=ServingOptions(config=extra)))
+
+        assert [list(sample.inputs["x"].dims) for sample in config.model_warmup] == [dims, dims]
+
 
 class TestLabels:
     def add(self, folder: Path, data: bytes) -> Published:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from repo_builder.compilers.base import Artifact
 from repo_builder.config.image import PARAMETER, ImagePreprocessing, fit_to_input
@@ -172,13 +173,13 @@ def build_config(
             raise ConfigError("--cuda-graphs: only an engine is launched that way", "use --target tensorrt, or drop it")
         config.optimization.cuda.graphs = True
     config.version_policy.latest.num_versions = 1
-    if warmup:
-        _add_warmup(config, warmup, artifact)
     if options.image:
         image, tensor = fit_to_input(options.image, artifact.inputs)
         config.parameters[PARAMETER].string_value = image.to_json(tensor.name)
     if options.config:
         _merge_file(config, options.config)
+    if warmup and not config.model_warmup:
+        _add_warmup(config, warmup, artifact)
     if options.labels and not any(output.label_filename for output in config.output):
         _labelled_output(config).label_filename = LABELS
     for group in config.instance_group:
@@ -232,6 +233,7 @@ def _labelled_output(config: ModelConfig) -> ModelConfig:
 
 def _add_warmup(config: ModelConfig, warmup: Warmup, artifact: Artifact) -> None:
     batched = config.max_batch_size > 0
+    entries = {entry.name: entry for entry in config.input}
     sizes = dict.fromkeys((1, config.max_batch_size)) if batched else (0,)
     for size in sizes:
         # Without batching Triton wants batch_size 0 left out; with it, N makes N requests of one row in one run.
@@ -240,11 +242,19 @@ def _add_warmup(config: ModelConfig, warmup: Warmup, artifact: Artifact) -> None
             entry = sample.inputs[tensor.name]
             entry.data_type = messages().DataType.Value(tensor.dtype.config_name)
             shape = warmup.shapes[tensor.name]
-            entry.dims.extend((shape[1:] if batched else shape) or (1,))
+            entry.dims.extend(_dims_of_request(entries[tensor.name], shape[1:] if batched else shape))
             if tensor.name in warmup.files:
                 entry.input_data_file = warmup.files[tensor.name]
             else:
                 entry.zero_data = True
+
+
+def _dims_of_request(entry: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a request has where the model, behind the input's reshape, has ``shape``: free sizes stay in their order."""
+    if not entry.HasField("reshape"):
+        return shape or (1,)
+    free = iter([size for size, axis in zip(shape, entry.reshape.shape, strict=False) if axis < 0])
+    return tuple(next(free, 1) if axis < 0 else axis for axis in entry.dims)
 
 
 _MERGED_BY_NAME = {"input", "output"}
