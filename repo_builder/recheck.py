@@ -82,6 +82,9 @@ def verify_model(
     """
     found = Repository(repository).find(name, version)
     number = version or found.latest
+    damage = found.damage(number) if number else None
+    if damage:
+        raise VerificationError(f"{name}@{number} is damaged: {damage}", "publish it anew: repo-builder add --force")
     manifest = found.manifest(number) if number else None
     if number is None or manifest is None:
         raise RepositoryError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from repo_builder import BuildOptions, SampleOptions, ServingOptions, Target, Tolerance, add_model, verify_model
 from repo_builder.errors import ModelError, RepositoryError, UsageError, VerificationError
+from repo_builder.repository import Repository
 from tests.conftest import Cli
 from tests.models import linear, lookup, mean_over_rows, save, two_outputs, weights, with_external_data
 from tests.support import snapshot, untouched
@@ -87,7 +89,7 @@ def test_every_file_of_a_version_is_held_to_its_hash(tmp_path: Path, repository:
     with pytest.raises(VerificationError, match=r"weights\.bin is another file"):
         verify_model("net", repository=repository, source=net)
     (repository / "net/1/weights.bin").unlink()
-    with pytest.raises(VerificationError, match=r"weights\.bin can't be read: No such file"):
+    with pytest.raises(VerificationError, match=r"net@1 is damaged: weights\.bin is missing"):
         verify_model("net", repository=repository, source=net)
 
 
@@ -178,12 +180,18 @@ def test_a_model_of_another_tool_or_a_broken_manifest(tmp_path: Path, source: Pa
         verify_model("net", repository=repository, source=source)
 
 
-def test_a_missing_artifact_is_one_clear_error(source: Path, repository: Path) -> None:
+def test_what_list_calls_damaged_is_told_in_the_same_words(source: Path, repository: Path) -> None:
     add_model(source, repository=repository, build=BUILD)
-    (repository / "net/1/model.onnx").unlink()
-    forget_hashes(repository / "net/1")
-    with pytest.raises(ModelError, match="ONNX Runtime can't load"):
-        verify_model("net", repository=repository, source=source)
+    version = repository / "net/1"
+    forget_hashes(version)
+    for file, text in (("model.onnx", "cut short"), ("model.onnx", None), ("manifest.json", "{")):
+        (version / file).unlink(missing_ok=True)
+        if text is not None:
+            (version / file).write_text(text)
+        damage = Repository(repository).find("net").damage(1)
+        assert damage
+        with pytest.raises(VerificationError, match=f"net@1 is damaged: {re.escape(damage)}"):
+            verify_model("net", repository=repository, source=source)
 
 
 class TestCommand:
