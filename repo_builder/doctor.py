@@ -28,6 +28,7 @@ from repo_builder.config.proto import ModelConfig, read_config
 from repo_builder.errors import MissingExtraError, RepoBuilderError
 from repo_builder.host import Host, look
 from repo_builder.repository import CONFIG, Model, Repository
+from repo_builder.staging import abandoned
 
 PORTS = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
 COMPOSE_SINCE = (2, 24, 4)  # `!reset` in compose.cpu.yaml
@@ -227,6 +228,9 @@ def _existing(path: Path) -> Path:
 
 
 def _models(root: Path, host: Host) -> Iterator[Finding]:
+    for folder in abandoned(root):
+        mend = "the next repo-builder add clears it away, and brings back what it may have moved there"
+        yield Finding("repository", Level.WARNING, f"{folder} was left by an add that was killed", mend)
     if not root.is_dir():
         mend = "repo-builder add MODEL.onnx makes it; --repository names another"
         yield Finding("repository", Level.WARNING, f"{root} does not exist", mend)

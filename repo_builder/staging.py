@@ -39,7 +39,7 @@ def open_staging(root: Path) -> Iterator[Path]:
     try:
         with made(place.parent):
             with locked(root):
-                home, prefix = _home(place), f".{place.name}.staging-"
+                home, prefix = _home(place), _prefix(place)
                 _clear_abandoned(place, home, prefix)
                 folder = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
                 handle = _lock_file(folder / LOCK)
@@ -50,6 +50,25 @@ def open_staging(root: Path) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise _write_error(root, error) from error
+
+
+def abandoned(root: Path) -> list[Path]:
+    """The staging folders of ``root`` that killed processes left; the next :func:`open_staging` clears them away."""
+    place = root.resolve()
+    found = []
+    for folder in _staging_folders(_home(place), _prefix(place)) if place.parent.is_dir() else ():
+        try:
+            handle = os.open(folder / LOCK, os.O_RDWR)
+        except FileNotFoundError:
+            found.append(folder)
+            continue
+        except OSError:  # another user's
+            continue
+        with contextlib.suppress(OSError):  # a living process holds it
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.append(folder)
+        os.close(handle)
+    return found
 
 
 @contextlib.contextmanager
@@ -109,6 +128,15 @@ def made(folder: Path) -> Iterator[None]:
         raise
 
 
+def _prefix(root: Path) -> str:
+    """What the names of staging folders begin with."""
+    return f".{root.name}.staging-"
+
+
+def _staging_folders(home: Path, prefix: str) -> list[Path]:
+    return sorted(folder for folder in home.iterdir() if folder.name.startswith(prefix))
+
+
 def _home(root: Path) -> Path:
     """The folder that staging folders are in, and the lock that keeps other writers out."""
     mounted = root.is_dir() and _mount(root) != _mount(root.parent)
@@ -166,9 +194,7 @@ def _lock_file(path: Path, *, wait: bool = True) -> int:
 
 def _clear_abandoned(root: Path, home: Path, prefix: str) -> None:
     """Delete staging folders that no living process holds, and bring back a model that one had moved aside."""
-    for folder in home.iterdir():
-        if not folder.name.startswith(prefix):
-            continue
+    for folder in _staging_folders(home, prefix):
         with contextlib.suppress(OSError):
             handle = _lock_file(folder / LOCK, wait=False)
             try:

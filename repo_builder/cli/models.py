@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,9 +36,12 @@ def list_models(
 ) -> None:
     """List the models of a repository."""
     from repo_builder.repository import Repository
+    from repo_builder.staging import abandoned
 
     models = Repository(repository).models()
     rows = [_row(model) for model in models]
+    for folder in abandoned(Path(repository)):
+        note(f"note: {folder} was left by an add that was killed; the next one clears it away")
     if json:
         print_json(rows)
     elif not rows:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from repo_builder import BuildOptions, ServingOptions, Target, add_model
+from repo_builder.repository import Repository
 from tests.conftest import Cli, SmallDisk
 from tests.models import linear, save
 from tests.support import snapshot, untouched
@@ -84,6 +85,21 @@ class TestList:
             "1": "model.onnx is missing",
             "2": f"model.onnx is 9 bytes long instead of {size}",
         }
+
+    def test_what_a_killed_add_left_is_told(self, published: Path, cli: Cli) -> None:
+        killed = published.with_name(f".{published.name}.staging-killed")
+        killed.mkdir()
+        (killed / "lock").touch()
+        with untouched(published.parent):
+            told = f"{killed} was left by an add that was killed"
+            assert cli("list").err == f"note: {told}; the next one clears it away\n"
+            found = {finding["text"]: finding["level"] for finding in cli("doctor", "--json").json["findings"]}
+        assert found[told] == "warning"
+
+        with Repository(published).staging() as alive:
+            assert not killed.exists()
+            assert alive.exists()
+            assert cli("list").err == ""
 
     @pytest.mark.parametrize("made", [True, False])
     def test_of_nothing(self, made: bool, cli: Cli, tmp_path: Path) -> None:
