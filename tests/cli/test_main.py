@@ -66,6 +66,26 @@ def test_nothing_to_do_shows_help(cli: Cli) -> None:
     assert result.code == 2
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["add", "no.onnx"],
+        ["compile", "no.onnx"],
+        ["inspect", "no.plan"],
+        ["list", "-r", "file"],
+        ["show", "nothing"],
+        ["remove", "nothing"],
+        ["verify", "nothing"],
+        ["serve", "-r", "nowhere"],
+        ["stop", "--http-port", "1"],
+    ],
+)
+def test_errors_leave_stdout_empty_for_programs_too(arguments: list[str], cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    assert cli(*arguments, "--json").error
+
+
 @pytest.mark.parametrize("arguments", [["--nonsense"], ["nonsense"], ["add"], ["add", "a.onnx", "--batch"]])
 def test_misuse_is_told_like_any_error(arguments: list[str], cli: Cli) -> None:
     result = cli(*arguments)
