@@ -74,7 +74,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except DecodeError:
         raise ModelError(f"{path} is not an ONNX file, or is cut short", _NOT_ONNX_HINT) from None
-    if not proto.ir_version or not proto.graph.node:
+    if not proto.ir_version or not (proto.graph.node or proto.graph.output):  # an output may be an input
         raise ModelError(f"{path} holds no ONNX graph", _NOT_ONNX_HINT)
     if not proto.graph.output:
         raise ModelError(f"the graph in {path} has no outputs", "export the model again with its outputs named")

@@ -33,11 +33,15 @@ CONFIG = "config.pbtxt"
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")  # Triton passes over a leading zero
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+LONGEST_NAME = 200
+_NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 
 
 def check_name(name: str) -> str:
     """Return ``name`` if it is fit for a folder, a URL and a config; raises UsageError if not."""
+    if len(name) > LONGEST_NAME:
+        why = f"{name[:20] + '...'!r} is not a model name: it is {len(name)} characters long"
+        raise UsageError(why, f"{LONGEST_NAME} at most: choose one with --name")
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} is not a model name",

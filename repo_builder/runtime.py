@@ -136,11 +136,19 @@ def _specs(arguments: Iterable[Any]) -> tuple[TensorSpec, ...]:
 
 def _load_error(path: Path, message: str) -> ModelError:
     operator = re.search(r"([\w.]*:\w+)\(-?\d+\) is not a registered function/op", message)
-    if operator:
-        domain = operator[1].rpartition(":")[0]
+    stranger = re.search(r', (\w+), "([\w.]+)", .* No opset import for domain', message)
+    name = operator[1] if operator else f"{stranger[2]}:{stranger[1]}" if stranger else None
+    if name:
+        domain = name.rpartition(":")[0]
         return ModelError(
-            f"ONNX Runtime has no operator {operator[1]!r}, which {path} uses",
+            f"ONNX Runtime has no operator {name!r}, which {path} uses",
             f"export the model without operators of the domain {domain!r}",
+        )
+    too_new = re.search(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)", message)
+    if too_new:
+        return ModelError(
+            f"ONNX Runtime can't load {path}: its ir_version is {too_new[1]}, the newest it reads {too_new[2]}",
+            f"export it with an older onnx; or set model.ir_version = {too_new[2]} and onnx.save it",
         )
     return ModelError(f"ONNX Runtime can't load {path}: {message}", "export the model again, or with another opset")
 

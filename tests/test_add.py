@@ -240,6 +240,15 @@ class TestAgain:
         assert add(net, repository, serving=large).unchanged
 
 
+@pytest.mark.parametrize(("batch", "largest"), [("batch", 8), (1, 8), (5, 0)])
+def test_a_graph_without_nodes_is_a_model(batch: int | str, largest: int, tmp_path: Path, repository: Path) -> None:
+    tensors = {"x": (FP32, [batch, 3])}
+
+    published = add(save(model([], tensors, tensors), tmp_path / "net.onnx"), repository)
+
+    assert published.manifest["max_batch_size"] == largest
+
+
 class TestAtTheSameTime:
     @staticmethod
     def both(net: Path, repository: Path, *, force: bool = False) -> tuple[Published, Published]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,11 +70,14 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         ),
         "ONNX Runtime has no operator 'my.company:Mix'",
     ),
-    "domain without version": (changed(lambda proto: setattr(proto.graph.node[0], "domain", "my")), "domain 'my'"),
+    "domain without version": (
+        changed(lambda proto: setattr(proto.graph.node[0], "domain", "my")),
+        "no operator 'my:MatMul'",
+    ),
     "unknown opset": (model([node("Relu", ["x"], ["y"])], {"x": (FP32, [1])}, {"y": (FP32, [1])}, opset=99), "opset"),
     "unknown IR version": (
         model([node("Relu", ["x"], ["y"])], {"x": (FP32, [1])}, {"y": (FP32, [1])}, ir_version=99),
-        "IR version: 99",
+        "its ir_version is 99",
     ),
     "complex64": (changed(set_type(TensorProto.COMPLEX64)), "COMPLEX64"),
     "float8": (changed(set_type(TensorProto.FLOAT8E4M3FN)), "FLOAT8E4M3FN"),
@@ -138,6 +142,24 @@ class TestFiles:
 
         assert "can't be read: Permission denied" in result.error
 
+    @pytest.mark.parametrize("flag", [[], ["--labels"], ["--config"], ["--timing-cache"]])
+    def test_that_the_parser_finds_unreadable(
+        self, flag: list[str], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """access(2), which the parser asks, tells of the rights that a process could have, not of those it has."""
+        access = os.access
+        monkeypatch.setattr("os.access", lambda path, mode: access(path, mode, effective_ids=True))
+        closed = tmp_path / "bad.onnx"
+        closed.write_bytes(b"...")
+        closed.chmod(0)
+
+        with without_root_rights():
+            result = cli("add", *([__file__] if flag else []), *flag, "bad.onnx")
+
+        assert (result.code, result.out) == (2, "")
+        assert result.error == "'bad.onnx' can't be read: Permission denied"
+        assert result.hint == "check its permissions"
+
     @pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "gone.bin", ""])
     def test_with_weights_elsewhere(
         self, location: str, add: Callable[..., tuple[str, str, int]], tmp_path: Path
@@ -153,6 +175,7 @@ class TestFiles:
 OPTIONS: dict[str, tuple[Arguments, str, int]] = {
     "name with /": (["--name", "a/b"], "'a/b' is not a model name", 2),
     "name ..": (["--name", ".."], "'..' is not a model name", 2),
+    "long name": (["--name", "a" * 255], "'aaaaaaaaaaaaaaaaaaaa...' is not a model name: it is 255 characters", 2),
     "name with quotes": (["--name", 'a"b'], "is not a model name", 2),
     "name with a new line": (["--name", "a\nb"], r"'a\nb' is not a model name", 2),
     "negative batch": (["--max-batch-size", -1], "--max-batch-size -1", 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -97,7 +98,7 @@ class TestErrors:
         [
             (
                 model([node("Relu", ["x"], ["y"])], {"x": (FP32, [1])}, {"y": (FP32, [1])}, ir_version=99),
-                "Unsupported model IR version: 99",
+                "its ir_version is 99, the newest it reads [0-9]+",
             ),
             (
                 model([node("Relu", ["x"], ["y"])], {"x": (FP32, [1])}, {"y": (FP32, [1])}, opset=99),
@@ -123,6 +124,27 @@ class TestErrors:
         assert message.count(str(path)) == 1
         for noise in ("\n", "onnxruntime_src", ".cc:", ".h:", "std::", "[ONNXRuntimeError]"):
             assert noise not in message
+
+    def test_of_a_version_that_is_too_new_is_no_matter_of_the_opset(self, tmp_path: Path) -> None:
+        path = save(linear(), tmp_path / "net.onnx")
+        proto = onnx.load(path)
+        proto.ir_version = 99
+
+        with pytest.raises(ModelError) as caught:
+            open_session(save(proto, path))
+
+        hint = str(caught.value.hint)
+        assert "opset" not in hint
+        (newest,) = re.findall(r"set model\.ir_version = (\d+) and onnx\.save it", hint)
+        proto.ir_version = int(newest)
+        open_session(save(proto, path))
+
+    def test_of_an_operator_whose_domain_is_not_imported(self, tmp_path: Path) -> None:
+        proto = model([node("Mix", ["x"], ["y"], domain="mine")], {"x": (FP32, [1])}, {"y": (FP32, [1])})
+
+        with pytest.raises(ModelError, match="has no operator 'mine:Mix'") as caught:
+            open_session(save(proto, tmp_path / "net.onnx"))
+        assert "domain 'mine'" in str(caught.value.hint)
 
     def test_of_an_operator_that_it_does_not_have(self, tmp_path: Path) -> None:
         proto = model(

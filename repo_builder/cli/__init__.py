@@ -7,6 +7,7 @@ an exception into ``error:``, ``hint:`` and an exit code (1 failed, 2 misuse, 13
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from typing import Annotated
@@ -14,7 +15,7 @@ from typing import Annotated
 import typer
 
 from repo_builder.cli.output import printable
-from repo_builder.errors import RepoBuilderError
+from repo_builder.errors import RepoBuilderError, UsageError
 
 INTERRUPTED = 130  # a shell's 128 + SIGINT
 
@@ -85,6 +86,9 @@ def _report_any(error: Exception) -> int:
         return 2
     if hasattr(error, "format_message"):  # the parser's exceptions
         context = getattr(error, "ctx", None)
+        unreadable = re.search(r"path (.+) is not readable\.$", error.format_message(), re.DOTALL)
+        if unreadable:
+            return report(UsageError(f"{unreadable[1]} can't be read: Permission denied", "check its permissions"))
         typer.echo(f"error: {printable(error.format_message())}", err=True)
         if context is not None:
             typer.echo(f"\nhint: {context.command_path} --help", err=True)
