@@ -3,7 +3,7 @@
     python benchmarks/generator_speed.py --perf-analyzer PROGRAM [--repeats 5] [--seconds 3] [--quick]
                                          [--protocol grpc] [--shared-memory system]
 
-Over gRPC, too, each request in flight has a connection of its own; perf_analyzer is told to do the same.
+Over gRPC perf_analyzer lets six requests in flight share a connection, as is its default; here each has its own.
 
 Two models that do next to nothing, so that the generator counts: four floats in, and a 602 KB image in.  Server and
 generator share the machine.  The two tools take turns, each ratio is of neighbours, and the median is reported.  A turn

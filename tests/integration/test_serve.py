@@ -177,7 +177,7 @@ def test_killed_supervisor_leaves_nothing(repository: Path) -> None:
     with Foreground(repository) as serving:
         os.kill(serving.traces.supervisor, signal.SIGKILL)
         assert serving.process.wait(timeout=6) == 1
-        serving.traces.assert_gone(within=2)
+        serving.traces.assert_gone(within=10)  # a stub ends when its parent has been reaped, by init
     assert "error: tritonserver was killed by signal 9" in serving.errors
 
 
@@ -194,7 +194,7 @@ def test_what_a_killed_supervisor_left_is_cleared_away_later(
     (record,) = running_servers()
     killed = Traces(record)
     os.kill(killed.supervisor, signal.SIGKILL)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while killed.processes():
         assert time.monotonic() < deadline
         time.sleep(0.02)

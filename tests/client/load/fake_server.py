@@ -49,6 +49,7 @@ class Script:
     config: dict[str, Any] = field(default_factory=dict)  # merged over the model's
     certificate: str | None = None  # a PEM file with its key: TLS is spoken
     shared_memory: bool = True  # regions can be registered
+    spins: bool = False  # looks for requests all the time, so that none waits for a wake-up: takes a whole CPU
 
 
 @contextlib.contextmanager
@@ -106,7 +107,7 @@ class _Fake:
     def wait(self, until: int) -> list[tuple[int, int]]:
         events = self.epoll.poll(0)
         while not events and (left := until - time.perf_counter_ns()) > 0:
-            if left > SPIN_NS:
+            if left > SPIN_NS and not self.script["spins"]:
                 select.select([self.epoll], [], [], (left - SPIN_NS) / 1e9)
             events = self.epoll.poll(0)
         return events
