@@ -26,7 +26,7 @@ from repo_builder.compatibility import (
 from repo_builder.config.problems import find_problems
 from repo_builder.config.proto import ModelConfig, read_config
 from repo_builder.errors import MissingExtraError, RepoBuilderError
-from repo_builder.host import Host, look
+from repo_builder.host import Host, configured, look
 from repo_builder.repository import CONFIG, Model, Repository
 from repo_builder.staging import abandoned
 
@@ -65,7 +65,7 @@ def examine(repository: Path | str = "model_repository", folder: Path = Path()) 
         *_extras(host),
         *_gpu(host),
         *_docker(host),
-        *_ports(),
+        *_ports(folder),
         *_disk(Path(repository), host),
         *_models(Path(repository), host),
     )
@@ -114,7 +114,9 @@ def _extras(host: Host) -> Iterator[Finding]:
 def _gpu(host: Host) -> Iterator[Finding]:
     if not host.gpus:
         if host.programs["nvidia-smi"] is None:
-            yield _ok("GPU", "none: ONNX models are served on the CPU")
+            yield _ok(
+                "GPU", "none: ONNX models are served on the CPU, by Compose with -f compose.yaml -f compose.cpu.yaml"
+            )
         else:
             mend = "install or repair NVIDIA's driver, then reboot"
             yield Finding("GPU", Level.WRONG, f"nvidia-smi fails: {host.gpu_problem or 'it lists no GPU'}", mend)
@@ -151,6 +153,8 @@ def docker_mend(problem: str) -> str:
     """What helps against ``problem``, in the words of Docker's client."""
     if "permission denied" in problem.lower():
         return "sudo usermod -aG docker $USER, then log in again"
+    if os.environ.get("DOCKER_HOST"):
+        return "DOCKER_HOST says where: correct it or unset it, or start that engine"
     return "start the engine: sudo systemctl start docker (or Docker Desktop)"
 
 
@@ -186,11 +190,18 @@ def _image(host: Host) -> Iterator[Finding]:
         yield Finding("image", Level.WARNING, f"{host.image} is not pulled yet", f"docker pull {host.image}")
 
 
-def _ports() -> Iterator[Finding]:
+def _ports(folder: Path) -> Iterator[Finding]:
+    """The ports that ``serve`` takes unless told otherwise, or that Compose is told to take."""
     from repo_builder.servers.ports import process_on
     from repo_builder.servers.records import server_on
 
-    for role, port in PORTS.items():
+    for role, default in PORTS.items():
+        variable = f"TRITON_{role.upper()}_PORT"
+        text = configured(variable, folder) or str(default)
+        if not text.isdecimal() or not 0 < int(text) < 2**16:
+            yield Finding(f"port {text}", Level.WRONG, f"{variable} is no port", f"{variable}={default} in .env")
+            continue
+        port = int(text)
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -200,7 +211,7 @@ def _ports() -> Iterator[Finding]:
                 if server_on(port):
                     yield _ok(subject, "taken by your own server; repo-builder status shows it")
                     continue
-                flag = f"--{role.lower()}-port 0, or TRITON_{role.upper()}_PORT in .env"
+                flag = f"--{role.lower()}-port 0, or {variable} in .env"
                 holder = process_on(port) or "another process"
                 yield Finding(subject, Level.WRONG, f"{role} would need it, and {holder} has it", f"serve with {flag}")
             else:

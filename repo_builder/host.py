@@ -23,8 +23,8 @@ TIMEOUT_S = 2.0
 DEFAULT_IMAGE = "nvcr.io/nvidia/tritonserver:25.11-py3"  # compose.yaml's
 
 MARK = "# TRITON_IMAGE is kept by repo-builder"
-_IMAGE_LINE = re.compile(
-    r"""\s*(?:export\s+)?TRITON_IMAGE\s*[=:]\s*(?:(?P<mark>["'])(?P<quoted>.*?)(?P=mark)|(?P<bare>.*?))\s*(?:\s#.*)?$"""
+_LINE = re.compile(
+    r"""\s*(?:export\s+)?(?P<name>\w+)\s*[=:]\s*(?:(?P<mark>["'])(?P<quoted>.*?)(?P=mark)|(?P<bare>.*?))\s*(?:\s#.*)?$"""
 )
 """A line of .env as Compose reads it, but for references to other variables."""
 
@@ -111,14 +111,25 @@ def ask(*command: str) -> Answer:
 
 def configured_image(folder: Path) -> str | None:
     """TRITON_IMAGE of the environment or of ``folder``'s .env, None without one."""
-    if image := os.environ.get("TRITON_IMAGE"):
-        return image
+    return configured("TRITON_IMAGE", folder)
+
+
+def configured(variable: str, folder: Path) -> str | None:
+    """What Compose takes for ``variable``: of the environment or of ``folder``'s .env, None without one."""
+    if value := os.environ.get(variable):
+        return value
     try:
         text = (folder / ".env").read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         return None
-    values = [match["quoted"] or match["bare"] for match in map(_IMAGE_LINE.match, text.splitlines()) if match]
+    matches = [match for match in map(_LINE.match, text.splitlines()) if match and match["name"] == variable]
+    values = [match["quoted"] or match["bare"] for match in matches]
     return (values and values[-1]) or None
+
+
+def _sets_image(line: str) -> bool:
+    match = _LINE.match(line)
+    return match is not None and match["name"] == "TRITON_IMAGE"
 
 
 def write_image(folder: Path, image: str, *, asked: bool) -> Path | None:
@@ -134,7 +145,7 @@ def write_image(folder: Path, image: str, *, asked: bool) -> Path | None:
         lines = path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
         if not asked and MARK not in lines:
             return None
-        kept = [line for line in lines if line != MARK and not _IMAGE_LINE.match(line)]
+        kept = [line for line in lines if line != MARK and not _sets_image(line)]
         with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".env.", delete=False, encoding="utf-8") as file:
             file.write("\n".join([*kept, MARK, f"TRITON_IMAGE={image}", ""]))
         Path(file.name).chmod(0o644)

@@ -74,12 +74,15 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path)
     monkeypatch.setenv("PATH", str(made.programs))
-    monkeypatch.delenv("TRITON_IMAGE", raising=False)
+    for variable in ("TRITON_IMAGE", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "DOCKER_HOST"):
+        monkeypatch.delenv(variable, raising=False)
     return made
 
 
 def test_gpu_and_driver(machine: Machine) -> None:
-    assert machine.find("GPU").text == "none: ONNX models are served on the CPU"
+    assert machine.find("GPU").text.startswith(
+        "none: ONNX models are served on the CPU, by Compose with -f compose.yaml"
+    )
     machine.gpu()
     assert machine.find("GPU").text == "NVIDIA H100 80GB HBM3, compute capability 9.0"
     assert machine.find("driver") == Finding(
@@ -98,12 +101,14 @@ def test_broken_driver(machine: Machine) -> None:
     )
 
 
-def test_docker_missing_refused_or_down(machine: Machine) -> None:
+def test_docker_missing_refused_or_down(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.find("docker").text == "not installed"
     machine.program("docker", "echo 'permission denied while trying to connect to the Docker daemon' >&2; exit 1")
     assert "usermod -aG docker" in str(machine.find("docker").mend)
     machine.program("docker", "echo 'Cannot connect to the Docker daemon at unix:///x' >&2; exit 1")
     assert machine.find("docker").mend == "start the engine: sudo systemctl start docker (or Docker Desktop)"
+    monkeypatch.setenv("DOCKER_HOST", "unix:///x")
+    assert str(machine.find("docker").mend).startswith("DOCKER_HOST says where: ")
 
 
 def test_docker_that_hangs_does_not_hold_the_report_up(machine: Machine) -> None:
@@ -161,6 +166,19 @@ def test_port_in_use_names_the_holder(machine: Machine) -> None:
     assert found.level is Level.WRONG
     assert f"(pid {os.getpid()})" in found.text
     assert "--grpc-port 0" in str(found.mend)
+
+
+def test_the_ports_are_those_that_compose_is_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (machine.repository.parent / ".env").write_text(f"TRITON_GRPC_PORT={port}\n")
+        monkeypatch.setenv("TRITON_METRICS_PORT", "many")
+        found = {finding.subject: finding for finding in machine.examine() if finding.subject.startswith("port ")}
+    assert list(found)[1:] == [f"port {port}", "port many"]
+    assert "gRPC would need it" in found[f"port {port}"].text
+    assert (found["port many"].level, found["port many"].text) == (Level.WRONG, "TRITON_METRICS_PORT is no port")
 
 
 def test_good_model(machine: Machine) -> None:

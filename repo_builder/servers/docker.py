@@ -82,10 +82,10 @@ def _no_engine_error(error: Exception, where: str, otherwise: str) -> ServerErro
         return ServerError(
             "this user may not use the Docker engine", "sudo usermod -aG docker $USER, then log in again"
         )
-    return ServerError(
-        f"no Docker engine answers at {where}",
-        f"start one (sudo systemctl start docker, or Docker Desktop), {otherwise}",
-    )
+    start = "start one (sudo systemctl start docker, or Docker Desktop)"
+    if os.environ.get("DOCKER_HOST"):
+        start = "DOCKER_HOST says where: correct it, unset it"
+    return ServerError(f"no Docker engine answers at {where}", f"{start}, {otherwise}")
 
 
 def choose_image(image: str | None, plans: Iterable[Plan], folder: Path = Path()) -> str:

@@ -156,6 +156,7 @@ def test_auto_takes_the_local_server_otherwise(engine: Any, repository: Path, ru
 def test_no_engine(repository: Path, run: Run) -> None:
     done = run(*serve("any", repository), DOCKER_HOST="unix:///no/such.sock")
     assert only_error(done) == "error: no Docker engine answers at unix:///no/such.sock"
+    assert "hint: DOCKER_HOST says where: correct it, unset it, or serve without: --engine local" in done.stderr
 
 
 def test_socket_of_others(repository: Path, run: Run, tmp_path: Path) -> None:
