@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,12 +132,24 @@ def test_panels_do_not_overlap() -> None:
         taken |= cells
 
 
+def read_when_open(url: str) -> Any:
+    """Triton opens the port of its metrics a moment after the one that says it is ready."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return urllib.request.urlopen(url)
+        except urllib.error.URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[str]]:
     """The names of the metrics of a running server."""
     root = tmp_path_factory.mktemp("metrics") / "models"
     write_identity(root, "identity")
-    with repo_builder.serve(root) as server, urllib.request.urlopen(server.metrics_url) as answer:
+    with repo_builder.serve(root) as server, read_when_open(server.metrics_url) as answer:
         yield set(re.findall(r"^(nv_\w+)[ {]", answer.read().decode(), re.MULTILINE))
 
 
