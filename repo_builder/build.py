@@ -346,7 +346,6 @@ def _read_labels(path: Path) -> tuple[str, ...]:
 
 def _wire_bytes(array: npt.NDArray[Any]) -> bytes:
     """An array as Triton reads it from a file: raw, strings each behind their length in four little-endian bytes."""
-    if array.dtype != object:
-        return array.tobytes()
-    encoded = [str(value).encode() for value in array.ravel()]
-    return b"".join(len(value).to_bytes(4, "little") + value for value in encoded)
+    from tritonclient.utils import serialize_byte_tensor
+
+    return bytes(serialize_byte_tensor(array).item()) if array.dtype == object else array.tobytes()

@@ -23,7 +23,7 @@ from repo_builder.repository import CONFIG, Repository, file_sha256
 from repo_builder.runtime import open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
 from repo_builder.served import ServedModel
-from repo_builder.trt.options import Profile, TensorRTOptions
+from repo_builder.trt.options import TensorRTOptions, read_profiles
 from repo_builder.verify import Reference, Tolerance, Verification
 
 ROUNDS = 5
@@ -96,7 +96,7 @@ def verify_model(
         if change:
             raise VerificationError(f"{name}@{number}: {change}", "publish it anew: repo-builder add --force")
         recorded = _Recorded.read(folder, manifest)
-    samples = samples or recorded.samples_or_refuse()
+    samples = known_shapes(samples or recorded.samples_or_refuse(), recorded.first_profile)
     if "definition" in manifest["source"]:
         if reference is None or source is not None:
             raise UsageError(
@@ -152,8 +152,8 @@ class _Recorded:
         """Raises KeyError, TypeError or ValueError where the manifest is not one of ours."""
         options = manifest["options"]["build"]
         tensorrt, samples, target = options["tensorrt"], options["samples"], Target(manifest["target"])
-        profiles = tuple(map(_profile, (manifest.get("engine") or {}).get("profiles", ())))
-        asked = tuple(map(_profile, tensorrt["profiles"]))
+        profiles = read_profiles((manifest.get("engine") or {}).get("profiles", ()))
+        asked = read_profiles(tensorrt["profiles"])
         config = read_config(folder / CONFIG)
         artifact = Artifact(
             platform=manifest["platform"],
@@ -219,8 +219,6 @@ class _Gate:
                 (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / file).symlink_to((source.parent / file).resolve())
             session = open_source(model, Path(folder))
-        if recorded.first_profile:
-            samples = known_shapes(samples, recorded.first_profile)
         ranges = index_ranges(model.proto)
         reference = Reference.open(model.spec, session, Sampler(model.spec.inputs, samples, ranges))
         if recorded.looked_for_batch and not recorded.batchable and reference.batch_axis:
@@ -238,8 +236,6 @@ class _Gate:
     ) -> _Gate:
         artifact = recorded.artifact
         spec = ModelSpec(Path(name), artifact.inputs, artifact.outputs, (), 0, 0)
-        if recorded.first_profile:
-            samples = known_shapes(samples, recorded.first_profile)
         session = FunctionSession(artifact.inputs, artifact.outputs, function)
         reference = Reference(spec, session, Sampler(spec.inputs, samples, {}), batch_axis=recorded.batchable)
         return cls(spec, reference, samples, {}, tolerance or recorded.tolerance, recorded.batchable)
@@ -312,8 +308,8 @@ def _find_source(what: str, folder: Path, manifest: Mapping[str, Any], given: Pa
             f"{what} was made from {name!r}, SHA-256 {wanted}, which the repository does not keep",
             f"name the file: --source PATH/TO/{name}",
         )
-    files = {path: wanted, **{path.parent / file: digest for file, digest in external.items()}}
-    for file, digest in files.items():
+    files = {path.parent / file: digest for file, digest in external.items()}
+    for file, digest in ({path: wanted} | files if given else files).items():
         found = _sha256(file)
         if found != digest:
             raise UsageError(
@@ -352,8 +348,3 @@ def _tolerance_of(target: Target, options: Mapping[str, Any]) -> Tolerance:
 def _tensor(entry: Mapping[str, Any]) -> TensorSpec:
     shape = tuple(None if size < 0 else int(size) for size in entry["shape"])
     return TensorSpec(entry["name"], DataType[entry["datatype"]], shape)
-
-
-def _profile(entry: Mapping[str, Mapping[str, list[int]]]) -> Profile:
-    corners = ({name: tuple(shape) for name, shape in entry[corner].items()} for corner in ("min", "opt", "max"))
-    return Profile(*corners)

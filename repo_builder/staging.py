@@ -39,9 +39,8 @@ def open_staging(root: Path) -> Iterator[Path]:
     try:
         with made(place.parent):
             with locked(root):
-                home, prefix = _home(place), _prefix(place)
-                _clear_abandoned(place, home, prefix)
-                folder = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
+                _clear_abandoned(place)
+                folder = Path(tempfile.mkdtemp(prefix=_prefix(place), dir=_home(place)))
                 handle = _lock_file(folder / LOCK)
             try:
                 yield folder
@@ -54,9 +53,9 @@ def open_staging(root: Path) -> Iterator[Path]:
 
 def abandoned(root: Path) -> list[Path]:
     """The staging folders of ``root`` that killed processes left; the next :func:`open_staging` clears them away."""
-    place = root.resolve()
-    found = []
-    for folder in _staging_folders(_home(place), _prefix(place)) if place.parent.is_dir() else ():
+    place, found = root.resolve(), []
+    entries = sorted(_home(place).iterdir()) if place.parent.is_dir() else ()
+    for folder in [entry for entry in entries if entry.name.startswith(_prefix(place))]:
         try:
             handle = os.open(folder / LOCK, os.O_RDWR)
         except FileNotFoundError:
@@ -133,10 +132,6 @@ def _prefix(root: Path) -> str:
     return f".{root.name}.staging-"
 
 
-def _staging_folders(home: Path, prefix: str) -> list[Path]:
-    return sorted(folder for folder in home.iterdir() if folder.name.startswith(prefix))
-
-
 def _home(root: Path) -> Path:
     """The folder that staging folders are in, and the lock that keeps other writers out."""
     mounted = root.is_dir() and _mount(root) != _mount(root.parent)
@@ -167,20 +162,16 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
-def _lock_file(path: Path, *, wait: bool = True) -> int:
+def _lock_file(path: Path) -> int:
     """A handle that holds the lock of ``path``, a file made for that, until it is closed.
 
     A folder could be locked too, but over NFS machines see each other's locks only of files open for writing.
-
-    Raises:
-        BlockingIOError: another holds it, and ``wait`` is False.
     """
-    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         locked = False
         try:
-            fcntl.flock(handle, how)
+            fcntl.flock(handle, fcntl.LOCK_EX)
             locked = os.path.samestat(os.fstat(handle), path.stat())
         except OSError as error:
             if error.errno not in {errno.ENOENT, errno.ESTALE}:  # not one that was deleted meanwhile
@@ -192,17 +183,13 @@ def _lock_file(path: Path, *, wait: bool = True) -> int:
             return handle
 
 
-def _clear_abandoned(root: Path, home: Path, prefix: str) -> None:
-    """Delete staging folders that no living process holds, and bring back a model that one had moved aside."""
-    for folder in _staging_folders(home, prefix):
+def _clear_abandoned(root: Path) -> None:
+    """Delete what killed processes left, and bring back a model that one had moved aside; ``root`` is locked."""
+    for folder in abandoned(root):
         with contextlib.suppress(OSError):
-            handle = _lock_file(folder / LOCK, wait=False)
-            try:
-                for model in folder.glob(f"{ASIDE}/*"):
-                    if not (root / model.name).exists():
-                        model.rename(root / model.name)
-            finally:
-                os.close(handle)
+            for model in folder.glob(f"{ASIDE}/*"):
+                if not (root / model.name).exists():
+                    model.rename(root / model.name)
             shutil.rmtree(folder, ignore_errors=True)
 
 

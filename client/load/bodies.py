@@ -82,13 +82,8 @@ def make_inputs(model: ModelMetadata, data: LoadData, batch: int | None, seed: i
         if len(requests) >= data.variants or size + last > MAX_BYTES:
             break
     source = "pictures" if data.pictures else "arrays" if data.inputs else "random"
-    return Inputs(tuple(requests), _batch(model, data, batch), source)
-
-
-def _batch(model: ModelMetadata, data: LoadData, batch: int | None) -> int:
-    if batch is not None or not model.batched or not data.inputs:
-        return batch or 1
-    return len(next(iter(read_arrays(model, data.inputs).values())))
+    items = len(requests[0][0].array) if model.batched and requests[0] else 1
+    return Inputs(tuple(requests), items, source)
 
 
 def _of_pictures(model: ModelMetadata, data: LoadData, batch: int) -> Iterator[list[Tensor]]:

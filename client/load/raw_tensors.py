@@ -7,6 +7,7 @@ from struct import Struct
 from typing import Final
 
 import numpy as np
+from tritonclient.utils import serialize_byte_tensor
 
 from client.errors import BadResponse
 from client.tensors import BYTES, Array, numpy_dtype
@@ -16,10 +17,9 @@ _LENGTH: Final = Struct("<I")
 
 def tensor_bytes(datatype: str, array: Array) -> bytes:
     """The elements in C order; each of BYTES behind its length, 4 bytes little-endian."""
-    if datatype != BYTES:
+    if datatype != BYTES or not array.size:
         return array.tobytes()
-    elements = [entry if isinstance(entry, bytes) else str(entry).encode() for entry in array.ravel()]
-    return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
+    return bytes(serialize_byte_tensor(array).item())
 
 
 def array_from_bytes(datatype: str, shape: tuple[int, ...], data: bytes, *, exact: bool = True) -> Array:

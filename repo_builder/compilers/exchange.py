@@ -20,7 +20,7 @@ from repo_builder.errors import RepoBuilderError
 from repo_builder.model import DataType, ModelSpec, TensorSpec
 from repo_builder.runtime import RunError
 from repo_builder.trt.cuda import Gpu
-from repo_builder.trt.options import Profile, TensorRTOptions
+from repo_builder.trt.options import TensorRTOptions, read_profiles
 from repo_builder.verify import Runner, Tolerance
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def read_artifact(data: Mapping[str, Any], run: Runner) -> Artifact:
             "outputs": _tensors(data["outputs"]),
             "run": run if runs else None,
             "tolerance": Tolerance(**data["tolerance"]),
-            "profiles": _profiles(data["profiles"]),
+            "profiles": read_profiles(data["profiles"]),
             "shape_tensors": frozenset(data["shape_tensors"]),
             "hints": tuple(data["hints"]),
         }
@@ -84,7 +84,7 @@ def read_options(data: Mapping[str, Any]) -> TensorRTOptions:
     return TensorRTOptions(
         **{
             **data,
-            "profiles": _profiles(data["profiles"]),
+            "profiles": read_profiles(data["profiles"]),
             "compute_capabilities": tuple(data["compute_capabilities"]),
             "plugins": tuple(map(Path, data["plugins"])),
             "timing_cache": Path(cache) if cache else None,
@@ -108,16 +108,9 @@ def _tensors(data: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
             entry["name"],
-            next(dtype for dtype in DataType if dtype.value == entry["dtype"]),
+            DataType[entry["dtype"]],
             None if entry["shape"] is None else tuple(entry["shape"]),
         )
-        for entry in data
-    )
-
-
-def _profiles(data: list[dict[str, Any]]) -> tuple[Profile, ...]:
-    return tuple(
-        Profile(**{corner: {name: tuple(shape) for name, shape in entry[corner].items()} for corner in entry})
         for entry in data
     )
 

@@ -63,8 +63,8 @@ def write_record(record: ServerRecord) -> None:
 
 def running_servers() -> list[ServerRecord]:
     """Return the servers of this user that run here, by HTTP port; files of those that are gone are removed."""
-    found = []
-    for path in record_path(0).parent.glob(record_path("*").name):
+    found, pattern = [], record_path("*")
+    for path in pattern.parent.glob(pattern.name):
         try:
             record = ServerRecord(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,14 @@ class Profile:
     min: Shapes = field(default_factory=dict)
     opt: Shapes = field(default_factory=dict)
     max: Shapes = field(default_factory=dict)
+
+
+def read_profiles(data: Iterable[Mapping[str, Mapping[str, Iterable[int]]]]) -> tuple[Profile, ...]:
+    """Profiles out of the JSON that :func:`dataclasses.asdict` made of them."""
+    return tuple(
+        Profile(**{corner: {name: tuple(shape) for name, shape in shapes.items()} for corner, shapes in entry.items()})
+        for entry in data
+    )
 
 
 @dataclass(frozen=True)

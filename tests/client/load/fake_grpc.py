@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +12,8 @@ from concurrent import futures
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.client.load.child import running
 
 METHOD = "ModelInfer"
 
@@ -32,16 +33,8 @@ class GrpcScript:
 @contextlib.contextmanager
 def fake_grpc(script: GrpcScript | None = None) -> Iterator[str]:
     """``host:port`` of a fake that lives as long as the block."""
-    line = [sys.executable, "-m", "tests.client.load.fake_grpc", json.dumps(asdict(script or GrpcScript()))]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
-    try:
-        assert process.stdout is not None
-        yield f"127.0.0.1:{process.stdout.readline().strip()}"
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    with running("tests.client.load.fake_grpc", asdict(script or GrpcScript())) as address:
+        yield address
 
 
 class _Fake:

@@ -12,13 +12,13 @@ import json
 import select
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
+
+from tests.client.load.child import running
 
 MODEL = "fake"
 OUTPUT = (
@@ -55,16 +55,8 @@ class Script:
 @contextlib.contextmanager
 def fake_server(script: Script | None = None) -> Iterator[str]:
     """The URL of a fake that lives as long as the block."""
-    text = json.dumps(asdict(script or Script()))
-    process = subprocess.Popen([sys.executable, str(Path(__file__)), text], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield f"127.0.0.1:{process.stdout.readline().strip()}"
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    with running("tests.client.load.fake_server", asdict(script or Script())) as address:
+        yield address
 
 
 class _Fake:
