@@ -16,6 +16,12 @@ from typing import Any
 
 import pytest
 
+from repo_builder.compilers.base import Target
+from repo_builder.trt.library import is_installed
+
+rtx = pytest.mark.skipif(
+    not is_installed(Target.TENSORRT_RTX), reason="TensorRT-RTX is not installed: pip install 'repo-builder[rtx]'"
+)
 Tree = dict[str, tuple[str, int, bytes]]
 
 

@@ -38,10 +38,10 @@ from repo_builder.errors import CompileError, MissingExtraError, UsageError
 from repo_builder.model import DataType, TensorSpec
 from repo_builder.onnx_model import read_model
 from repo_builder.runtime import RunError
-from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.verify import Tolerance
 from tests.models import linear, save
+from tests.support import rtx
 
 
 def through_json(data: dict[str, Any], path: Path) -> Any:
@@ -142,7 +142,7 @@ def ask(folder: Path, number: int, **request: Any) -> Any:
     return json.loads(answer_path(folder, number).read_text(encoding="utf-8"))
 
 
-@pytest.mark.skipif(not is_installed(Target.TENSORRT_RTX), reason="TensorRT-RTX is not installed")
+@rtx
 def test_a_worker_identifies_builds_and_runs(worker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "staged"
     folder.mkdir()

@@ -15,22 +15,14 @@ from repo_builder import BuildOptions, ServingOptions, Target, add_model, verify
 from repo_builder.config.proto import read_config
 from repo_builder.errors import CompileError, ModelError, UsageError
 from repo_builder.runtime import open_session
-from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.conftest import Cli
 from tests.models import FP32, Tensors, linear, model, node, save
+from tests.support import rtx
 
 EXAMPLE = Path(repo_builder.__file__).parents[1] / "examples" / "convnet" / "network.py"
-rtx = pytest.mark.skipif(
-    not is_installed(Target.TENSORRT_RTX), reason="TensorRT-RTX is not installed: pip install 'repo-builder[rtx]'"
-)
 BUILD = BuildOptions(target=Target.TENSORRT_RTX)
-
-
-@pytest.fixture(autouse=True)
-def own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 @pytest.fixture(scope="module")

@@ -25,17 +25,9 @@ from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.conftest import Cli
 from tests.models import FP32, INT64, model, node, save, weights
-from tests.support import compile_library
+from tests.support import compile_library, rtx
 
-rtx = pytest.mark.skipif(
-    not is_installed(Target.TENSORRT_RTX), reason="TensorRT-RTX is not installed: pip install 'repo-builder[rtx]'"
-)
-
-
-@pytest.fixture(autouse=True)
-def own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def convolution(*, height: int | str = 8, width: int | str = 8) -> onnx.ModelProto:

@@ -34,16 +34,14 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
-def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Skip without a GPU or TensorRT; keep caches and logs to the test."""
+def gpu(own_folders: None) -> None:
+    """Skip without a GPU or TensorRT."""
     try:
         found = is_installed(Target.TENSORRT) and find_gpu()
     except MissingExtraError:
         found = None
     if not found:
         pytest.skip("needs a GPU, TensorRT and cuda-python")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def options(**given: Any) -> TensorRTOptions:
@@ -253,3 +251,20 @@ def test_verify_compares_at_the_ends_of_every_profile(tmp_path: Path) -> None:
     with repo_builder.serve(tmp_path / "models") as server:
         served = verify_model("net", repository=tmp_path / "models", source=tmp_path / "net.onnx", served=server.url)
     assert served.verification.outputs[0].mismatched == 0
+
+
+def test_a_plan_for_this_type_of_gpu_is_found_by_its_compute_capability(tmp_path: Path) -> None:
+    source = save(network(), tmp_path / "net.onnx")
+    build = BuildOptions(target=Target.TENSORRT, tensorrt=options(fp16=True), cc_plan=True)
+    published = add_model(source, repository=tmp_path / "models", build=build)
+    gpu = find_gpu()
+    assert gpu is not None
+    file = f"model_cc{gpu.compute_capability.replace('.', '')}.plan"
+    config = read_config(published.folder / "config.pbtxt")
+    assert dict(config.cc_model_filenames) == {gpu.compute_capability: file}
+    assert published.manifest["plans"][gpu.compute_capability]["engine"]["gpu"]["name"] == gpu.name
+    again = add_model(source, repository=tmp_path / "models", build=build)
+    assert (again.version, again.already_there) == (1, True)
+    with repo_builder.serve(tmp_path / "models") as server:
+        served = verify_model("net", repository=tmp_path / "models", source=source, served=server.url)
+    assert served.verification.outputs[0].cosine_error < 1e-4

@@ -45,8 +45,7 @@ SAMPLE = np.array([[1, 2, 3, 4]], np.float32)
 
 
 @pytest.fixture(autouse=True)
-def own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def no_servers_left(own_folders: None) -> Iterator[None]:
     yield
     for record in running_servers():  # of a test that failed
         stop_server(record)

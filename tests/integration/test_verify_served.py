@@ -20,11 +20,6 @@ from tests.servers.repositories import write_identity
 BUILD = BuildOptions(target=Target.ONNXRUNTIME)
 
 
-@pytest.fixture(autouse=True)
-def own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
 def heavy(batch: int | str = "batch") -> onnx.ModelProto:
     """Matrix products that take long enough for other requests to arrive meanwhile."""
     layers = [node("MatMul", [f"h{n}" if n else "x", f"w{n}"], [f"h{n + 1}"]) for n in range(6)]

@@ -12,21 +12,12 @@ from repo_builder.compatibility import Plan, find_plans, plugins_setting
 from repo_builder.errors import UsageError
 from repo_builder.plans import compile_plan
 from repo_builder.repository import Repository
-from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import TensorRTOptions
 from tests.conftest import Cli
 from tests.models import linear, save
-from tests.support import compile_library, untouched, was_loaded
+from tests.support import compile_library, rtx, untouched, was_loaded
 
-rtx = pytest.mark.skipif(
-    not is_installed(Target.TENSORRT_RTX), reason="TensorRT-RTX is not installed: pip install 'repo-builder[rtx]'"
-)
-
-
-@pytest.fixture(autouse=True)
-def own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def publish(tmp_path: Path, *plugins: Path) -> Any:
