@@ -29,6 +29,7 @@ from repo_builder.servers.supervised import (
     no_model_error,
 )
 
+_SHM_GROWTH = 16 << 20  # bytes, holes until used; the default of 1 MiB maps the whole region anew at every step
 ATTEMPTS = 3  # a free port may be taken by another process while models load
 
 
@@ -136,7 +137,6 @@ def _command(
     flags: dict[str, Any] = {
         "model-repository": repository,
         "backend-directory": run_directory.backends,
-        "backend-config": f"python,shm-region-prefix-name={shm_prefix}",
         "exit-timeout-secs": int(supervisor.GRACE_S),
         "http-address": address,
         "http-port": ports.http,
@@ -152,4 +152,6 @@ def _command(
     ):
         flags["disable-auto-complete-config"] = None  # saves the process a model that would complete nothing
     given = (f"--{name}" if value is None else f"--{name}={value}" for name, value in flags.items())
-    return [str(installation.binary), *given, *common_flags(options)]
+    shared_memory = {"region-prefix-name": shm_prefix, "growth-byte-size": _SHM_GROWTH}
+    backends = (f"--backend-config=python,shm-{name}={value}" for name, value in shared_memory.items())
+    return [str(installation.binary), *given, *backends, *common_flags(options)]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import mmap
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -179,6 +182,52 @@ def test_memory_is_allocated_once(backend: ModuleType, monkeypatch: pytest.Monke
     assert (instance.cuda.calls["cudaMalloc"], instance.cuda.calls["cudaHostAlloc"]) == before
     instance.model.finalize()
     assert not instance.cuda.blocks
+
+
+@pytest.fixture
+def shared() -> Iterator[npt.NDArray[np.float32]]:
+    """Rows in shared memory, as Triton's stub maps it."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.truncate(1 << 16)
+        yield np.frombuffer(mmap.mmap(file.fileno(), 1 << 16), np.float32).reshape(-1, 8)
+
+
+def test_what_lies_in_shared_memory_is_read_there(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: npt.NDArray[np.float32]
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)])
+    shared[:] = rows(*shared.shape)
+    sources = []
+    copy = instance.cuda.do_cudaMemcpyAsync
+
+    def copy_and_note(target: int, source: int, *rest: Any) -> None:
+        sources.append(source)
+        copy(target, source, *rest)
+
+    monkeypatch.setattr(instance.cuda, "do_cudaMemcpyAsync", copy_and_note)
+    for start in range(0, 40, 4):
+        [response] = instance.run(shared[start : start + 4])
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * shared[start : start + 4])
+        assert shared[start:].ctypes.data in sources
+    instance.run(rows(1, 3))
+    assert instance.cuda.calls["cudaHostRegister"] == 1
+    instance.model.finalize()
+    assert instance.cuda.calls["cudaHostUnregister"] == 1
+
+
+def test_shared_memory_that_cuda_does_not_register_is_copied(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: npt.NDArray[np.float32]
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)])
+    refuse = CODES.cudaErrorMemoryAllocation
+    monkeypatch.setattr(instance.cuda, "do_cudaHostRegister", lambda *_: refuse, raising=False)
+    shared[:] = rows(*shared.shape)
+    for start in range(0, 40, 4):
+        [response] = instance.run(shared[start : start + 4])
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * shared[start : start + 4])
+    assert instance.cuda.calls["cudaHostRegister"] == 1
+    instance.model.finalize()
+    assert "cudaHostUnregister" not in instance.cuda.calls
 
 
 def test_a_bad_request_does_not_fail_its_neighbours(

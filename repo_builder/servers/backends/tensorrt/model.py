@@ -5,8 +5,9 @@ It reads the same repositories and ``config.pbtxt`` fields as NVIDIA's C++ backe
 (https://github.com/triton-inference-server/tensorrt_backend) and refuses what that one refuses, so that a repository
 which loads here loads there.  The requests that Triton's scheduler hands over together run as one batch:
 
-- each request's tensors go through pinned memory, allocated once, into their place in one device buffer, so that
-  while one is on its way the next is being staged;
+- each request's tensors go to their place in one device buffer, read by the GPU itself from the shared memory that
+  Triton hands them over in; where that can't be, through pinned memory, so that while one is on its way the next is
+  being staged;
 - device buffers are as large as the profile allows and stay where they are, so a batch size that config.pbtxt names
   for CUDA graphs is captured once and then launched as one call;
 - outputs come back into pinned memory, from which Triton takes them.
@@ -143,6 +144,57 @@ class PinnedMemory:
         self.blocks = []
 
 
+class SharedMemory:
+    """The mappings of shared memory that the GPU reads itself, each registered with CUDA when first met.
+
+    Triton's stub maps its region anew when it grows and keeps the old mappings for as long as it lives
+    (https://github.com/triton-inference-server/python_backend/blob/main/src/shm_manager.cc), so one that is registered
+    stays valid.
+    """
+
+    FOLDER = "/dev/shm/"  # noqa: S108
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self.mappings: list[tuple[int, int, bool]] = []
+
+    def holds(self, address: int, nbytes: int) -> bool:
+        """Whether the GPU can read these bytes where they lie."""
+        for start, end, registered in reversed(self.mappings):
+            if start <= address and address + nbytes <= end:
+                return registered
+        mapping = self.find(address)
+        if mapping is None:
+            return False
+        start, end = mapping
+        registered = self.register(start, end - start)
+        self.mappings.append((start, end, registered))
+        return registered
+
+    def find(self, address: int) -> tuple[int, int] | None:
+        """Return the mapping of shared memory around ``address``, if there is one (man 5 proc_pid_maps)."""
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+            span, _, _, _, _, *path = line.split(maxsplit=5)
+            start, end = (int(number, 16) for number in span.split("-"))
+            if start <= address < end:
+                return (start, end) if path and path[0].startswith(self.FOLDER) else None
+        return None
+
+    def register(self, start: int, nbytes: int) -> bool:
+        try:
+            self.cuda("cudaHostRegister", start, nbytes, self.cuda.api.cudaHostRegisterDefault)
+        except CudaError as error:
+            pb_utils.Logger.log_warn(f"requests go through a copy in pinned memory: {error}")
+            return False
+        return True
+
+    def free(self) -> None:
+        for start, _, registered in self.mappings:
+            if registered:
+                self.cuda("cudaHostUnregister", start)
+        self.mappings = []
+
+
 class DeviceMemory:
     """One tensor's memory on the GPU, which grows when needed; ``generation`` counts how often it moved."""
 
@@ -218,6 +270,7 @@ class TritonPythonModel:
         self.engine = load_engine(self.runtime, self.trt, self.cuda, args, config)
         self.inputs, self.outputs = checked_ports(self.trt, self.engine, config)
         self.pinned = PinnedMemory(self.cuda)
+        self.shared = SharedMemory(self.cuda)
         self.device = {name: DeviceMemory(self.cuda) for name in (*self.inputs, *self.outputs)}
         self.lanes = [self.open_lane(index) for index in profile_indices(self.engine, config)]
         if self.batching:
@@ -230,6 +283,7 @@ class TritonPythonModel:
         for memory in self.device.values():
             memory.free()
         self.pinned.free()
+        self.shared.free()
         self.lanes = []
         self.engine = None
 
@@ -364,6 +418,8 @@ class TritonPythonModel:
             return
         if source.on_device:
             kind, address = self.cuda.within_device, source.address
+        elif self.shared.holds(source.address, source.nbytes):
+            kind, address = self.cuda.to_device, source.address
         else:
             kind, address = self.cuda.to_device, self.pinned.take(source.nbytes)
             ctypes.memmove(address, source.address, source.nbytes)
