@@ -264,7 +264,7 @@ def test_a_plan_for_this_type_of_gpu_is_found_by_its_compute_capability(tmp_path
     assert dict(config.cc_model_filenames) == {gpu.compute_capability: file}
     assert published.manifest["plans"][gpu.compute_capability]["engine"]["gpu"]["name"] == gpu.name
     again = add_model(source, repository=tmp_path / "models", build=build)
-    assert (again.version, again.already_there) == (1, True)
+    assert (again.version, again.unchanged) == (1, True)
     with repo_builder.serve(tmp_path / "models") as server:
         served = verify_model("net", repository=tmp_path / "models", source=source, served=server.url)
     assert served.verification.outputs[0].cosine_error < 1e-4
