@@ -4,7 +4,8 @@
 
     schedule          when requests are to be sent        bodies            what is sent: tensors, made once
     delivery          how: HTTP or gRPC, shared memory    prepare           from tensors to what workers are given
-    shared_memory     regions that the server can read    grpc_messages     gRPC's messages
+    shared_memory     regions that the server can read    device_memory     those of a GPU
+    grpc_messages     gRPC's messages
     workers           the worker processes from outside   engine            a worker: its loop, clock and records
     connections       its sockets, and TLS                http1, http2      what the bytes on them mean
     statistics        what the records say                histogram         HdrHistogram's format

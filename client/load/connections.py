@@ -7,7 +7,6 @@ import itertools
 import select
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.load.channel import BUFFER_BYTES, Channel
@@ -41,6 +40,7 @@ class Connections:
         slots = setup.slots
         self._new_slots = itertools.count(slots.first, slots.stride) if slots else itertools.repeat(0)
         self._spare_slots: list[int] = []
+        self._read_slot = slots.reader() if slots else None
         self.by_fd: dict[int, Channel] = {}
 
     @property
@@ -72,8 +72,7 @@ class Connections:
 
     def outputs(self, channel: Channel) -> bytes | None:
         """What is in the channel's slot."""
-        slots = self._setup.slots
-        return Path(slots.folder, slots.region(slots.name, channel.slot)).read_bytes() if slots else None
+        return self._read_slot(channel.slot) if self._read_slot else None
 
     def connect(self, channel: Channel, *, blocking: bool) -> None:
         """Open a socket; without ``blocking`` it is used as soon as it can be.  OSError if there is no server."""

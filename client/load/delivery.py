@@ -21,6 +21,7 @@ class SharedMemory(str, Enum):
 
     NONE = "none"
     SYSTEM = "system"
+    CUDA = "cuda"
 
 
 class Compression(str, Enum):

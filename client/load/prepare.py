@@ -70,8 +70,8 @@ def prepare(
     )
     with contextlib.ExitStack() as held:
         regions: Regions | None = None
-        if delivery.shared_memory is SharedMemory.SYSTEM:
-            regions = held.enter_context(share(client, model, inputs.requests, in_flight))
+        if delivery.shared_memory is not SharedMemory.NONE:
+            regions = held.enter_context(share(client, model, inputs.requests, in_flight, delivery.shared_memory))
         requests = tuple(_encode(model, inputs, url, delivery, regions))
         bodies = Bodies(requests, inputs.batch, inputs.source, inputs.sha256)
         setup = replace(setup, requests=requests, slots=regions.slots if regions else None)

@@ -6,9 +6,10 @@ A worker imports this module and :mod:`client.load.engine` and little else: it s
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from typing import Final
 
 from client.tls import Tls
@@ -108,15 +109,24 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class DeviceRegions:
+    """Regions of ``size`` bytes each in the memory of GPU ``device``, and the handles that open them."""
+
+    device: int
+    size: int
+    handles: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Slots:
     """Where in shared memory answers go: each connection has a slot of its own.
 
     Requests name slot 0, and the connection whose slot is another puts that one's region, whose name is as long, in
-    its place.  A region is a file in ``folder``.
+    its place.  A region is a file in the folder ``where``, or memory of a GPU.
     """
 
     name: str
-    folder: str
+    where: str | DeviceRegions
     first: int = 0
     stride: int = 1
 
@@ -124,6 +134,15 @@ class Slots:
     def region(name: str, slot: int) -> str:
         """The name of the region that slot ``slot`` is."""
         return f"{name}-output-{slot:05}"
+
+    def reader(self) -> Callable[[int], bytes]:
+        """Open the slots that are this worker's, which takes CUDA a while; the function reads one of them."""
+        where = self.where
+        if isinstance(where, str):
+            return lambda slot: Path(where, self.region(self.name, slot)).read_bytes()
+        from client.load.device_memory import open_regions
+
+        return open_regions(where, range(self.first, len(where.handles), self.stride))
 
 
 @dataclass(frozen=True)

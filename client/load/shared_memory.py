@@ -1,12 +1,14 @@
-"""System shared memory: tensors that a server on the same machine reads and writes where they are.
+"""Shared memory: tensors that a server on the same machine reads and writes where they are.
 
 Each different request has a region for its inputs, and each request in flight one for its outputs, so that no answer
-is written over another.  Each region is a file of its own in /dev/shm: tritonserver 2.51 refuses a second region of
-the same file.
+is written over another.  Each region of system shared memory is a file of its own in /dev/shm: tritonserver 2.51
+refuses a second region of the same file.  Each of CUDA shared memory is an allocation of its own, made by this process,
+that the server and the workers open.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import json
@@ -14,6 +16,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Final
@@ -21,13 +24,29 @@ from urllib.parse import quote
 
 from client.client import Client
 from client.errors import ClientError, InferenceRejected
+from client.load.delivery import SharedMemory as Kind
+from client.load.device_memory import device_memory, require_device
 from client.load.raw_tensors import tensor_bytes
-from client.load.records import Slots
+from client.load.records import DeviceRegions, Slots
 from client.metadata import ModelMetadata
 from client.protocol import Request, Tensor, inference_outputs, inference_request
 
-_ALIGNMENT: Final = 64
+_ALIGNMENT: Final = 256  # as cudaMalloc aligns
 _FOLDER: Final = "/dev/shm"  # noqa: S108  (where Linux has what shm_open opens)
+_REFUSED: Final = {
+    Kind.SYSTEM: (
+        "this machine's shared memory",
+        "--shared-memory system takes a server on this machine; one in a container shares /dev/shm with --ipc=host",
+    ),
+    # Triton 2.51 answers the same in all these cases, and tells CUDA's reason to its log alone.
+    Kind.CUDA: (
+        "the memory of this machine's GPU",
+        (
+            "--shared-memory cuda takes a server on this machine with the same GPU, if in a container then with "
+            "--pid=host; one without a GPU says so, too, and its log has CUDA's reason"
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -49,12 +68,16 @@ class Regions:
 
 
 @contextlib.contextmanager
-def share(client: Client, model: ModelMetadata, requests: Sequence[Sequence[Tensor]], slots: int) -> Iterator[Regions]:
+def share(
+    client: Client, model: ModelMetadata, requests: Sequence[Sequence[Tensor]], slots: int, kind: Kind
+) -> Iterator[Regions]:
     """Put the inputs of ``requests`` into shared memory with room for the outputs of ``slots`` requests in flight.
 
-    The server knows the regions as long as the block lasts; then they and the file are gone.  How large outputs
+    The server knows the regions as long as the block lasts; then they and their memory are gone.  How large outputs
     are is found out by sending each of the requests once, the ordinary way.
     """
+    device = require_device() if kind is Kind.CUDA else None
+    make = partial(_system_region, client) if device is None else partial(_cuda_region, client, device)
     sizes = _output_sizes(client, model, requests)
     name = f"client-bench-{secrets.token_hex(6)}"
     inputs: list[dict[str, Place]] = []
@@ -63,12 +86,13 @@ def share(client: Client, model: ModelMetadata, requests: Sequence[Sequence[Tens
             data = {tensor.name: tensor_bytes(tensor.datatype, tensor.array) for tensor in tensors}
             region = f"{name}-input-{number}"
             places, size = _lay_out(region, {key: len(value) for key, value in data.items()})
-            held.enter_context(_region(client, region, size, {places[key].offset: data[key] for key in data}))
+            contents = {places[key].offset: data[key] for key in data}
+            held.enter_context(make(region, size, contents))
             inputs.append(places)
         outputs, size = _lay_out(Slots.region(name, 0), sizes)
-        for slot in range(slots):
-            held.enter_context(_region(client, Slots.region(name, slot), size))
-        yield Regions(tuple(inputs), outputs, Slots(name, _FOLDER))
+        keys = [held.enter_context(make(Slots.region(name, slot), size, {})) for slot in range(slots)]
+        where = _FOLDER if device is None else DeviceRegions(device, size, tuple(keys))
+        yield Regions(tuple(inputs), outputs, Slots(name, where))
 
 
 def _output_sizes(client: Client, model: ModelMetadata, requests: Sequence[Sequence[Tensor]]) -> dict[str, int]:
@@ -99,8 +123,8 @@ def _lay_out(region: str, sizes: Mapping[str, int]) -> tuple[dict[str, Place], i
 
 
 @contextlib.contextmanager
-def _region(client: Client, name: str, size: int, contents: Mapping[int, bytes] | None = None) -> Iterator[None]:
-    """A region of ``size`` bytes with ``contents`` by offset; the server knows it as long as the block lasts."""
+def _system_region(client: Client, name: str, size: int, contents: Mapping[int, bytes]) -> Iterator[bytes]:
+    """The file of a region of ``size`` bytes with ``contents`` by offset, which the server knows during the block."""
     try:
         # Multiprocessing's tracker removes the file even if this process is killed.
         memory = SharedMemory(name, create=True, size=size)
@@ -114,15 +138,11 @@ def _region(client: Client, name: str, size: int, contents: Mapping[int, bytes] 
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
                 raise _no_memory(size, error) from error
-            for offset, data in (contents or {}).items():
+            for offset, data in contents.items():
                 file.seek(offset)
                 file.write(data)
-        _register(client, name, size)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(ClientError):  # a server that is gone knows no regions
-                client.send(Request("POST", f"/v2/systemsharedmemory/region/{quote(name)}/unregister"))
+        with _registered(client, Kind.SYSTEM, name, {"key": f"/{name}", "offset": 0, "byte_size": size}):
+            yield name.encode()
     finally:
         memory.unlink()
 
@@ -135,12 +155,26 @@ def _no_memory(size: int, error: OSError) -> ClientError:
     )
 
 
-def _register(client: Client, name: str, size: int) -> None:
-    body = json.dumps({"key": f"/{name}", "offset": 0, "byte_size": size}).encode()
+@contextlib.contextmanager
+def _cuda_region(client: Client, device: int, name: str, size: int, contents: Mapping[int, bytes]) -> Iterator[bytes]:
+    """The same in the memory of GPU ``device``: the handle that opens it."""
+    with device_memory(size, contents) as handle:
+        raw = {"b64": base64.b64encode(handle).decode()}
+        with _registered(client, Kind.CUDA, name, {"raw_handle": raw, "device_id": device, "byte_size": size}):
+            yield handle
+
+
+@contextlib.contextmanager
+def _registered(client: Client, kind: Kind, name: str, body: Mapping[str, object]) -> Iterator[None]:
+    """Let the server know a region as long as the block lasts."""
+    path = f"/v2/{kind.value}sharedmemory/region/{quote(name)}"
     try:
-        client.send(Request("POST", f"/v2/systemsharedmemory/region/{quote(name)}/register", body))
+        client.send(Request("POST", f"{path}/register", json.dumps(body).encode()))
     except InferenceRejected as error:
-        raise ClientError(
-            f"{client.url} can't use this machine's shared memory: {error.message}",
-            "--shared-memory system takes a server on this machine; one in a container shares /dev/shm with --ipc=host",
-        ) from error
+        memory, hint = _REFUSED[kind]
+        raise ClientError(f"{client.url} can't use {memory}: {error.message}", hint) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ClientError):  # a server that is gone knows no regions
+            client.send(Request("POST", f"{path}/unregister"))
