@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -115,42 +116,63 @@ def stop(
     json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Stop a running server and wait until it is gone."""
+    """Stop a running server and wait until it is gone; clear away what one that ended left."""
     from repo_builder.servers.installation import clear_abandoned
-    from repo_builder.servers.records import running_servers, select_servers, stop_server
+    from repo_builder.servers.records import is_running, known_servers, select_servers, stop_server
 
     clear_abandoned()
-    chosen = select_servers(running_servers(), http_port)
+    chosen = select_servers(known_servers(), http_port)
     for record in chosen:
+        done = "stopped" if is_running(record) else "had ended already:"
         stop_server(record)
-        note(f"stopped {record.url} (pid {record.pid})")
+        note(f"{done} {record.url} ({record.place})")
     if json:
         print_json([_record_json(record, None) for record in chosen])
 
 
 def status(json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
-    """List the running servers and the state of their models."""
+    """List the running servers and the state of their models, and detached ones that ended without being stopped."""
     from repo_builder.errors import ServerError
-    from repo_builder.servers.records import running_servers
+    from repo_builder.servers.records import is_running, known_servers
     from repo_builder.servers.supervised import model_states
 
     servers: list[tuple[ServerRecord, Sequence[ModelStatus] | None]] = []
-    for record in running_servers():
-        try:
-            servers.append((record, model_states(record.url, Path(record.log_file))))
-        except ServerError:
-            servers.append((record, None))
+    for record in known_servers():
+        states: Sequence[ModelStatus] | None = None
+        if is_running(record):
+            with contextlib.suppress(ServerError):
+                states = model_states(record.url, Path(record.log_file))
+        servers.append((record, states))
     if json:
         return print_json([_record_json(record, states) for record, states in servers])
     if not servers:
         return note("no server runs; repo-builder serve starts one")
     for record, states in servers:
-        typer.echo(f"{record.url}  tritonserver {record.version}, pid {record.pid}, {record.repository}")
-        if states is None:
+        where = f"{record.engine.value}, {record.place}"
+        typer.echo(f"{record.url}  tritonserver {record.version}, {where}, {record.repository}")
+        if not is_running(record):
+            typer.echo(f"  {_ending(record)}; log: {record.log_file}")
+            note(f"  hint: repo-builder stop --http-port {record.http_port} clears it away, logs shows its log")
+        elif states is None:
             typer.echo(f"  does not answer; log: {record.log_file}")
         else:
             _print_models(states)
     return None
+
+
+def _ending(record: ServerRecord) -> str:
+    """How and when a server ended, for a person."""
+    from datetime import datetime
+
+    if record.exit_status is None or record.ended_at is None:
+        left = "; the container may still run" if record.container_id else ""
+        return f"its supervisor, pid {record.pid}, was killed{left}"
+    when = datetime.fromisoformat(record.ended_at).astimezone()
+    return f"{_exit(record.exit_status)} on {when:%Y-%m-%d at %H:%M:%S %Z}"
+
+
+def _exit(status: int) -> str:
+    return f"was killed by signal {status - 128}" if status > 128 else f"ended with exit status {status}"
 
 
 def logs(
@@ -159,10 +181,10 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Print the log of a running server."""
-    from repo_builder.servers.records import follow_log, running_servers, select_servers
+    """Print the log of a server that runs, or that ended without being stopped."""
+    from repo_builder.servers.records import follow_log, known_servers, select_servers
 
-    for record in select_servers(running_servers(), http_port):
+    for record in select_servers(known_servers(), http_port):
         for text in follow_log(record, lines, follow=follow):
             typer.echo(text)
 
@@ -176,15 +198,14 @@ def _wait(server: SupervisedServer) -> None:
         note("stopping")
         return
     if code:
-        what = f"was killed by signal {code - 128}" if code > 128 else f"ended with exit status {code}"
-        raise ServerError(f"tritonserver {what}", f"see its log in {server.log_file}")
+        raise ServerError(f"tritonserver {_exit(code)}", f"see its log in {server.log_file}")
     note("stopped")
 
 
 def _show(server: SupervisedServer, states: Sequence[ModelStatus], *, detached: bool, as_json: bool) -> None:
     if as_json:
         return print_json({**_record_json(server.record(), states), "detached": detached})
-    typer.echo(f"tritonserver {server.version}, {server.place}")
+    typer.echo(f"tritonserver {server.version}, {server.record().place}")
     typer.echo(f"HTTP     {server.url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}")
     note(f"log      {server.log_file}")
     _print_models(states)
@@ -206,7 +227,9 @@ def _print_models(states: Sequence[ModelStatus]) -> None:
 def _record_json(record: ServerRecord, states: Sequence[ModelStatus] | None) -> dict[str, Any]:
     from dataclasses import asdict
 
-    document = asdict(record)
+    from repo_builder.servers.records import is_running
+
+    document = asdict(record) | {"engine": record.engine.value, "running": is_running(record)}
     del document["start_time"]
     if states is not None:
         document["models"] = [{**asdict(status), "state": status.state.value} for status in states]

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ from repo_builder.host import DEFAULT_IMAGE, configured_image
 from repo_builder.repository import Repository
 from repo_builder.servers.base import ServerOptions
 from repo_builder.servers.ports import Ports, reserve, resolve_host
-from repo_builder.servers.records import record_path
+from repo_builder.servers.records import ServerRecord, record_path
 from repo_builder.servers.supervised import SupervisedServer, checked_repository, common_flags
+from repo_builder.servers.supervisor import close_record
 
 Progress = Callable[[str], None]
 
 LABEL = "repo-builder.http-port"
+NAME = "repo-builder-{port}"  # of a container, by its HTTP port
 MODELS = "/models"
 GRACE_S = 4  # a stop promises that everything is gone within 5 s
 PULL_REPORT_S = 0.2
@@ -139,6 +141,7 @@ def start(
         settings["command"].append("--backend-config=tensorrt,version-compatible=true")
     if layers := plugins_setting(plans, MODELS):
         settings["command"].append(layers)
+    _free_name(client, settings["name"])
     container = _run(client, image, settings)
     try:
         server = DockerServer(client, container, image, root, options, ports, address)
@@ -181,6 +184,7 @@ def _settings(
         flags.append("--allow-gpu-metrics=false")
     wanted = {8000: ports.http, 8001: ports.grpc, 8002: ports.metrics}
     return {
+        "name": NAME.format(port=ports.http),
         "command": ["tritonserver", *flags],
         "ports": {f"{inside}/tcp": (address, outside) for inside, outside in wanted.items()},
         "volumes": {str(root): {"bind": MODELS, "mode": "ro"}},
@@ -251,6 +255,32 @@ def pull_line(image: str, layers: dict[str, tuple[int, int, bool]]) -> str:
     whole = sum(entry[2] for entry in layers.values())
     unpacking = ", unpacking" if total and done == total and whole < len(layers) else ""
     return f"pulling {image}: {whole} of {len(layers)} layers, {done / 1e6:.1f} of {total / 1e6:.1f} MB{unpacking}"
+
+
+def _free_name(client: Any, name: str) -> None:
+    """Remove a container of that name that a killed server left; raises ServerError where it isn't ours to remove."""
+    import docker.errors
+
+    try:
+        there = client.containers.get(name)
+    except docker.errors.NotFound:
+        return None
+    if LABEL in there.labels and there.status in {"created", "exited", "dead"}:
+        return remove_container(there)
+    what = f"a container named {name} is there already, {there.status}"
+    raise ServerError(what, f"docker rm --force {name}, if nobody needs it; or another port with --http-port")
+
+
+def remove_left(container_id: str) -> None:
+    """Remove a container whose supervisor was killed, if it is there; raises RepoBuilderError where no engine is."""
+    import docker.errors
+
+    client = connect("then repo-builder stop removes the container")
+    try:
+        with contextlib.suppress(docker.errors.NotFound):
+            remove_container(client.containers.get(container_id))
+    finally:
+        client.close()
 
 
 def _run(client: Any, image: str, settings: dict[str, Any]) -> Any:
@@ -324,15 +354,20 @@ class DockerServer(SupervisedServer):
         address: str,
     ) -> None:
         super().__init__(repository, options, ports, address)
-        self.place = f"container {container.short_id} of {image}"
+        self._image = image
         self._client = client
         self._container = container
+        self._record = record_path(ports.http)
         module = "repo_builder.servers.docker_supervisor"
-        place = [str(os.getpid()), container.id, str(record_path(ports.http))]
-        self._supervise([sys.executable, "-m", module, *place])
+        self._supervise([sys.executable, "-m", module, str(os.getpid()), container.id, str(self._record)])
+
+    def record(self) -> ServerRecord:
+        there = self._container
+        return replace(super().record(), container=there.name, container_id=there.short_id, image=self._image)
 
     def _remove_left(self) -> None:
         remove_container(self._container)
+        close_record(self._record, self.pid, None)
         with contextlib.suppress(OSError):
             self._client.close()
 

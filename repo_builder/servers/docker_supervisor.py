@@ -8,13 +8,12 @@ local servers (:mod:`repo_builder.servers.supervisor`):
 SIGTERM, SIGINT  stop the container: Triton finishes the requests in flight; remove it, exit 0
 SIGUSR1          the server is detached: stop watching the parent
 parent gone      kill and remove the container at once
-container ends   remove it, exit with its status
+container ends   remove it, note in the record of a detached server how it ended, exit with its status
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.servers.docker import GRACE_S, remove_container
+from repo_builder.servers.supervisor import close_record
 
 WATCH_S = 0.2
 APPEAR_WATCH_S = 0.05
@@ -69,8 +69,8 @@ def wait_for_start(client: Any, name: str, parent: int) -> Any:
             return None
 
 
-def watch(follower: Follower, parent: int) -> int:
-    """Wait until the container ends or has to; return the exit status of this process."""
+def watch(follower: Follower, parent: int) -> int | None:
+    """Wait until the container ends by itself, and return its exit status, or has to end, and return None."""
     while follower.is_alive():
         received = signal.sigtimedwait(SIGNALS, WATCH_S)
         number = received.si_signo if received else None
@@ -78,9 +78,9 @@ def watch(follower: Follower, parent: int) -> int:
             parent = 0
         elif number in (signal.SIGTERM, signal.SIGINT):
             follower.container.stop(timeout=GRACE_S)
-            return 0
+            return None
         if parent and os.getppid() != parent:
-            return 0
+            return None
     return follower.status
 
 
@@ -100,14 +100,14 @@ def main() -> int:
         return 0
     follower = Follower(container)
     follower.start()
+    status = None
     try:
-        return watch(follower, parent)
+        status = watch(follower, parent)
     finally:
         remove_container(container)
         follower.join(1)
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            if json.loads(record.read_text(encoding="utf-8"))["pid"] == os.getpid():
-                record.unlink()
+        close_record(record, os.getpid(), status)
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Which local servers run: one small file a server in the user's state folder, trusted only after a look at /proc.
+"""Which servers run: one small file a server in the user's state folder, trusted only after a look at /proc.
 
+The file of a server that ends without being asked to stays, with how it ended, until a stop or another server comes.
 Machines and containers may share that folder and don't see each other's processes: each reads its own files only.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from repo_builder.errors import ServerError, UsageError
 from repo_builder.folders import state_folder
+from repo_builder.servers.engine import Engine
 
 STOP_S = 6.0  # a supervisor takes at most 5
 FOLLOW_S = 0.2
@@ -24,7 +26,7 @@ FOLLOW_S = 0.2
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """A running server: its supervisor's process id and start time (clock ticks after boot), and where it is."""
+    """A server: its supervisor's process id and start time (clock ticks after boot), where it is, and how it ended."""
 
     pid: int
     start_time: int
@@ -37,6 +39,22 @@ class ServerRecord:
     log_file: str
     detached: bool
     poll_seconds: int | None = None
+    container: str | None = None  # its name; None: no container
+    container_id: str | None = None
+    image: str | None = None
+    exit_status: int | None = None  # 128 + N after signal N; None: it runs, or its supervisor was killed
+    ended_at: str | None = None  # ISO 8601
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.DOCKER if self.container_id else Engine.LOCAL
+
+    @property
+    def place(self) -> str:
+        """What runs it, for a person."""
+        if self.container_id:
+            return f"container {self.container} ({self.container_id}) of {self.image}"
+        return f"pid {self.pid}"
 
     @property
     def ports(self) -> tuple[int, int, int]:
@@ -61,26 +79,36 @@ def write_record(record: ServerRecord) -> None:
     Path(file.name).replace(path)
 
 
-def running_servers() -> list[ServerRecord]:
-    """Return the servers of this user that run here, by HTTP port; files of those that are gone are removed."""
+def known_servers() -> list[ServerRecord]:
+    """Return this user's servers that run here or ended without being asked to, by HTTP port."""
     found, pattern = [], record_path("*")
     for path in pattern.parent.glob(pattern.name):
         try:
-            record = ServerRecord(**json.loads(path.read_text(encoding="utf-8")))
+            found.append(ServerRecord(**json.loads(path.read_text(encoding="utf-8"))))
         except FileNotFoundError:
             continue
         except (OSError, ValueError, TypeError):
-            record = None
-        if record is not None and is_running(record):
-            found.append(record)
-        else:
             path.unlink(missing_ok=True)
     return sorted(found, key=lambda record: record.http_port)
 
 
+def running_servers() -> list[ServerRecord]:
+    """Return the servers of this user that run here, by HTTP port."""
+    return [record for record in known_servers() if is_running(record)]
+
+
+def forget_ended(http_port: int, repository: Path) -> None:
+    """Remove the records of ended servers that a new one follows: on its port, or of its repository."""
+    for record in known_servers():
+        follows = record.http_port == http_port or record.repository == str(repository)
+        if follows and not is_running(record) and not is_orphan(record):
+            record_path(record.http_port).unlink(missing_ok=True)
+
+
 def server_on(port: int) -> ServerRecord | None:
     """This user's server that has ``port``, for HTTP, gRPC or metrics."""
-    return next((record for record in running_servers() if port in record.ports), None)
+    there = (record for record in known_servers() if is_running(record) or is_orphan(record))
+    return next((record for record in there if port in record.ports), None)
 
 
 def servers_of(repository: Path) -> list[ServerRecord]:
@@ -89,21 +117,24 @@ def servers_of(repository: Path) -> list[ServerRecord]:
 
 
 def select_servers(servers: list[ServerRecord], http_port: str) -> list[ServerRecord]:
-    """Return the server on ``http_port``, every one for "all", the only one for "".
+    """Return the server on ``http_port``, every one for "all", the only one for "": of those that run, if any does.
 
     Raises:
-        UsageError: not a port, or several run and none is named.
+        UsageError: not a port, or there are several and none is named.
         ServerError: no such server.
     """
     if http_port == "all":
         return servers
     if not http_port:
-        if len(servers) > 1:
-            ports = ", ".join(str(record.http_port) for record in servers)
-            raise UsageError(f"{len(servers)} servers run", f"--http-port takes one of {ports}, or all")
-        if not servers:
+        running = [record for record in servers if is_running(record)]
+        chosen = running or servers
+        if len(chosen) > 1:
+            ports = ", ".join(str(record.http_port) for record in chosen)
+            what = f"{len(chosen)} servers {'run' if running else 'have ended'}"
+            raise UsageError(what, f"--http-port takes one of {ports}, or all")
+        if not chosen:
             raise ServerError("no server runs", "repo-builder serve starts one")
-        return servers
+        return chosen
     if not http_port.isdecimal():
         raise UsageError(f"{http_port!r} is not a port", "--http-port takes a number or all")
     chosen = [record for record in servers if record.http_port == int(http_port)]
@@ -113,11 +144,16 @@ def select_servers(servers: list[ServerRecord], http_port: str) -> list[ServerRe
 
 
 def stop_server(record: ServerRecord) -> None:
-    """Stop ``record``'s server and wait until it is gone.
+    """Stop ``record``'s server and wait until it is gone; of one that has ended, clear away what is left.
 
     Raises:
-        ServerError: it is another user's, or still there after six seconds.
+        RepoBuilderError: it is another user's, or still there after six seconds; or no engine answers to remove the
+            container that a killed supervisor left.
     """
+    if is_orphan(record):
+        from repo_builder.servers.docker import remove_left
+
+        remove_left(str(record.container_id))
     try:
         _signal(record, signal.SIGTERM)
     except PermissionError:
@@ -145,6 +181,11 @@ def start_time(pid: int) -> int | None:
 def is_running(record: ServerRecord) -> bool:
     """Whether the process is there and the same one: process ids are used again."""
     return start_time(record.pid) == record.start_time
+
+
+def is_orphan(record: ServerRecord) -> bool:
+    """Whether it was in a container and its supervisor was killed: then the container may still run."""
+    return bool(record.container_id) and record.ended_at is None and not is_running(record)
 
 
 def _signal(record: ServerRecord, number: signal.Signals) -> None:

@@ -29,7 +29,7 @@ from repo_builder.servers.load_errors import (
     still_loading,
 )
 from repo_builder.servers.ports import Ports, check_numbers
-from repo_builder.servers.records import ServerRecord, start_time, write_record
+from repo_builder.servers.records import ServerRecord, forget_ended, start_time, write_record
 
 STOP_S = 5.0
 READINESS_INTERVAL_S = 0.05
@@ -57,7 +57,7 @@ class SupervisedServer:
         self.metrics_url = f"http://{reachable}:{ports.metrics}/metrics"
         self.http_port = ports.http
         self.version = "unknown"
-        self.place = ""  # what runs it, for a person
+        forget_ended(ports.http, repository)
         self.log_file = options.log_file or _new_log_file(ports.http)
         try:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,6 @@ class SupervisedServer:
                 pass_fds=descriptors,
                 start_new_session=True,  # Ctrl-C in the terminal is ours to handle
             )
-        self.place = self.place or f"pid {self.pid}"
         atexit.register(self._stop_at_exit)
 
     @property

@@ -12,7 +12,8 @@ SIGTERM, SIGINT  stop tritonserver: it finishes the requests in flight and is ki
                  GRACE_S seconds; clean up, exit 0
 SIGUSR1          the server is detached: stop watching the parent
 parent gone      kill everything at once, clean up
-tritonserver ends  kill what it left, clean up, exit with its status (128 + N after signal N)
+tritonserver ends  kill what it left, clean up, note in the record of a detached server how it ended, exit with its
+                 status (128 + N after signal N)
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import shutil
 import signal
 import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 GRACE_S = 3.5  # a stop promises that everything is gone within 5 s
@@ -85,8 +87,8 @@ def requests_done(log_offset: int) -> bool:
     return False
 
 
-def run(child: int, parent: int) -> int:
-    """Wait until the server ends or has to; return the exit status of this process."""
+def run(child: int, parent: int) -> int | None:
+    """Wait until the server ends by itself, and return its exit status, or has to end, and return None."""
     deadline, log_offset = None, 0
     while True:
         received = signal.sigtimedwait(SIGNALS, WATCH_S if deadline is None else STOPPING_S)
@@ -94,7 +96,7 @@ def run(child: int, parent: int) -> int:
         status = reap(child)
         if status is not None:
             if deadline is not None:
-                return 0
+                return None
             return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
         if number == signal.SIGUSR1:
             parent = 0
@@ -102,12 +104,12 @@ def run(child: int, parent: int) -> int:
             deadline, log_offset = time.monotonic() + GRACE_S, os.fstat(2).st_size
             os.kill(child, signal.SIGTERM)
         if parent and os.getppid() != parent:
-            return 0
+            return None
         if deadline is not None and (time.monotonic() > deadline or requests_done(log_offset)):
-            return 0
+            return None
 
 
-def clean_up(child: int, run_directory: Path, shm_prefix: str, record: Path) -> None:
+def clean_up(child: int, run_directory: Path, shm_prefix: str, record: Path, status: int | None) -> None:
     """Kill what is left of the server's process group, wait for it, and remove the server's files."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
@@ -116,16 +118,31 @@ def clean_up(child: int, run_directory: Path, shm_prefix: str, record: Path) -> 
         while time.monotonic() < deadline:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
                 time.sleep(0.005)
-    remove_files(run_directory, shm_prefix, record, os.getpid())
+    remove_files(run_directory, shm_prefix, record, os.getpid(), status)
 
 
-def remove_files(run_directory: Path, shm_prefix: str, record: Path, supervisor: int) -> None:
+def remove_files(
+    run_directory: Path, shm_prefix: str, record: Path, supervisor: int, status: int | None = None
+) -> None:
     """Remove what a server whose supervisor had the given process id has in the file system."""
     remove_run_directory(run_directory, shm_prefix)
     remove_environments(TRITON_TMP)
+    close_record(record, supervisor, status)
+
+
+def close_record(record: Path, supervisor: int, status: int | None) -> None:
+    """Remove a server's record, or note in that of a detached one that it ended by itself with ``status``."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        if json.loads(record.read_text(encoding="utf-8"))["pid"] == supervisor:
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        if facts["pid"] != supervisor:
+            return
+        if status is None or not facts["detached"]:
             record.unlink()
+            return
+        ended = {"exit_status": status, "ended_at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        written = record.with_suffix(f".{supervisor}")
+        written.write_text(json.dumps({**facts, **ended}, indent=2), encoding="utf-8")
+        written.replace(record)
 
 
 def remove_run_directory(run_directory: Path, shm_prefix: str) -> None:
@@ -169,10 +186,12 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     child = spawn(command)
+    status = None
     try:
-        return run(child, int(parent))
+        status = run(child, int(parent))
     finally:
-        clean_up(child, Path(run_directory), shm_prefix, Path(record))
+        clean_up(child, Path(run_directory), shm_prefix, Path(record), status)
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from repo_builder.servers.base import ServerOptions
-from repo_builder.servers.docker import DockerOptions, start
+from repo_builder.servers.docker import LABEL, DockerOptions, start
 from tests.docker.conftest import ROOT, Run
 from tests.docker.make_image import make_base
 from tests.servers.repositories import write_identity
@@ -61,13 +61,102 @@ def test_detached_server_is_found_asked_read_and_stopped(
     assert len(containers()) == 1
     infer = run(sys.executable, "-m", "client.infer", "--url", record["url"], "examples/cat.jpg")
     assert "tiger cat" in infer.stdout, infer.stderr
-    assert record["url"] in run(*REPO_BUILDER, "status").stdout
+    (container,) = containers()
+    assert container.name == f"repo-builder-{record['http_port']}"
+    assert (record["engine"], record["container"], record["image"]) == ("docker", container.name, image)
+    assert container.id.startswith(record["container_id"])
+    (listed,) = json.loads(run(*REPO_BUILDER, "status", "--json").stdout)
+    assert listed == record
+    where = f"docker, container {container.name} ({record['container_id']}) of {image}, {repository}\n"
+    assert run(*REPO_BUILDER, "status").stdout.startswith(f"{record['url']}  tritonserver 2.51.0, {where}")
     log = run(*REPO_BUILDER, "logs").stdout
     assert "Started HTTPService" in log
     assert run(*REPO_BUILDER, "logs", "--lines", "1").stdout == log.splitlines(keepends=True)[-1]
     stopped = run(*REPO_BUILDER, "stop")
     assert stopped.returncode == 0, stopped.stderr
     assert containers() == []
+
+
+def start_detached(image: str, repository: Path, run: Run, *options: str) -> dict[str, Any]:
+    started = run(*serve(image, repository), *options, "--detach", "--json")
+    assert started.returncode == 0, started.stderr
+    record = json.loads(started.stdout)
+    assert isinstance(record, dict)
+    return record
+
+
+def wait_until_ended(run: Run) -> dict[str, Any]:
+    deadline = time.monotonic() + 10
+    while True:
+        (listed,) = json.loads(run(*REPO_BUILDER, "status", "--json").stdout)
+        assert isinstance(listed, dict)
+        if not listed["running"]:
+            return listed
+        assert time.monotonic() < deadline
+
+
+def test_a_detached_container_that_died_is_told_until_it_is_stopped(
+    containers: Containers, image: str, repository: Path, run: Run
+) -> None:
+    record = start_detached(image, repository, run)
+    containers()[0].kill()
+    wait_for_none(containers)
+    assert wait_until_ended(run)["exit_status"] == 137
+    shown = run(*REPO_BUILDER, "status").stdout
+    assert f"container {record['container']} ({record['container_id']}) of {image}" in shown
+    assert "\n  was killed by signal 9 on 2" in shown
+    assert "Started HTTPService" in run(*REPO_BUILDER, "logs").stdout
+    assert run(*REPO_BUILDER, "stop").stderr.startswith(f"had ended already: {record['url']} (container ")
+    assert run(*REPO_BUILDER, "status").stdout == ""
+
+
+def test_a_container_without_its_supervisor_is_told_and_stopped(
+    containers: Containers, image: str, repository: Path, run: Run
+) -> None:
+    record = start_detached(image, repository, run)
+    os.kill(record["pid"], signal.SIGKILL)
+    assert wait_until_ended(run)["ended_at"] is None
+    shown = run(*REPO_BUILDER, "status").stdout
+    assert f"its supervisor, pid {record['pid']}, was killed; the container may still run; log: " in shown
+    again = run(*serve(image, repository), "--http-port", str(record["http_port"]))
+    assert only_error(again).startswith(f"error: port {record['http_port']} is in use by your own server")
+    assert f"repo-builder stop --http-port {record['http_port']};" in again.stderr
+    assert len(containers()) == 1
+    stopped = run(*REPO_BUILDER, "stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert containers() == []
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def test_a_container_of_the_same_name_that_a_server_left_is_replaced(
+    engine: Any, containers: Containers, image: str, repository: Path, run: Run
+) -> None:
+    port = free_port()
+    left = engine.containers.create(image, name=f"repo-builder-{port}", labels={LABEL: port})
+    record = start_detached(image, repository, run, "--http-port", port)
+    (container,) = containers()
+    assert container.id.startswith(record["container_id"])
+    assert container.id != left.id
+    assert run(*REPO_BUILDER, "stop").returncode == 0
+
+
+def test_a_container_of_the_same_name_that_is_someone_else_s_is_left_alone(
+    engine: Any, image: str, repository: Path, run: Run
+) -> None:
+    port = free_port()
+    other = engine.containers.create(image, name=f"repo-builder-{port}")
+    try:
+        done = run(*serve(image, repository), "--http-port", port)
+        assert only_error(done) == f"error: a container named {other.name} is there already, created"
+        assert f"hint: docker rm --force {other.name}, if nobody needs it; or another port" in done.stderr
+        assert engine.containers.get(other.id)
+    finally:
+        other.remove(force=True)
 
 
 def test_python_api(image: str, repository: Path) -> None:

@@ -282,8 +282,8 @@ def test_a_record_of_a_process_id_used_again_is_no_server(repository: Path) -> N
             ServerRecord(bystander.pid, started - 1, "http://127.0.0.1:9", "", "", 9, str(repository), "", "", True)
         )
         assert running_servers() == []
-        assert not record_path(9).exists()
         assert run("stop", "--http-port", "all").returncode == 0
+        assert not record_path(9).exists()
         assert bystander.poll() is None
     finally:
         bystander.kill()

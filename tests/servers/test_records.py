@@ -1,0 +1,139 @@
+"""What is kept of a server that ends without being stopped, who shows it, and what clears it away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from repo_builder.servers.local import serve
+from repo_builder.servers.records import ServerRecord, is_running, known_servers, running_servers, stop_server
+from tests.servers.repositories import write_identity
+
+pytestmark = pytest.mark.usefixtures("own_folders")
+
+COMMAND = [sys.executable, "-m", "repo_builder"]
+DETACHED = ["--detach", "--engine", "local", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(own_folders: None) -> Iterator[None]:
+    yield
+    for record in running_servers():  # of a test that failed
+        stop_server(record)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    write_identity(tmp_path / "models", "good")
+    return tmp_path / "models"
+
+
+def detached(repository: Path) -> ServerRecord:
+    started = run("serve", "-r", repository, *DETACHED, "--json")
+    assert started.returncode == 0, started.stderr
+    port = json.loads(started.stdout)["http_port"]
+    return next(record for record in known_servers() if record.http_port == port)
+
+
+def wait_until_ended(record: ServerRecord) -> None:
+    deadline = time.monotonic() + 20
+    while is_running(record):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def end(record: ServerRecord, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send the server itself a signal, as the kernel does where memory is short, and wait for its supervisor."""
+    children = Path(f"/proc/{record.pid}/task/{record.pid}/children").read_text().split()
+    (server,) = [pid for pid in children if b"bin/tritonserver" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(server), number)
+    wait_until_ended(record)
+
+
+def test_status_names_what_runs_a_server(repository: Path) -> None:
+    record = detached(repository)
+    assert f"{record.url}  tritonserver 2.51.0, local, pid {record.pid}, {repository}\n" in run("status").stdout
+    (listed,) = json.loads(run("status", "--json").stdout)
+    assert (listed["engine"], listed["running"]) == ("local", True)
+    assert [listed[key] for key in ("container", "container_id", "image", "exit_status", "ended_at")] == [None] * 5
+    assert run("stop").stderr == f"stopped {record.url} (pid {record.pid})\n"
+
+
+def test_a_detached_server_that_died_is_told_until_it_is_stopped(repository: Path) -> None:
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    record = detached(repository)
+    log = run("logs").stdout
+    end(record)
+
+    (listed,) = json.loads(run("status", "--json").stdout)
+    assert (listed["url"], listed["running"], listed["exit_status"]) == (record.url, False, 137)
+    assert before <= datetime.fromisoformat(listed["ended_at"]) <= datetime.now(timezone.utc)
+    shown = run("status")
+    assert shown.stdout.startswith(f"{record.url}  tritonserver 2.51.0, local, pid {record.pid}, {repository}\n")
+    assert "\n  was killed by signal 9 on 2" in shown.stdout
+    assert f"repo-builder stop --http-port {record.http_port} clears it away" in shown.stderr
+    assert run("logs").stdout.startswith(log)
+    assert run("logs", "--follow", "--http-port", record.http_port).returncode == 0
+    assert running_servers() == []
+
+    stopped = run("stop")
+    assert (stopped.returncode, stopped.stderr) == (0, f"had ended already: {record.url} (pid {record.pid})\n")
+    assert known_servers() == []
+    assert run("status").stdout == ""
+
+
+def test_a_server_that_someone_else_asked_to_end_tells_its_exit_status(repository: Path) -> None:
+    record = detached(repository)
+    end(record, signal.SIGTERM)
+    (ended,) = known_servers()
+    assert ended.exit_status == 0
+    assert "\n  ended with exit status 0 on 2" in run("status").stdout
+
+
+def test_a_killed_supervisor_is_told(repository: Path) -> None:
+    record = detached(repository)
+    os.kill(record.pid, signal.SIGKILL)
+    wait_until_ended(record)
+    assert f"\n  its supervisor, pid {record.pid}, was killed; log: " in run("status").stdout
+    assert run("stop", "--http-port", "all").returncode == 0
+    assert known_servers() == []
+
+
+def test_a_server_that_runs_is_meant_before_one_that_ended(repository: Path, tmp_path: Path) -> None:
+    write_identity(tmp_path / "others", "other")
+    first = detached(repository)
+    end(first)
+    second = detached(tmp_path / "others")
+    assert [record.http_port for record in known_servers()] == sorted([first.http_port, second.http_port])
+    assert "'other'" in run("logs").stdout
+    assert run("stop").stderr == f"stopped {second.url} (pid {second.pid})\n"
+    assert [record.http_port for record in known_servers()] == [first.http_port]
+
+
+def test_a_new_server_takes_the_place_of_one_that_ended(repository: Path) -> None:
+    end(detached(repository))
+    with serve(repository) as server:
+        assert [record.http_port for record in known_servers()] == [server.http_port]
+    assert known_servers() == []
+
+
+def test_a_server_in_the_foreground_leaves_no_record(repository: Path) -> None:
+    with serve(repository) as server:
+        (record,) = running_servers()
+        end(record)
+        assert server.wait() == 137
+        assert known_servers() == []
