@@ -118,6 +118,17 @@ _TENSORRT_RULES = (
         "repo-builder doctor names the newest container for the driver",
     ),
     _rule(
+        r"runs on GPUs only, and there is none",
+        "a plan runs on GPUs only, and there is none here",
+        "serve it where there is one, or publish it for the CPU: repo-builder add --target onnxruntime",
+    ),
+    _rule(
+        r"runs on GPUs only: instance_group|TensorRT backend supports only GPU device",
+        "a plan runs on GPUs only, and the server puts it on the CPU",
+        "set kind: KIND_GPU in config.pbtxt, or drop instance_group; a container sees GPUs with --gpus all; "
+        "without a GPU: repo-builder add --target onnxruntime",
+    ),
+    _rule(
         r"unable to find 'libtriton_(?P<backend>tensorrt_plan|onnxruntime_onnx)\.so'",
         "{backend} is a platform, not a backend",
         'write platform: "{backend}" in config.pbtxt in place of backend',
@@ -170,7 +181,8 @@ RULES = (
     _rule(
         r"has kind KIND_GPU but (?:no GPUs are available|server does not support)",
         "its instance_group asks for a GPU and there is none",
-        "publish it with repo-builder add --instance-kind cpu, or set kind: KIND_CPU in config.pbtxt",
+        "serve it where there is one; if it is no plan: repo-builder add --instance-kind cpu, or kind: KIND_CPU in "
+        "config.pbtxt; a plan: repo-builder add --target onnxruntime",
     ),
     _rule(
         r"failed to run warmup sample '(?P<sample>.*?)': (?P<what>[^;]*)",

@@ -80,6 +80,10 @@ MESSAGES = {
         "rt::kPLAN_MAGIC_TAG failed.)",
         "model.plan is no TensorRT plan, or of a much older or newer TensorRT",
     ),
+    "a plan for the CPU, #4696, #5863": (
+        "Invalid argument: unable to load model 'ocr', TensorRT backend supports only GPU device",
+        "a plan runs on GPUs only, and the server puts it on the CPU",
+    ),
     "a platform as the backend, #5206": (
         "Invalid argument: unable to find 'libtriton_tensorrt_plan.so' for model 'det', searched: /models/det/1, "
         "/models/det, /opt/tritonserver/backends/tensorrt_plan",
@@ -94,6 +98,12 @@ def test_messages_of_tensorrt(message: str, cause: str) -> None:
     assert explanation.cause == cause
     assert explanation.hint
     assert "{" not in explanation.hint
+
+
+def test_the_mend_of_a_missing_gpu_is_right_for_plans_too() -> None:
+    """Of what asks for a GPU, Triton does not say what it is."""
+    hint = explain("det", "instance group det_0 of model det has kind KIND_GPU but no GPUs are available").hint
+    assert str(hint).startswith("serve it where there is one; if it is no plan: repo-builder add --instance-kind cpu")
 
 
 VERSION_TAG, LIBRARY = (MESSAGES[name][0] for name in ("version tag, #3710, #7613", "library version, #5812"))

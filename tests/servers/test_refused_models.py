@@ -121,6 +121,8 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "parameter": (with_config("", 'parameters { key: "intra_op_thread_count" value { string_value: "many" } }'), "'intra_op_thread_count' can't be 'many'"),
     "sequences": (with_config("", "sequence_batching {}"), "asks for sequence_batching, which the local server's onnxruntime"),
     "needs_gpu": (with_config("KIND_CPU", "KIND_GPU"), "its instance_group asks for a GPU and there is none"),
+    "plan": (whole_config(f'platform: "tensorrt_plan"\n{VECTOR_CONFIG}'), "a plan runs on GPUs only, and there is none here"),
+    "plan_on_cpu": (whole_config(f'platform: "tensorrt_plan"\n{CONFIG}'), "a plan runs on GPUs only, and there is none here"),
     "no_backend": (whole_config(f'backend: "pytorch"\n{CONFIG}'), "this server has no backend 'pytorch'"),
 }  # fmt: skip
 

@@ -43,6 +43,7 @@ DATATYPES = {
     "BOOL": ("TYPE_BOOL", np.bool_),
 }
 ALIGNMENT = 256
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA's driver for Linux, and of WSL
 
 
 class RequestError(Exception):
@@ -250,8 +251,10 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        if args["model_instance_kind"] != "GPU":
-            raise pb_utils.TritonModelException("an engine runs on GPUs only: instance_group needs kind: KIND_GPU")
+        if args["model_instance_kind"] != "GPU":  # what Triton takes, too, where nothing is said and no GPU is found
+            there = any(Path(device).exists() for device in GPU_DEVICES)
+            why = ": instance_group needs kind: KIND_GPU" if there else ", and there is none here"
+            raise pb_utils.TritonModelException(f"an engine runs on GPUs only{why}")
         self.name = args["model_name"]
         self.max_batch_size = config["max_batch_size"]
         self.batching = self.max_batch_size > 0
