@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def seen(server: Server) -> list[tuple[str, Any]]:
+def seen() -> list[tuple[str, Any]]:
     """Paths and bodies of what was registered, one after the other."""
     return []
 
