@@ -22,12 +22,13 @@ class CudaError(Exception):
 
 def _runtime() -> Any:
     """The module of the CUDA runtime's functions."""
-    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # of cuda-python from 12.6 on, and before
-        with contextlib.suppress(ImportError):
-            return importlib.import_module(name)
-    raise UsageError(
-        "--shared-memory cuda needs the package cuda-python, which is not installed", "pip install 'repo-builder[cuda]'"
-    )
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise UsageError(
+            f"--shared-memory cuda needs the package cuda-python, which can't be imported: {error}",
+            "pip install 'repo-builder[cuda]'",
+        ) from None
 
 
 def _call(function: str, *arguments: Any) -> Any:

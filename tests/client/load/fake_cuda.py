@@ -140,6 +140,6 @@ def installed(folder: Path) -> Iterator[None]:
     (package / "__init__.py").touch()
     (package / "runtime.py").write_text(f"from {__name__} import *\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{folder}:{Path(__file__).parents[3]}")
+        patch.setenv("PYTHONPATH", f"{folder}:{Path(__file__).parents[3]}", prepend=os.pathsep)
         patch.setitem(sys.modules, "cuda.bindings.runtime", sys.modules[__name__])
         yield
