@@ -52,6 +52,9 @@ def serve(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when ready, leave the server running.")
     ] = False,
+    exit_on_error: Annotated[
+        bool, typer.Option("--exit-on-error", help="End with exit code 1 when a model can't be loaded, as Triton does.")
+    ] = False,
     engine: Annotated[
         Engine, typer.Option(help="What runs the server; auto: Docker if it is ready for it, else local.")
     ] = Engine.AUTO,
@@ -70,11 +73,14 @@ def serve(
     json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Serve a repository with NVIDIA's tritonserver, here or in its container, until Ctrl-C."""
+    """Serve a repository with NVIDIA's tritonserver, here or in its container, until Ctrl-C.
+
+    Models that can't be loaded are warnings, as long as there is another to serve.
+    """
     from repo_builder.servers.base import ServerOptions
     from repo_builder.servers.docker import DockerOptions
     from repo_builder.servers.engine import choose_engine, start_server
-    from repo_builder.servers.supervised import checked_repository, no_model_error
+    from repo_builder.servers.supervised import checked_repository, load_error
 
     options = ServerOptions(
         http_port=http_port,
@@ -97,11 +103,12 @@ def serve(
         server = start_server(chosen, repository, options, docker_options, line)
     with server:
         states = server.models
-        if not any(status.ready for status in states):
+        ready = [status.ready for status in states]
+        if not any(ready) or (exit_on_error and not all(ready)):
             note(f"log      {server.log_file}")
             if len(states) > 1 and not json:
-                _print_models(states)
-            raise no_model_error(states)
+                _print_causes(states)
+            raise load_error(states)
         _show(server, states, detached=detach, as_json=json)
         if detach:
             server.detach()
@@ -217,9 +224,13 @@ def _print_models(states: Sequence[ModelStatus]) -> None:
     for status in states:
         version = "-" if status.version is None else str(status.version)
         typer.echo(f"  {status.name:<{width}}  {version:>3}  {status.state.value}")
+    _print_causes(states)
+
+
+def _print_causes(states: Sequence[ModelStatus]) -> None:
     for status in states:
         if status.cause:
-            note(f"{'note' if status.ready else 'error'}: {status.name}: {status.cause}")
+            note(f"{'note' if status.ready else 'warning'}: {status.name}: {status.cause}")
         if status.hint:
             note(f"  hint: {status.hint}")
 

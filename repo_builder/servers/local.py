@@ -25,8 +25,8 @@ from repo_builder.servers.supervised import (
     SupervisedServer,
     checked_repository,
     common_flags,
+    load_error,
     looks_like_model,
-    no_model_error,
 )
 
 _SHM_GROWTH = 16 << 20  # bytes, holes until used; the default of 1 MiB maps the whole region anew at every step
@@ -69,7 +69,7 @@ def serve(
     states = server.models
     if not any(status.ready for status in states):
         server.stop()
-        raise no_model_error(states)
+        raise load_error(states)
     return server
 
 

@@ -366,12 +366,29 @@ def test_a_broken_model_does_not_hide_the_good_one(repository: Path) -> None:
     with Foreground(repository) as serving:
         np.testing.assert_array_equal(infer(serving.record.url, "good", {"x": SAMPLE})["y"], SAMPLE)
         listed = json.loads(run("status", "--json").stdout)[0]["models"]
+        serving.process.terminate()
+        assert serving.process.wait(timeout=6) == 0
     assert {model["name"]: model["state"] for model in listed} == {
         "good": "READY", "broken": "UNAVAILABLE", "unread": "UNAVAILABLE", "no_version": "UNAVAILABLE",
     }  # fmt: skip
-    assert "error: broken: the model file is no whole ONNX model" in serving.errors
-    assert "error: unread: config.pbtxt line 1, column 8:" in serving.errors
-    assert "error: no_version: it has no version that its version_policy takes" in serving.errors
+    assert "warning: broken: the model file is no whole ONNX model" in serving.errors
+    assert "warning: unread: config.pbtxt line 1, column 8:" in serving.errors
+    assert "warning: no_version: it has no version that its version_policy takes" in serving.errors
+    assert "error:" not in serving.errors
+
+
+def test_exit_on_error_serves_all_models_or_none(repository: Path) -> None:
+    (repository / "good/1").rename(repository / "good/7")
+    shutil.copytree(repository / "good/7", repository / "good/12")  # Triton loads the latest version only
+    served = run("serve", "-r", str(repository), "--detach", "--exit-on-error", *LOCAL)
+    assert served.returncode == 0, served.stderr
+    assert run("stop").returncode == 0
+    (write_identity(repository, "broken") / "1/model.onnx").write_bytes(b"not a model")
+    failed = run("serve", "-r", str(repository), "--detach", "--exit-on-error", *LOCAL)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    error = "not every model could be loaded: broken: the model file is no whole ONNX model"
+    assert f"\nerror: {error}\n\nhint: " in failed.stderr
+    assert running_servers() == []
 
 
 def test_no_model_at_all_is_an_error(repository: Path) -> None:
@@ -384,7 +401,8 @@ def test_no_model_at_all_is_an_error(repository: Path) -> None:
     assert failed.stdout == ""
     (write_identity(repository, "other") / "1/model.onnx").unlink()
     failed = run("serve", "-r", str(repository), *LOCAL)
-    assert "error: other: " in failed.stderr
+    assert failed.stdout == ""
+    assert "warning: other: " in failed.stderr
     assert "1/model.onnx is missing (and 1 more)\n" in failed.stderr
     assert run("serve", "-r", str(repository), "--json", *LOCAL).stdout == ""
     assert running_servers() == []
@@ -494,7 +512,7 @@ def test_what_changed_since_the_start_is_told(repository: Path, tmp_path: Path) 
         shown = run("status")
         assert "good    1  READY" in shown.stdout
         assert "note: good: it is not in the repository" in shown.stderr
-        assert "error: late: it is not loaded" in shown.stderr
+        assert "warning: late: it is not loaded" in shown.stderr
         with Client(server.url) as client, pytest.raises(ModelNotReady) as raised:
             client.infer("late", {"x": SAMPLE})
         assert "restart it (repo-builder stop, then serve)" in str(raised.value.hint)
