@@ -96,15 +96,26 @@ def bench(model: str, url: str, *arguments: object) -> dict[str, Any]:
     return document
 
 
-def perf_analyzer(program: str, model: str, url: str, seconds: float, *arguments: object) -> dict[str, str]:
-    """The CSV row of perf_analyzer's first three windows, ``seconds`` in all, stable or not: it reports no fewer."""
+def windows(seconds: float) -> tuple[object, ...]:
+    """Options of perf_analyzer for three windows, ``seconds`` in all, stable or not: it reports no fewer."""
+    return "--measurement-interval", round(seconds / 3 * 1000), "-s", 1_000_000, "-r", 3
+
+
+def perf_analyzer(
+    program: str, model: str, url: str, *arguments: object, timeout_s: float | None = None
+) -> dict[str, str]:
+    """The CSV row of a run of perf_analyzer; RuntimeError with its last words if it ends without one.
+
+    TimeoutError if it doesn't end in ``timeout_s``.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "row.csv"
-        window = ["--measurement-interval", str(round(seconds / 3 * 1000)), "-s", "1000000", "-r", "3"]
-        line = [program, "-m", model, "-u", url.removeprefix("http://"), "-f", str(file), *window]
-        line += map(str, arguments)
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        line = [program, "-m", model, "-u", url.removeprefix("http://"), "-f", str(file), *map(str, arguments)]
+        try:
+            done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"perf_analyzer did not end within {timeout_s:g} s") from None
         if not file.exists():
-            raise SystemExit(f"perf_analyzer: {done.stdout[-500:]}{done.stderr[-500:]}")
+            raise RuntimeError(f"perf_analyzer: {done.stdout[-500:]}{done.stderr[-500:]}")
         with file.open() as rows:
             return next(csv.DictReader(rows))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from load_support import ROOT, bench, perf_analyzer, save
+from load_support import ROOT, bench, perf_analyzer, save, windows
 
 sys.path.insert(0, str(ROOT))
 from tests.client.load.fake_server import MODEL, Script, fake_server
@@ -36,7 +36,7 @@ def ours(*arguments: object) -> dict[str, float]:
 
 def theirs(program: str, *arguments: object) -> dict[str, float]:
     with fake_server(SCRIPT) as url:
-        row = perf_analyzer(program, MODEL, url, SECONDS, *arguments, "--percentile", 99)
+        row = perf_analyzer(program, MODEL, url, *windows(SECONDS), *arguments, "--percentile", 99)
     return {f"service {name}": int(row[f"{name} latency"]) / 1e3 for name in ("p50", "p90", "p95", "p99")}
 
 
