@@ -59,7 +59,8 @@ def gpu() -> None:
     if not found:
         pytest.skip("needs a GPU, TensorRT and cuda-python")
     address = call("cudaMalloc", 1)
-    data = ctypes.string_at(call("cudaIpcGetMemHandle", address).getPtr(), runtime().CUDA_IPC_HANDLE_SIZE)
+    handle = call("cudaIpcGetMemHandle", address)
+    data = ctypes.string_at(handle.getPtr(), runtime().CUDA_IPC_HANDLE_SIZE)
     done = subprocess.run([sys.executable, "-c", OPEN, data.hex()], capture_output=True, text=True, timeout=120)
     call("cudaFree", address)
     if done.returncode:
