@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import random
 import shutil
+import socket
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def snapshot(root: Path) -> Tree:
     return found
 
 
-@contextmanager
+@contextlib.contextmanager
 def untouched(root: Path) -> Iterator[None]:
     """The body must leave everything below ``root`` as it was, staging folders included."""
     before = snapshot(root)
@@ -100,11 +102,20 @@ def was_loaded(name: str) -> bool:
     return bool(getenv(f"LOADED_{name}".encode()))
 
 
+def steady_port() -> int:
+    """A free port that no outgoing connection is given meanwhile: for a server that comes back to it."""
+    given_away = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(1024, given_away)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 _CAPABILITY_VERSION_3 = 0x20080522
 _FILE_RIGHTS = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
 
 
-@contextmanager
+@contextlib.contextmanager
 def without_root_rights() -> Iterator[None]:
     """Make the modes of files hold for root too, in this thread: capset(2)."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,7 @@ import jsonschema
 import pytest
 
 import client
-import client.bench
-import client.compare
+from tests.client.command import Done, command
 from tests.client.load.fake_server import MODEL, Script, fake_server
 
 SCHEMA = json.loads((Path(client.__file__).parent / "load" / "run.schema.json").read_text())
@@ -30,36 +27,6 @@ PERF_ANALYZER = (
     "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,"
     "Server Compute Infer,Server Compute Output,Client Recv,p50 latency,p90 latency,p95 latency,p99 latency"
 )
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def command(module: str, *arguments: object) -> Done:
-    """Run a command's own entry point in this process; its workers are processes of their own all the same."""
-    main = {"bench": client.bench.main, "compare": client.compare.main}[module]
-    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
-    line = [f"client.{module}", *map(str, arguments)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", line)
-        patch.setattr(sys, "stdout", out)
-        patch.setattr(sys, "stderr", err)
-        with pytest.raises(SystemExit) as ended:
-            main()
-    assert isinstance(ended.value.code, int)
-    return Done(ended.value.code, *(_text(stream) for stream in (out, err)))
-
-
-def _text(stream: io.TextIOWrapper) -> str:
-    stream.flush()
-    stream.seek(0)
-    return stream.read()
 
 
 def bench(script: Script, *arguments: object) -> Done:

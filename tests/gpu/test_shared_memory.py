@@ -32,7 +32,7 @@ from repo_builder.servers.base import Server
 from repo_builder.trt.cuda import call, find_gpu, runtime
 from repo_builder.trt.library import is_installed
 from tests import models
-from tests.client.test_bench import command
+from tests.client.command import command
 from tests.gpu.test_tensorrt import add, network
 
 pytestmark = pytest.mark.gpu

@@ -21,6 +21,7 @@ from client import Client, LoadData, UnknownModel, UsageError, run_load
 from client.load.result import Level
 from repo_builder.servers.base import Server
 from tests import models
+from tests.support import steady_port
 
 PICTURE = ("--image", "unit", "--resize", "16", "--crop", "16")
 LOOKUP = ("--input-range", "ids=0:0")  # all but one index are out of the table's range
@@ -166,7 +167,7 @@ def test_two_runs_at_once(server: Server) -> None:
 def test_a_server_that_dies_and_comes_back(repository: Path, tmp_path: Path) -> None:
     """The run goes on, and the time without a server is in the result."""
     file = tmp_path / "run.json"
-    first = repo_builder.serve(repository, models=["linear"])
+    first = repo_builder.serve(repository, models=["linear"], http_port=steady_port())
     line = [sys.executable, "-m", "client.bench", "linear", "--url", first.url, "--rate", "100", "--duration", "6s"]
     with first:
         run = subprocess.Popen(

@@ -31,7 +31,7 @@ from repo_builder.model import DataType
 from repo_builder.samples import SampleOptions
 from repo_builder.servers.base import Server
 from tests import models
-from tests.client.test_bench import command
+from tests.client.command import command
 
 SCHEMA = json.loads((Path(client.__file__).parent / "load" / "run.schema.json").read_text())
 WAYS: dict[str, dict[str, Any]] = {

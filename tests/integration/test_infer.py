@@ -22,14 +22,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from typer.testing import CliRunner
 
 import repo_builder
 from client import Client, ConnectionFailed, InferenceRejected, InputError, ModelNotReady, UnknownModel
 from client.image import ImageSpec, load_image
-from client.infer import app
 from repo_builder.servers.base import Server
+from tests.client.command import Done, command
 from tests.client.fakes import fake_server
+from tests.support import steady_port
 
 LABELS = ("red", "green", 'blue: a "primary"', "yellow", "cyan", "grey")
 COLORS = {"red.png": (250, 10, 10), "green.jpg": (10, 250, 10), "sub/yellow.gif": (250, 250, 10)}
@@ -197,14 +197,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def environment(server: Server | None) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in {"TRITON_URL", "NO_COLOR", "COLUMNS"}}
-    return kept | ({"TRITON_URL": server.url} if server else {})
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TRITON_URL", "NO_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
 
 
-def infer(server: Server | None, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "client.infer", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(server), check=False)
+def environment(server: Server) -> dict[str, str]:
+    return {**os.environ, "TRITON_URL": server.url}
+
+
+def infer(server: Server | None, *arguments: object) -> Done:
+    with pytest.MonkeyPatch.context() as patch:
+        if server is not None:
+            patch.setenv("TRITON_URL", server.url)
+        return command("infer", *arguments)
 
 
 def infer_json(server: Server, *arguments: object) -> dict[str, Any]:
@@ -214,15 +221,7 @@ def infer_json(server: Server, *arguments: object) -> dict[str, Any]:
     return document
 
 
-def infer_here(server: Server, *arguments: object) -> dict[str, Any]:
-    """As :func:`infer_json`, without a process of its own: for what is asked many times."""
-    done = CliRunner().invoke(app, [*map(str, arguments), "--url", server.url, "--json"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
-
-
-def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
+def refused(done: Done, code: int) -> str:
     """What an error says, after checking that it is told as every error must be: in one line, then a hint."""
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
@@ -434,7 +433,7 @@ class TestArrays:
         for model, array in (("row", given), ("scalar", given[:, :1]), ("scalar", given[0, 0])):
             np.save(tmp_path / "x.npy", array)
             flags = ("--model", f"{model}_{datatype.lower()}", "--output-dir", tmp_path / "out")
-            infer_here(server, *flags, "--input", f"x={tmp_path}/x.npy")
+            infer_json(server, *flags, "--input", f"x={tmp_path}/x.npy")
             saved = np.load(tmp_path / "out" / "y.npy", allow_pickle=False)
             assert saved.shape == (array.shape or (1, 1))
             if datatype == "STRING":
@@ -442,7 +441,7 @@ class TestArrays:
             assert np.array_equal(saved.reshape(array.shape), array)
             if datatype != "STRING":
                 assert saved.dtype == array.dtype
-            document = infer_here(server, *flags, "--random", "--batch", 3)
+            document = infer_json(server, *flags, "--random", "--batch", 3)
             (output,) = document["results"][0]["outputs"]
             assert output["shape"][0] == 3
             assert output["datatype"] == datatype.replace("STRING", "BYTES")
@@ -569,8 +568,10 @@ class TestErrors:
             assert f"hint: without TLS it is --url {url}\n" in error
 
     def test_a_web_server(self, tmp_path: Path) -> None:
-        handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        class Web(SimpleHTTPRequestHandler):
+            def log_message(self, *_: object) -> None: ...
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Web, directory=str(tmp_path))) as web:
             threading.Thread(target=web.serve_forever, daemon=True).start()
             error = refused(infer(None, "x.jpg", "--url", f"127.0.0.1:{web.server_port}", "--model", "colors"), 1)
             web.shutdown()
@@ -585,11 +586,11 @@ class TestErrors:
 
 class TestProcess:
     def test_terminal(self, server: Server, pictures: Path) -> None:
-        command = [sys.executable, "-m", "client.infer", str(pictures / "red.png"), "--model", "colors"]
+        line = [sys.executable, "-m", "client.infer", str(pictures / "red.png"), "--model", "colors"]
         for setting, colored in ({}, True), ({"NO_COLOR": "1"}, False):
             ours, theirs = pty.openpty()
             env = environment(server) | {"TERM": "xterm-256color", **setting}
-            with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=env) as process:
+            with subprocess.Popen(line, stdout=theirs, stderr=subprocess.PIPE, env=env) as process:
                 os.close(theirs)
                 shown = b""
                 while chunk := _read(ours):
@@ -601,10 +602,8 @@ class TestProcess:
 
     def test_interrupt(self, server: Server, pictures: Path) -> None:
         flags = ["--model", "colors", "--repeat", "10000000"]
-        command = [sys.executable, "-m", "client.infer", str(pictures / "red.png"), *flags]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(server)
-        ) as process:
+        line = [sys.executable, "-m", "client.infer", str(pictures / "red.png"), *flags]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(server)) as process:
             assert process.stderr is not None
             assert process.stderr.readline().startswith(b"model colors")
             time.sleep(0.3)
@@ -615,8 +614,8 @@ class TestProcess:
 
     def test_reader_that_leaves_early(self, server: Server, pictures: Path) -> None:
         files = " ".join([str(pictures / "red.png")] * 200)
-        command = f"{sys.executable} -m client.infer {files} --model colors | head -n 1"
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment(server), check=False)
+        line = f"{sys.executable} -m client.infer {files} --model colors | head -n 1"
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment(server), check=False)
         assert done.stdout == f"{pictures / 'red.png'}\n"
         assert done.stderr == f"model colors, version 1, at {server.url}\n"
 
@@ -669,14 +668,15 @@ class TestClient:
 
     def test_server_that_was_started_again(self, repository: Path) -> None:
         arrays: dict[str, npt.ArrayLike] = {"a": np.ones((1, 4), np.float32), "n": np.ones((1, 2), np.int64)}
-        with repo_builder.serve(repository, models=["two_inputs"]) as first:
+        port = steady_port()
+        with repo_builder.serve(repository, models=["two_inputs"], http_port=port) as first:
             triton = Client(first.url)
             triton.infer("two_inputs", arrays)
         with pytest.raises(ConnectionFailed, match="Connection refused"):
             triton.infer("two_inputs", arrays)
-        with repo_builder.serve(repository, models=["two_inputs"], http_port=triton.address.port):
+        with repo_builder.serve(repository, models=["two_inputs"], http_port=port):
             triton.infer("two_inputs", arrays)
-        with repo_builder.serve(repository, models=["two_inputs"], http_port=triton.address.port), triton:
+        with repo_builder.serve(repository, models=["two_inputs"], http_port=port), triton:
             # The connection is still that to the server before.
             assert triton.infer("two_inputs", arrays)["a2"].tolist() == [[2, 2, 2, 2]]
 

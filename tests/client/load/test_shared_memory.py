@@ -35,8 +35,8 @@ from client.protocol import Request
 from repo_builder.model import DataType
 from repo_builder.servers.base import Server
 from tests import models
+from tests.client.command import command
 from tests.client.load import fake_cuda
-from tests.client.test_bench import command
 
 CUDA = Delivery(shared_memory=SharedMemory.CUDA)
 
