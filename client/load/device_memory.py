@@ -10,10 +10,13 @@ import contextlib
 import ctypes
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from client.errors import ClientError, UsageError
 from client.load.records import DeviceRegions
+
+_BLOCK: Final = 2 << 20
+"""CUDA shares the whole block, of 2 MiB, that it cuts a smaller allocation from (CUDA C++ Programming Guide, IPC)."""
 
 
 class CudaError(Exception):
@@ -55,10 +58,11 @@ def require_device() -> int:
 
 @contextlib.contextmanager
 def device_memory(size: int, contents: Mapping[int, bytes]) -> Iterator[bytes]:
-    """The handle of ``size`` bytes with ``contents`` by offset, which are freed at the end of the block.
+    """The handle of at least ``size`` bytes with ``contents`` by offset, which are freed in the end.
 
     Raises ClientError if they can't be had.
     """
+    size = -(-size // _BLOCK) * _BLOCK
     try:
         address = int(_call("cudaMalloc", size))
     except CudaError as error:

@@ -27,6 +27,7 @@ from client.load.workers import Workers
 from client.protocol import Request
 from repo_builder.build import BuildOptions
 from repo_builder.compilers.base import Target
+from repo_builder.config.build import ServingOptions
 from repo_builder.errors import MissingExtraError
 from repo_builder.servers.base import Server
 from repo_builder.trt.cuda import call, find_gpu, runtime
@@ -92,8 +93,8 @@ def regions(url: str) -> list[Any]:
         return [region for path in paths for region in json.loads(asking.send(Request("GET", path)).body)]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_answers_are_those_of_an_ordinary_client(server: Server, delivery: Delivery, seed: int) -> None:
+def check_answers(server: Server, delivery: Delivery, seed: int) -> None:
+    """Compare answers with those that an ordinary client gets."""
     with Client(server.url) as asking:
         metadata = asking.metadata("net")
         inputs = make_inputs(metadata, LoadData(variants=1), 2, seed)
@@ -111,6 +112,20 @@ def test_answers_are_those_of_an_ordinary_client(server: Server, delivery: Deliv
     assert len(answers) >= 2
     for answer in answers:
         np.testing.assert_allclose(answer, expected, rtol=1e-3, atol=1e-4 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_answers_are_those_of_an_ordinary_client(server: Server, delivery: Delivery, seed: int) -> None:
+    check_answers(server, delivery, seed)
+
+
+def test_inputs_that_stay_on_the_gpu(gpu: None, own_folders: None, tmp_path: Path) -> None:
+    extra = tmp_path / "extra.pbtxt"  # without this Triton copies them to the host for a Python-based backend
+    extra.write_text('parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "no" } }')
+    add(tmp_path, network(), ServingOptions(config=extra), tf32=False)
+    with repo_builder.serve(tmp_path / "models") as running:
+        for seed in (1, 2):
+            check_answers(running, Delivery(shared_memory=SharedMemory.CUDA), seed)
 
 
 def test_the_server_counts_what_was_sent(server: Server, delivery: Delivery) -> None:

@@ -169,7 +169,7 @@ def test_ctrl_c_leaves_nothing(proxy: str, fake_gpu: None) -> None:
 
 
 def test_too_little_memory_on_the_gpu(proxy: str, fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fake_cuda, "MEMORY", 3000)  # eight inputs and three outputs
+    monkeypatch.setattr(fake_cuda, "MEMORY", 23 << 20)  # eight inputs and three outputs
     with pytest.raises(ClientError, match=r"MiB of the GPU's memory can't be had.*cudaErrorMemoryAllocation") as caught:
         run_load("linear", url=proxy, delivery=CUDA, concurrency=8)
     assert "--concurrency" in str(caught.value.hint)
