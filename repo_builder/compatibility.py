@@ -139,6 +139,12 @@ def containers_for(tensorrt: Version, *, version_compatible: bool = False) -> tu
     return _best_first(found)
 
 
+def loads(release: Release, plan: Plan) -> bool:
+    """Whether the container of this release loads a plan, as far as is known."""
+    found = containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
+    return release in [container.release for container in found]
+
+
 def _best_first(containers: Iterable[Container]) -> tuple[Container, ...]:
     return tuple(sorted(containers, key=lambda entry: (entry.doubt is None, entry.release.name), reverse=True))
 
@@ -186,13 +192,22 @@ def _refuse(plans: list[Plan], unknown: list[Plan]) -> NoReturn:
         there = ", ".join(_nearest(plans[0].tensorrt))
         raise RepositoryError(
             f"no Triton container is known to have the TensorRT of {named}",
-            f"build with a version that one has{f', such as {there}' if there else ''}; or repo-builder serve --engine "
-            "local, with the TensorRT that built it",
+            "repo-builder serve --image NAME, or TRITON_IMAGE=NAME in .env, names an image of yours with it; or build "
+            f"with a version that a container has{f', such as {there}' if there else ''}; or repo-builder serve "
+            "--engine local, with the TensorRT that built it",
         )
+    versions = dict.fromkeys(plan.tensorrt for plan in plans)
+    homes = ", ".join(f"TensorRT {version_text(version) or 'unknown'} is in {_home(version)}" for version in versions)
     raise RepositoryError(
         f"no one container loads all of these plans: {named}",
-        "build them with one TensorRT version, or keep them in two repositories",
+        f"{homes}: keep the plans in a repository for each, or build all with one version",
     )
+
+
+def _home(tensorrt: Version) -> str:
+    """The image that has this TensorRT version."""
+    there = containers_for(tensorrt)
+    return there[0].release.image if there else "no container that is known"
 
 
 def _nearest(tensorrt: Version) -> list[str]:

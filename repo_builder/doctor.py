@@ -14,9 +14,11 @@ from pathlib import Path
 
 from repo_builder.compatibility import (
     Plan,
+    Version,
     container_for,
     containers_for,
     find_plans,
+    loads,
     newest_for_driver,
     parse_version,
     plugins_setting,
@@ -54,12 +56,14 @@ class Finding:
     mend: str | None = None
 
 
-def examine(repository: Path | str = "model_repository", folder: Path = Path()) -> tuple[Finding, ...]:
+def examine(
+    repository: Path | str = "model_repository", folder: Path = Path(), image: str | None = None
+) -> tuple[Finding, ...]:
     """Look at this machine and at every model of ``repository``; takes at most 3 s.
 
-    ``folder`` is where compose.yaml and .env are.
+    ``folder`` is where compose.yaml and .env are; ``image`` is to serve, else the one that they name.
     """
-    host = look(folder)
+    host = look(folder, image)
     return (
         _python(),
         *_extras(host),
@@ -233,9 +237,7 @@ def _disk(repository: Path, host: Host) -> Iterator[Finding]:
 
 
 def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _models(root: Path, host: Host) -> Iterator[Finding]:
@@ -255,14 +257,32 @@ def _models(root: Path, host: Host) -> Iterator[Finding]:
     plans = find_plans(repository)
     for model in models:
         yield from _model(model, [plan for plan in plans if plan.model == model.name], host)
-    try:
-        container = container_for(plan for plan in plans if not plan.rtx)
-    except RepoBuilderError as error:
-        yield Finding("container", Level.WRONG, error.message, error.hint)
+    yield from _container([plan for plan in plans if not plan.rtx], host)
+
+
+def _container(plans: list[Plan], host: Host) -> Iterator[Finding]:
+    """The one container that loads all plans; an image that a person named may do so, whatever it is."""
+    versions, release = {plan.tensorrt for plan in plans}, release_of_image(host.image)
+    if plans and host.image_named and release and all(loads(release, plan) for plan in plans):
+        yield _ok("container", f"{host.image} loads every plan")
+    elif len(versions) == 1 and host.image_named and release is None:
+        yield _unknown_image(host.image, versions.pop())
     else:
+        try:
+            container = container_for(plans)
+        except RepoBuilderError as error:
+            yield Finding("container", Level.WRONG, error.message, error.hint)
+            return
         if container:
             doubt = f" ({container.doubt})" if container.doubt else ""
             yield _ok("container", f"{container.release.image} loads every plan{doubt}")
+
+
+def _unknown_image(image: str, tensorrt: Version) -> Finding:
+    text = f"which TensorRT {image} has is not known here, and the plans are of {version_text(tensorrt)}"
+    known = containers_for(tensorrt)
+    mend = f"if it has another: TRITON_IMAGE={known[0].release.image} in .env" if known else ""
+    return Finding("container", Level.WARNING, text, mend or "see that it has it: no container of NVIDIA's is known to")
 
 
 def _unreadable(root: Path) -> Finding | None:
@@ -368,7 +388,7 @@ def _plan(subject: str, plan: Plan, host: Host) -> Iterator[Finding]:
         return
     release = release_of_image(host.image)
     fitting = containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
-    if release and release not in [container.release for container in fitting]:
+    if release and not loads(release, plan):
         text = (
             f"{file} is of TensorRT {version_text(plan.tensorrt) or '(unknown)'}, "
             f"and {host.image} has {version_text(release.tensorrt) or 'another'}"

@@ -18,10 +18,9 @@ from typing import Any
 
 from repo_builder.compatibility import Version, parse_version
 from repo_builder.errors import RepositoryError
+from repo_builder.servers.engine import DEFAULT_IMAGE
 
 TIMEOUT_S = 2.0
-DEFAULT_IMAGE = "nvcr.io/nvidia/tritonserver:25.11-py3"  # compose.yaml's
-
 MARK = "# TRITON_IMAGE is kept by repo-builder"
 _LINE = re.compile(
     r"""\s*(?:export\s+)?(?P<name>\w+)\s*[=:]\s*(?:(?P<mark>["'])(?P<quoted>.*?)(?P=mark)|(?P<bare>.*?))\s*(?:\s#.*)?$"""
@@ -64,13 +63,18 @@ class Host:
     docker: Answer  # `docker info` as JSON
     compose: Answer  # its version
     image: str
+    image_named: bool  # by a person; else it is compose.yaml's
     image_present: Answer
     programs: Mapping[str, str | None]
 
 
-def look(folder: Path = Path()) -> Host:
-    """Ask this machine; ``folder`` is where compose.yaml and .env are.  Takes as long as the slowest, at most 2 s."""
-    image = configured_image(folder) or DEFAULT_IMAGE
+def look(folder: Path = Path(), image: str | None = None) -> Host:
+    """Ask this machine; takes as long as the slowest answer, at most 2 s.
+
+    ``folder`` is where compose.yaml and .env are; ``image`` goes before the one that they name.
+    """
+    named = image or configured_image(folder)
+    image = named or DEFAULT_IMAGE
     with ThreadPoolExecutor(max_workers=6) as pool:
         gpus = pool.submit(ask, "nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader")
         tensorrt, rtx = (pool.submit(_import_version, name) for name in ("tensorrt", "tensorrt_rtx"))
@@ -85,6 +89,7 @@ def look(folder: Path = Path()) -> Host:
             docker=docker.result(),
             compose=compose.result(),
             image=image,
+            image_named=named is not None,
             image_present=present.result(),
             programs={name: shutil.which(name) for name in ("docker", "nvidia-smi", "nvidia-container-runtime-hook")},
         )

@@ -167,21 +167,32 @@ def test_doubt_about_one_plan_is_doubt_about_the_container(tmp_path: Path) -> No
 def test_plans_of_two_versions_are_refused_with_the_list(tmp_path: Path) -> None:
     put_plan(tmp_path, "new", (10, 14, 1, 48))
     put_plan(tmp_path, "old", (8, 6, 1, 2))
-    with pytest.raises(RepositoryError, match=r"old/1: TensorRT 8\.6\.1\.2; new/1: TensorRT 10\.14\.1\.48"):
+    with pytest.raises(RepositoryError, match=r"old/1: TensorRT 8\.6\.1\.2; new/1: TensorRT 10\.14\.1\.48") as caught:
         container_for(find_plans(Repository(tmp_path)))
+    assert caught.value.hint == (
+        "TensorRT 8.6.1.2 is in nvcr.io/nvidia/tritonserver:23.05-py3, TensorRT 10.14.1.48 is in "
+        "nvcr.io/nvidia/tritonserver:26.01-py3: keep the plans in a repository for each, or build all with one version"
+    )
 
 
 def test_plans_that_no_container_loads_are_in_the_list(tmp_path: Path) -> None:
     put_plan(tmp_path, "old", (8, 6, 0, 12))  # 8.6.0 of PyPI
     with pytest.raises(RepositoryError, match=r"known to have the TensorRT of old/1: TensorRT 8\.6\.0\.12") as caught:
         container_for(find_plans(Repository(tmp_path)))
-    assert "such as 8.5.3 (23.02), 8.6.1.2 (23.04), 8.6.1.6 (23.06)" in str(caught.value.hint)
+    hint = str(caught.value.hint)
+    assert hint.startswith(
+        "repo-builder serve --image NAME, or TRITON_IMAGE=NAME in .env, names an image of yours with it"
+    )
+    assert "such as 8.5.3 (23.02), 8.6.1.2 (23.04), 8.6.1.6 (23.06)" in hint
     put_plan(tmp_path, "new", (10, 14, 1, 48))
     with pytest.raises(RepositoryError) as caught:
         container_for(find_plans(Repository(tmp_path)))
     assert str(caught.value) == (
         "no one container loads all of these plans: old/1: TensorRT 8.6.0.12 (no container is known to have it); "
         "new/1: TensorRT 10.14.1.48"
+    )
+    assert "TensorRT 8.6.0.12 is in no container that is known, TensorRT 10.14.1.48 is in nvcr" in str(
+        caught.value.hint
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -56,6 +57,7 @@ class Machine:
     def plan(
         self, name: str, version: tuple[int, ...], capability: str = "9.0", tag: bytes = b"ftrt", *plugins: str
     ) -> None:
+        shutil.rmtree(self.repository / name, ignore_errors=True)
         folder = self.model(name, "tensorrt_plan")
         plan = tag + bytes(20) + bytes(version) + bytes(8)
         (folder / "model.plan").write_bytes(plan)
@@ -324,6 +326,31 @@ def test_plans_of_two_versions(machine: Machine) -> None:
     found = machine.find("container")
     assert found.level is Level.WRONG
     assert "old/1: TensorRT 8.6.1.2; new/1: TensorRT 10.14.1.48" in found.text
+    (machine.repository.parent / ".env").write_text("TRITON_IMAGE=mine:1\n")  # nor is there an image that has both
+    assert machine.find("container") == found
+
+
+def test_an_image_that_was_named_is_the_one_that_is_judged(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.gpu()
+    machine.plan("old", (8, 6, 0, 12))  # no container of NVIDIA's is known to have it
+    assert machine.find("container").level is Level.WRONG
+    monkeypatch.setenv("TRITON_IMAGE", "mine:1")
+    named = machine.find("container")
+    assert named == Finding(
+        "container",
+        Level.WARNING,
+        "which TensorRT mine:1 has is not known here, and the plans are of 8.6.0.12",
+        "see that it has it: no container of NVIDIA's is known to",
+    )
+    machine.plan("old", (10, 14, 1, 48))
+    assert machine.find("container").mend == (
+        "if it has another: TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.01-py3 in .env"
+    )
+    monkeypatch.setenv("TRITON_IMAGE", "nvcr.io/nvidia/tritonserver:25.11-py3")  # not the newest that has it
+    assert machine.find("container").text == "nvcr.io/nvidia/tritonserver:25.11-py3 loads every plan"
+    report = json.loads(doctor(machine, "--json", "--image", "nvcr.io/nvidia/tritonserver:25.08-py3").stdout)
+    (model,) = [finding for finding in report["findings"] if finding["subject"] == "model old"]
+    assert "nvcr.io/nvidia/tritonserver:25.08-py3 has 10.13.2.6" in model["text"]
 
 
 def test_files_the_container_s_user_can_t_read(machine: Machine) -> None:
@@ -378,12 +405,29 @@ def test_an_env_of_others_is_left_alone_unless_asked(tmp_path: Path) -> None:
     assert (tmp_path / ".env").read_text() == "TRITON_IMAGE=mine\n"
 
 
-def test_write_env_needs_plans_of_one_version(machine: Machine) -> None:
+def test_write_env_that_can_t_choose_shows_the_findings_all_the_same(machine: Machine) -> None:
     machine.model("resnet")
-    assert doctor(machine, "--write-env").returncode == 2
+    dotenv = machine.repository.parent / ".env"
+    done = doctor(machine, "--write-env")
+    assert done.returncode == 2
+    assert "ok       model resnet " in done.stdout
+    assert done.stderr.startswith(f"error: {machine.repository} has no plans, so any image serves it\n\nhint: ")
     machine.plan("new", (10, 14, 1, 48))
     machine.plan("old", (8, 6, 1, 2))
     done = doctor(machine, "--write-env")
     assert done.returncode == 1
-    assert "no one container loads all of these plans" in done.stderr
-    assert not (machine.repository.parent / ".env").exists()
+    assert "wrong    container " in done.stdout
+    assert done.stderr.startswith("error: no one container loads all of these plans")
+    assert len(json.loads(doctor(machine, "--write-env", "--json").stdout)["findings"]) > 5
+    assert not dotenv.exists()
+
+
+def test_write_env_writes_the_image_that_is_named(machine: Machine) -> None:
+    machine.plan("old", (8, 6, 0, 12))
+    dotenv = machine.repository.parent / ".env"
+    refused = doctor(machine, "--write-env", "--image", "nvcr.io/nvidia/tritonserver:25.11-py3")
+    assert refused.returncode == 1
+    assert "error: nvcr.io/nvidia/tritonserver:25.11-py3 has TensorRT 10.14.1.48 and can't load old/1" in refused.stderr
+    assert not dotenv.exists()
+    assert "wrote TRITON_IMAGE=mine:1" in doctor(machine, "--write-env", "--image", "mine:1").stderr
+    assert dotenv.read_text().endswith("\nTRITON_IMAGE=mine:1\n")

@@ -2,46 +2,80 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from repo_builder.cli.output import DEFAULT_REPOSITORY, DebugOption, JsonOption, RepositoryOption, note, print_json
-from repo_builder.errors import UsageError
+from repo_builder.errors import RepoBuilderError, UsageError
+from repo_builder.servers.engine import DEFAULT_IMAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from repo_builder.doctor import Finding
 
 
 def doctor(
     repository: RepositoryOption = DEFAULT_REPOSITORY,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"The image of Triton that is to serve; else TRITON_IMAGE, here or in .env, or {DEFAULT_IMAGE}.",
+            show_default=False,
+        ),
+    ] = None,
     write_env: Annotated[
-        bool, typer.Option("--write-env", help="Put the image that loads every plan into .env, for Docker Compose.")
+        bool,
+        typer.Option(
+            "--write-env", help="Put --image, or the one that loads every plan, into .env for Docker Compose."
+        ),
     ] = False,
     json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Check this machine and every model; exit code 1 when something would fail."""
-    from dataclasses import asdict
-    from pathlib import Path
-
-    from repo_builder.compatibility import container_for, find_plans
     from repo_builder.doctor import Level, examine
-    from repo_builder.host import write_image
-    from repo_builder.repository import Repository
 
+    refusal = None
     if write_env:
-        container = container_for(find_plans(Repository(repository)))
-        if container is None:
-            raise UsageError(f"{repository} has no plans, so any image serves it", "leave out --write-env")
-        image = container.release.image
-        note(f"wrote TRITON_IMAGE={image} to {write_image(Path(), image, asked=True)}")
-    findings = examine(repository)
+        try:
+            _write_env(repository, image)
+        except RepoBuilderError as error:
+            refusal = error
+    findings = examine(repository, image=image)
     failed = any(finding.level is Level.WRONG for finding in findings)
-    if json:
-        print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
-    else:
-        width = max(len(finding.subject) for finding in findings)
-        for finding in findings:
-            typer.echo(f"{finding.level.value:<7}  {finding.subject:<{width}}  {finding.text}")
-            if finding.mend:
-                typer.echo(f"{'':<7}  {'':<{width}}  -> {finding.mend}")
+    _show(findings, failed=failed, as_json=json)
+    if refusal:
+        raise refusal
     if failed:
         raise typer.Exit(1)
+
+
+def _write_env(repository: str, image: str | None) -> None:
+    from repo_builder.compatibility import container_for, find_plans
+    from repo_builder.host import write_image
+    from repo_builder.repository import Repository
+    from repo_builder.servers.docker import choose_image
+
+    plans = find_plans(Repository(repository))
+    if image is None and not plans:
+        raise UsageError(f"{repository} has no plans, so any image serves it", "leave out --write-env, or --image NAME")
+    container = None if image else container_for(plans)
+    chosen = container.release.image if container else choose_image(image, plans)
+    note(f"wrote TRITON_IMAGE={chosen} to {write_image(Path(), chosen, asked=True)}")
+
+
+def _show(findings: Sequence[Finding], *, failed: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        return print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        typer.echo(f"{finding.level.value:<7}  {finding.subject:<{width}}  {finding.text}")
+        if finding.mend:
+            typer.echo(f"{'':<7}  {'':<{width}}  -> {finding.mend}")
+    return None

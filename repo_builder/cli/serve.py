@@ -18,7 +18,7 @@ from repo_builder.cli.output import (
     note,
     print_json,
 )
-from repo_builder.servers.engine import Engine
+from repo_builder.servers.engine import DEFAULT_IMAGE, Engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,13 @@ def serve(
         Engine, typer.Option(help="What runs the server; auto: Docker if it is ready for it, else local.")
     ] = Engine.AUTO,
     image: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Docker: image of Triton.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Docker: image of Triton; else TRITON_IMAGE, here or in .env, else the one that loads the plans, "
+            f"or {DEFAULT_IMAGE}.",
+            show_default=False,
+        ),
     ] = None,
     gpus: Annotated[str, typer.Option(help="Docker: auto, all, none, how many, or ids: 0,2.")] = "auto",
     shm_size: Annotated[str, typer.Option(help="Docker: size of the container's /dev/shm.")] = "1g",
@@ -106,7 +112,7 @@ def serve(
         ready = [status.ready for status in states]
         if not any(ready) or (exit_on_error and not all(ready)):
             note(f"log      {server.log_file}")
-            if len(states) > 1 and not json:
+            if ready.count(False) > 1 and not json:
                 _print_causes(states)
             raise load_error(states)
         _show(server, states, detached=detach, as_json=json)

@@ -18,14 +18,16 @@ from repo_builder.compatibility import (
     container_for,
     containers_for,
     find_plans,
+    loads,
     plugins_setting,
     release_of_image,
     version_text,
 )
 from repo_builder.errors import MissingExtraError, RepoBuilderError, ServerError, UsageError
-from repo_builder.host import DEFAULT_IMAGE, configured_image
+from repo_builder.host import configured_image
 from repo_builder.repository import Repository
 from repo_builder.servers.base import ServerOptions
+from repo_builder.servers.engine import DEFAULT_IMAGE
 from repo_builder.servers.ports import Ports, reserve, resolve_host
 from repo_builder.servers.records import ServerRecord, record_path
 from repo_builder.servers.supervised import SupervisedServer, checked_repository, common_flags
@@ -102,16 +104,14 @@ def choose_image(image: str | None, plans: Iterable[Plan], folder: Path = Path()
         container = container_for(listed)
         return container.release.image if container else DEFAULT_IMAGE
     release = release_of_image(wanted)
-    for plan in listed if release else ():
-        fitting = containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
-        if plan.tensorrt and release not in [container.release for container in fitting]:
-            has = version_text(release.tensorrt) if release else ""
-            raise ServerError(
-                f"{wanted} has TensorRT {has or 'of an unknown version'} and can't load {plan}",
-                f"--image {fitting[0].release.image}"
-                if fitting
-                else "publish the model again, or name another --image",
-            )
+    refused = [plan for plan in listed if release and plan.tensorrt and not loads(release, plan)]
+    if release and refused:
+        has = version_text(release.tensorrt) or "of an unknown version"
+        fitting = containers_for(refused[0].tensorrt, version_compatible=refused[0].version_compatible)
+        raise ServerError(
+            f"{wanted} has TensorRT {has} and can't load {refused[0]}",
+            f"--image {fitting[0].release.image}" if fitting else "publish the model again, or name another --image",
+        )
     return wanted
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from repo_builder.servers.supervised import SupervisedServer
 
 
+DEFAULT_IMAGE = "nvcr.io/nvidia/tritonserver:25.11-py3"  # compose.yaml's
+
+
 class Engine(str, Enum):
     """What runs tritonserver.  ``AUTO`` takes Docker where that works without a pull, else the local server."""
 

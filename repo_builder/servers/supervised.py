@@ -292,11 +292,12 @@ def _status(entry: dict[str, str], unread: Mapping[str, str], plans: Mapping[str
 
 def load_error(states: Sequence[ModelStatus]) -> ServerError:
     """The error of a server that could not load all of its models, or none: the first one's cause and hint."""
-    broken = [status for status in states if not status.ready]
+    broken = sorted((status for status in states if not status.ready), key=lambda status: not status.cause)
+    cause = broken[0].cause or "it is still being loaded"  # as Triton has those that it tries again when it polls
     what = "no model" if len(broken) == len(states) else "not every model"
     more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
     hint = broken[0].hint or "the server's log may tell more"
-    return ServerError(f"{what} could be loaded: {broken[0].name}: {broken[0].cause}{more}", hint)
+    return ServerError(f"{what} could be loaded: {broken[0].name}: {cause}{more}", hint)
 
 
 def request_json(method: str, url: str, path: str) -> Any:
