@@ -22,6 +22,7 @@ from repo_builder.trt.build import (
     build,
     configure,
     is_strongly_typed,
+    make_builder,
     network_flags,
 )
 from repo_builder.trt.cuda import Gpu, find_gpu, require_gpu
@@ -182,9 +183,8 @@ class TensorRTCompiler:
         progress: Progress,
     ) -> _Engine:
         """Build the network that ``fill`` makes; it returns what the build needs kept, and whether there is a batch."""
-        trt = self.library.module
         load_plugins(self.library, log.logger, self.options.plugins)
-        builder = trt.Builder(log.logger)
+        builder = make_builder(self.library, log)
         network = builder.create_network(network_flags(self.library, self.options))
         kept, batchable = fill(network)
         if self.options.strict and not is_strongly_typed(self.library, self.options):

@@ -91,6 +91,18 @@ def is_strongly_typed(library: Library, options: TensorRTOptions) -> bool:
     return not library.has_precision_flags or (options.strict and can)
 
 
+def make_builder(library: Library, log: BuildLog) -> Any:
+    """Return TensorRT's builder.
+
+    Raises:
+        CompileError: the GPU has no memory left for it, or can't be used.
+    """
+    try:
+        return library.module.Builder(log.logger)
+    except TypeError as error:  # what pybind11 raises where the library gives no object
+        raise _build_error(library, log, error) from None
+
+
 def network_flags(library: Library, options: TensorRTOptions) -> int:
     """The flags of ``create_network``; where typing is always strong no flag is needed, and some refuse it."""
     flags = library.module.NetworkDefinitionCreationFlag
@@ -290,7 +302,7 @@ def _build_error(library: Library, log: BuildLog, failure: BaseException | None)
     hint = f"everything it said is in {log.path}"
     lowered = said.lower()
     if "workspace" in lowered or "could not find any implementation" in lowered:
-        hint = f"give it more room: --workspace MiB; {hint}"
+        hint = f"give it more room, --workspace MiB, or lower --max-shapes or --max-batch-size; {hint}"
     elif "out of memory" in lowered or "outofmemory" in lowered:
         hint = f"free GPU memory, or lower --max-batch-size, --max-shapes or --workspace; {hint}"
     elif "libnvinfer_lean" in lowered:

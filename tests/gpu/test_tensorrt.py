@@ -50,19 +50,24 @@ def options(**given: Any) -> TensorRTOptions:
 
 def network(side: int | str = 32) -> onnx.ModelProto:
     """Convolutions wide enough that FP16 is worth it."""
+    layers = []
+    for n, x in enumerate(("x", "r0", "r1")):
+        layers += [node("Conv", [x, f"w{n}"], [f"c{n}"], pads=[1, 1, 1, 1]), node("Relu", [f"c{n}"], [f"r{n}"])]
     return model(
         [
-            node("Conv", ["x", "w1"], ["c1"], pads=[1, 1, 1, 1]),
-            node("Relu", ["c1"], ["r1"]),
-            node("Conv", ["r1", "w2"], ["c2"], pads=[1, 1, 1, 1]),
-            node("Relu", ["c2"], ["r2"]),
+            *layers,
             node("GlobalAveragePool", ["r2"], ["p"]),
             node("Flatten", ["p"], ["f"]),
             node("MatMul", ["f", "w3"], ["y"]),
         ],
         {"x": (FP32, ["batch", 16, side, side])},
         {"y": (FP32, ["batch", 10])},
-        {"w1": weights(64, 16, 3, 3) / 12, "w2": weights(64, 64, 3, 3, seed=1) / 24, "w3": weights(64, 10, seed=2)},
+        {
+            "w0": weights(256, 16, 3, 3) / 12,
+            "w1": weights(256, 256, 3, 3, seed=1) / 48,
+            "w2": weights(256, 256, 3, 3, seed=2) / 48,
+            "w3": weights(256, 10, seed=3),
+        },
     )
 
 

@@ -36,6 +36,12 @@ class Tensor:
     def as_numpy(self) -> npt.NDArray[Any]:
         return self._array
 
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    def to_dlpack(self) -> Any:
+        return self._array.__dlpack__()
+
     def is_cpu(self) -> bool:
         return True
 

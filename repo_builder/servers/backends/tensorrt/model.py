@@ -543,10 +543,9 @@ def to_tensor(port: Port, array: np.ndarray, piece: slice) -> Any:
     return pb_utils.Tensor(port.name, part)
 
 
-# A request's tensors.  NumPy sees what lies in host memory; what lies on the GPU and bfloat16, which NumPy has not, go
-# through DLPack, of which the layout is fixed (https://dmlc.github.io/dlpack/latest/c_api.html): DLTensor = {void*
-# data; int32 device[2]; int32 ndim; uint8 dtype_code, dtype_bits; uint16 lanes; int64* shape; int64* strides; uint64
-# byte_offset} is the head of what the capsule points to.
+# A request's tensors come through DLPack, of which the layout is fixed (https://dmlc.github.io/dlpack/latest/c_api.html):
+# DLTensor = {void* data; int32 device[2]; int32 ndim; uint8 dtype_code, dtype_bits; uint16 lanes; int64* shape; int64*
+# strides; uint64 byte_offset} is the head of what the capsule points to.
 
 DLPACK_DTYPE_CODE_OFFSET = 20
 DLPACK_BYTE_OFFSET_OFFSET = 40
@@ -559,9 +558,7 @@ _set_capsule_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 def source_of(tensor: Any, port: Port) -> Source:
-    if tensor.is_cpu() and port.datatype != "TYPE_BF16":
-        array = np.asarray(tensor.as_numpy(), order="C")
-        return Source(array.ctypes.data, array.shape, array.nbytes, on_device=False, owner=array)
+    """Find the tensor where Triton put it: what ``as_numpy`` gives is a copy."""
     capsule = tensor.to_dlpack()
     head = _capsule_pointer(capsule, b"dltensor")
     data = ctypes.c_void_p.from_address(head).value or 0
