@@ -38,12 +38,11 @@ _REFUSED: Final = {
         "this machine's shared memory",
         "--shared-memory system takes a server on this machine; one in a container shares /dev/shm with --ipc=host",
     ),
-    # Triton 2.51 answers the same in all these cases, and tells CUDA's reason to its log alone.
     Kind.CUDA: (
         "the memory of this machine's GPU",
         (
-            "--shared-memory cuda takes a server on this machine with the same GPU, if in a container then with "
-            "--pid=host; one without a GPU says so, too, and its log has CUDA's reason"
+            "Triton says no more when it has no GPU, sees another one, is on another machine, or in a container "
+            "without --pid=host: its log has CUDA's reason; --shared-memory system needs no GPU"
         ),
     ),
 }

@@ -182,7 +182,7 @@ def test_a_server_without_a_gpu_refuses(server: Server, fake_gpu: None) -> None:
     error, hint = filter(None, done.stderr.splitlines())
     refusal = "failed to register shared memory region: invalid args"
     assert error.endswith(f"can't use the memory of this machine's GPU: {refusal}")
-    assert "without a GPU" in hint
+    assert "has no GPU" in hint
     assert "--pid=host" in hint
     assert regions(server.url) == []
 
