@@ -11,10 +11,11 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -24,6 +25,7 @@ from repo_builder.trt.library import is_installed
 rtx = pytest.mark.skipif(
     not is_installed(Target.TENSORRT_RTX), reason="TensorRT-RTX is not installed: pip install 'repo-builder[rtx]'"
 )
+T = TypeVar("T")
 Tree = dict[str, tuple[str, int, bytes]]
 
 
@@ -82,17 +84,22 @@ class Result:
         return self.err.rpartition("\nhint: ")[2].rstrip("\n")
 
 
-def compile_library(folder: Path, name: str, code: str = "") -> Path:
-    """A shared library with ``code`` that says by :func:`was_loaded` that it has been loaded; needs a C compiler."""
+def compile_c(path: Path, code: str) -> Path:
+    """A shared library at ``path``; needs a C compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler")
-    folder.mkdir(parents=True, exist_ok=True)
-    source, path = folder / f"{name}.c", folder / f"{name}.so"
-    note = f'static void __attribute__((constructor)) note(void) {{ setenv("LOADED_{name}", "1", 1); }}'
-    source.write_text(f"#include <stdlib.h>\n{code}\n{note}\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = path.with_suffix(".c")
+    source.write_text(code)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True)
     return path
+
+
+def compile_library(folder: Path, name: str, code: str = "") -> Path:
+    """A shared library with ``code`` that says by :func:`was_loaded` that it has been loaded; needs a C compiler."""
+    note = f'static void __attribute__((constructor)) note(void) {{ setenv("LOADED_{name}", "1", 1); }}'
+    return compile_c(folder / f"{name}.so", f"#include <stdlib.h>\n{code}\n{note}\n")
 
 
 def was_loaded(name: str) -> bool:
@@ -100,6 +107,15 @@ def was_loaded(name: str) -> bool:
     getenv = ctypes.CDLL(None).getenv
     getenv.restype = ctypes.c_char_p
     return bool(getenv(f"LOADED_{name}".encode()))
+
+
+def wait_for(condition: Callable[[], T | None], within_s: float = 20) -> T:
+    """What ``condition`` returns as soon as that is true."""
+    deadline = time.monotonic() + within_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
 
 
 def steady_port() -> int:

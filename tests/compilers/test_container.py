@@ -7,7 +7,6 @@ import errno
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from repo_builder.runtime import RunError
 from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.verify import Tolerance
 from tests.models import linear, save
-from tests.support import rtx
+from tests.support import rtx, wait_for
 
 
 def through_json(data: dict[str, Any], path: Path) -> Any:
@@ -135,10 +134,7 @@ def worker(tmp_path: Path) -> Iterator[Path]:
 
 def ask(folder: Path, number: int, **request: Any) -> Any:
     write_json(request_path(folder, number), request)
-    deadline = time.monotonic() + 60
-    while not answer_path(folder, number).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(answer_path(folder, number).exists, within_s=60)
     return json.loads(answer_path(folder, number).read_text(encoding="utf-8"))
 
 

@@ -12,20 +12,23 @@ import pytest
 
 from repo_builder import add_model
 from repo_builder.add import BuildOptions
+from repo_builder.compilers import build_container
 from repo_builder.config.build import ServingOptions
 from repo_builder.config.image import image_preset
 from repo_builder.errors import RepoBuilderError
-from repo_builder.servers.docker import LABEL, connect
+from repo_builder.servers import docker
 from tests.docker.make_image import CannotMakeError, make_image
 
 ROOT = Path(__file__).resolve().parents[2]
+LABELS = {docker.LABEL, build_container.LABEL}
+Containers = Callable[[], list[Any]]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Any]:
     try:
-        client = connect()
+        client = docker.connect()
     except RepoBuilderError as error:
         pytest.skip(f"{error}; tests/docker/engine.sh start can start one")
     yield client
@@ -72,19 +75,20 @@ def run(tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def containers(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], list[Any]]:
-    """List the containers that serve a repository of these tests; the engine may run others for someone else."""
+def containers(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Containers:
+    """List the containers that serve or build for these tests; the engine may run others for someone else."""
     ours = f"{tmp_path_factory.getbasetemp()}/"
 
     def containers() -> list[Any]:
-        labelled = engine.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
+        found = engine.containers.list(all=True, ignore_removed=True)
+        labelled = [each for each in found if LABELS & each.labels.keys()]
         return [each for each in labelled if any(mount["Source"].startswith(ours) for mount in each.attrs["Mounts"])]
 
     return containers
 
 
 @pytest.fixture
-def no_containers(containers: Callable[[], list[Any]]) -> Iterator[None]:
+def no_containers(containers: Containers) -> Iterator[None]:
     """The test leaves no container of ours."""
     yield
     left = containers()

@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,23 @@ import pytest
 from repo_builder.add import BuildOptions, add_model
 from repo_builder.compilers import container as container_module
 from repo_builder.compilers.base import Target
-from repo_builder.compilers.build_container import LABEL, BuildContainer, connect_for_build
+from repo_builder.compilers.build_container import BuildContainer, connect_for_build
 from repo_builder.compilers.container import ContainerOptions, open_container
 from repo_builder.config.proto import read_config
 from repo_builder.errors import CompileError, ServerError, UsageError
 from repo_builder.repository import Repository
 from repo_builder.servers.docker import gpu_requests
-from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import TensorRTOptions
 from tests.conftest import SmallDisk
 from tests.docker.build_image import make_bare_image, make_build_image, with_file
-from tests.docker.conftest import ROOT, Run
+from tests.docker.conftest import ROOT, Containers, Run
 from tests.docker.make_image import CannotMakeError
 from tests.docker.test_serve_docker import only_error
 from tests.models import FP32, model, node, save, weights
-from tests.support import untouched
+from tests.support import compile_c, rtx, untouched, wait_for
 
-pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("none_left")]
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("no_containers")]
 
-Containers = Callable[[], list[Any]]
 ADD = (sys.executable, "-m", "repo_builder", "add")
 RTX = ("--target", "tensorrt-rtx", "--build-in-container")
 
@@ -54,8 +51,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def kept_cache(own_folders: None, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
@@ -76,27 +72,6 @@ def bare_image(engine: Any) -> str:
 
 
 @pytest.fixture
-def builders(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Containers:
-    """List the containers that build for these tests; the engine may run others for someone else."""
-    ours = f"{tmp_path_factory.getbasetemp()}/"
-
-    def builders() -> list[Any]:
-        labelled = engine.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
-        return [each for each in labelled if any(mount["Source"].startswith(ours) for mount in each.attrs["Mounts"])]
-
-    return builders
-
-
-@pytest.fixture
-def none_left(builders: Containers) -> Iterator[None]:
-    yield
-    left = builders()
-    for container in left:
-        container.remove(force=True)
-    assert [container.name for container in left] == []
-
-
-@pytest.fixture
 def source(tmp_path: Path) -> Path:
     return save(convolution(), tmp_path / "net.onnx")
 
@@ -109,24 +84,6 @@ def convolution() -> onnx.ModelProto:
         {"y": (FP32, ["batch", 4, 1, 1])},
         {"w": weights(4, 3, 3, 3)},
     )
-
-
-def compile_c(folder: Path, name: str, text: str) -> Path:
-    """A shared library."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    (folder / "library.c").write_text(text)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / name, folder / "library.c"], check=True)
-    return folder / name
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
 
 
 def test_engine_is_built_in_the_container_and_published_here(
@@ -151,7 +108,7 @@ def test_engine_is_built_in_the_container_and_published_here(
     assert "installing" not in again.stderr
 
 
-@pytest.mark.skipif(not is_installed(Target.TENSORRT_RTX), reason="TensorRT-RTX is not installed here")
+@rtx
 def test_manifest_and_config_are_those_of_a_build_here(build_image: str, source: Path, tmp_path: Path) -> None:
     options = TensorRTOptions(bf16=True, half_outputs=True, compute_capabilities=("8.6",))
     builds = [
@@ -181,7 +138,7 @@ def test_external_data_goes_in_and_does_not_stay(build_image: str, tmp_path: Pat
 
 
 def test_plugins_and_a_timing_cache_are_there(build_image: str, source: Path, tmp_path: Path) -> None:
-    library = compile_c(tmp_path, "libcustom.so", "int custom(void) { return 1; }\n")
+    library = compile_c(tmp_path / "libcustom.so", "int custom(void) { return 1; }\n")
     build = BuildOptions(Target.TENSORRT_RTX, container=ContainerOptions(build_image))
     options = TensorRTOptions(plugins=(library,))
     published = add_model(source, repository=tmp_path / "models", build=replace(build, tensorrt=options))
@@ -211,34 +168,36 @@ def test_files_belong_to_the_caller(build_image: str, source: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def building(build_image: str, source: Path, tmp_path: Path, builders: Containers) -> Iterator[subprocess.Popen[str]]:
+def building(build_image: str, source: Path, tmp_path: Path, containers: Containers) -> Iterator[subprocess.Popen[str]]:
     """An ``add`` whose first container runs: it installs, for its cache is a new one."""
     command = (*ADD, str(source), "-r", str(tmp_path / "models"), *RTX, "--container-image", build_image)
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: [each for each in builders() if each.status == "running"])
+    wait_for(lambda: [each for each in containers() if each.status == "running"])
     yield process
     process.kill()
     process.communicate()
 
 
-def test_ctrl_c_removes_the_container(building: subprocess.Popen[str], builders: Containers, tmp_path: Path) -> None:
+def test_ctrl_c_removes_the_container(building: subprocess.Popen[str], containers: Containers, tmp_path: Path) -> None:
     building.send_signal(signal.SIGINT)
     _, errors = building.communicate(timeout=10)
     assert building.returncode == 130
     assert errors.endswith("interrupted\n")
-    assert builders() == []
+    assert containers() == []
     assert not (tmp_path / "models").exists()
     assert list((tmp_path / "cache/repo-builder/containers").iterdir()) == []
 
 
-def test_a_killed_add_leaves_no_container(building: subprocess.Popen[str], builders: Containers) -> None:
+def test_a_killed_add_leaves_no_container(building: subprocess.Popen[str], containers: Containers) -> None:
     building.kill()
-    wait_for(lambda: not builders())
+    wait_for(lambda: not containers())
 
 
-def test_a_killed_container_is_one_line(building: subprocess.Popen[str], builders: Containers, tmp_path: Path) -> None:
-    builders()[0].kill()
+def test_a_killed_container_is_one_line(
+    building: subprocess.Popen[str], containers: Containers, tmp_path: Path
+) -> None:
+    containers()[0].kill()
     _, errors = building.communicate(timeout=20)
     assert building.returncode == 1
     assert "\nerror: the build container was killed\n\nhint: it may have run out of memory" in errors
@@ -246,12 +205,12 @@ def test_a_killed_container_is_one_line(building: subprocess.Popen[str], builder
 
 
 def test_a_worker_that_is_killed_while_it_builds(
-    build_image: str, source: Path, tmp_path: Path, builders: Containers
+    build_image: str, source: Path, tmp_path: Path, containers: Containers
 ) -> None:
     def kill(line: str) -> None:
         if line.startswith("building the engine"):
             with contextlib.suppress(Exception):  # the second time it is gone already
-                builders()[0].kill()
+                containers()[0].kill()
 
     build = BuildOptions(Target.TENSORRT_RTX, container=ContainerOptions(build_image))
     add_model(source, repository=tmp_path / "warm", build=build)
@@ -351,7 +310,7 @@ def test_bindings_of_the_version_that_the_image_has(
 ) -> None:
     """With a fake libnvinfer that only tells its version."""
     text = "int getInferLibVersion(void) { return 10 * 10000 + 13 * 100 + 3; }\n"
-    library = compile_c(tmp_path, "libnvinfer.so.10", text)
+    library = compile_c(tmp_path / "libnvinfer.so.10", text)
     image = with_file(engine, build_image, library, "/lib/x86_64-linux-gnu/", "repo-builder-test-fake-nvinfer")
     with pytest.raises(CompileError, match=r"lacks tensorrt-cu12-bindings==10\.13\.3\.\*, and no package index"):
         identify(image, tmp_path, monkeypatch)

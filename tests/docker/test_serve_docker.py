@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,19 @@ import pytest
 
 from repo_builder.servers.base import ServerOptions
 from repo_builder.servers.docker import LABEL, DockerOptions, start
-from tests.docker.conftest import ROOT, Run
+from tests.docker.conftest import ROOT, Containers, Run
 from tests.docker.make_image import make_base
 from tests.servers.repositories import write_identity
+from tests.support import wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("no_containers")]
 
-Containers = Callable[[], list[Any]]
 REPO_BUILDER = (sys.executable, "-m", "repo_builder")
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 
 
 def serve(image: str, repository: Path) -> tuple[str, ...]:
     return (*REPO_BUILDER, "serve", "--engine", "docker", "--image", image, "-r", str(repository), *FREE_PORTS)
-
-
-def wait_for_none(containers: Containers) -> None:
-    deadline = time.monotonic() + 10
-    while containers() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert containers() == []
 
 
 def only_error(done: subprocess.CompletedProcess[str]) -> str:
@@ -86,13 +79,12 @@ def start_detached(image: str, repository: Path, run: Run, *options: str) -> dic
 
 
 def wait_until_ended(run: Run) -> dict[str, Any]:
-    deadline = time.monotonic() + 10
-    while True:
+    def ended() -> dict[str, Any] | None:
         (listed,) = json.loads(run(*REPO_BUILDER, "status", "--json").stdout)
         assert isinstance(listed, dict)
-        if not listed["running"]:
-            return listed
-        assert time.monotonic() < deadline
+        return None if listed["running"] else listed
+
+    return wait_for(ended)
 
 
 def test_a_detached_container_that_died_is_told_until_it_is_stopped(
@@ -100,7 +92,7 @@ def test_a_detached_container_that_died_is_told_until_it_is_stopped(
 ) -> None:
     record = start_detached(image, repository, run)
     containers()[0].kill()
-    wait_for_none(containers)
+    wait_for(lambda: not containers())
     assert wait_until_ended(run)["exit_status"] == 137
     shown = run(*REPO_BUILDER, "status").stdout
     assert f"container {record['container']} ({record['container_id']}) of {image}" in shown
@@ -199,7 +191,7 @@ def test_a_signal_stops_the_container(
 
 def test_a_killed_parent_leaves_no_container(containers: Containers, foreground: subprocess.Popen[str]) -> None:
     foreground.kill()
-    wait_for_none(containers)
+    wait_for(lambda: not containers())
 
 
 def test_a_killed_container_is_one_line(containers: Containers, foreground: subprocess.Popen[str]) -> None:
@@ -351,9 +343,7 @@ def test_pull_shows_layers_and_bytes(engine: Any, repository: Path, run: Run, tm
     registry = subprocess.Popen(["docker-registry", "serve", configuration], stderr=subprocess.DEVNULL)
     try:
         engine.images.build(path=str(context), tag=f"{name}:x", rm=True)
-        deadline = time.monotonic() + 20
-        while "error" in engine.images.push(name, tag="x") and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_for(lambda: "error" not in engine.images.push(name, tag="x"))
         engine.images.remove(f"{name}:x", force=True)
         done = run(*serve(f"{name}:x", repository))
         assert only_error(done) == f"error: {name}:x has no tritonserver"

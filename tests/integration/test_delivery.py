@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from repo_builder.samples import SampleOptions
 from repo_builder.servers.base import Server
 from tests import models
 from tests.client.command import command
+from tests.support import wait_for
 
 SCHEMA = json.loads((Path(client.__file__).parent / "load" / "run.schema.json").read_text())
 WAYS: dict[str, dict[str, Any]] = {
@@ -175,7 +175,5 @@ def test_an_end_before_the_end_leaves_no_memory(server: Server, number: int) -> 
     else:
         process.kill()
         process.communicate(timeout=20)
-        deadline = time.monotonic() + 10
-        while files() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: not files())
     assert files() == []

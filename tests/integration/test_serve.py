@@ -37,10 +37,11 @@ from repo_builder.servers.records import (
 from repo_builder.servers.supervisor import remove_environments, start_of_server
 from tests.conftest import SmallDisk
 from tests.servers.repositories import infer, write_identity
-from tests.support import snapshot
+from tests.support import snapshot, wait_for
 
 COMMAND = [sys.executable, "-m", "repo_builder"]
 LOCAL = ["--engine", "local", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+STOPS_S = 15  # 5 are promised, to which a busy machine adds; Triton left to itself waits 30 for a client
 SAMPLE = np.array([[1, 2, 3, 4]], np.float32)
 
 
@@ -113,12 +114,13 @@ class Foreground:
         with self._output.open("w") as output, self._errors.open("w") as errors:
             command = [*COMMAND, "serve", "-r", str(repository), *LOCAL]
             self.process = subprocess.Popen(command, stdout=output, stderr=errors)
-        deadline = time.monotonic() + 60
-        while "Ctrl-C stops it" not in self.errors:
+        try:
+            wait_for(lambda: "Ctrl-C stops it" in self.errors or self.process.poll() is not None, within_s=60)
             assert self.process.poll() is None, self.errors
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        (self.record,) = running_servers()
+            (self.record,) = running_servers()
+        except BaseException:
+            self.__exit__()
+            raise
         self.traces = Traces(self.record)
 
     @property
@@ -141,10 +143,8 @@ def test_serve_until_sigterm(repository: Path) -> None:
     with Foreground(repository) as serving:
         np.testing.assert_array_equal(infer(serving.record.url, "good", {"x": SAMPLE})["y"], SAMPLE)
         assert len(serving.traces.left()) > 4
-        began = time.monotonic()
         serving.process.terminate()
-        assert serving.process.wait(timeout=6) == 0
-        assert time.monotonic() - began < 5
+        assert serving.process.wait(STOPS_S) == 0
         serving.traces.assert_gone(within=0)
     assert serving.record.url in serving.output
     assert "good" in serving.output
@@ -158,10 +158,8 @@ def test_ctrl_c_with_a_client_still_connected(repository: Path) -> None:
         idle.connect(("127.0.0.1", serving.record.http_port))
         idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle.recv(100).startswith(b"HTTP/1.1 200")
-        began = time.monotonic()
         serving.process.send_signal(signal.SIGINT)
-        assert serving.process.wait(timeout=6) == 0
-        assert time.monotonic() - began < 5
+        assert serving.process.wait(STOPS_S) == 0
         serving.traces.assert_gone(within=0)
 
 
@@ -175,7 +173,7 @@ def test_killed_parent_leaves_nothing(repository: Path) -> None:
 def test_killed_supervisor_leaves_nothing(repository: Path) -> None:
     with Foreground(repository) as serving:
         os.kill(serving.traces.supervisor, signal.SIGKILL)
-        assert serving.process.wait(timeout=6) == 1
+        assert serving.process.wait(STOPS_S) == 1
         serving.traces.assert_gone(within=10)  # a stub ends when its parent has been reaped, by init
     assert "error: tritonserver was killed by signal 9" in serving.errors
 
@@ -193,10 +191,7 @@ def test_what_a_killed_supervisor_left_is_cleared_away_later(
     (record,) = running_servers()
     killed = Traces(record)
     os.kill(killed.supervisor, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while killed.processes():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: not killed.processes())
     assert killed.run_directory.is_dir()
     assert run("serve", "-r", str(repository), "--detach", *LOCAL).returncode == 0
     (record,) = running_servers()
@@ -239,7 +234,7 @@ def test_killed_tritonserver_is_reported_and_cleaned_up(repository: Path) -> Non
     with Foreground(repository) as serving:
         (server,) = serving.traces.processes("bin/tritonserver")
         os.kill(server, signal.SIGKILL)
-        assert serving.process.wait(timeout=6) == 1
+        assert serving.process.wait(STOPS_S) == 1
         serving.traces.assert_gone(within=0)
     assert "error: tritonserver was killed by signal 9" in serving.errors
     assert f"hint: see its log in {serving.record.log_file}" in serving.errors
@@ -571,20 +566,14 @@ def test_polling_takes_up_a_new_version(repository: Path) -> None:
         staged.mkdir()
         (staged / "model.onnx").write_bytes((repository / "good/1/model.onnx").read_bytes())
         staged.rename(version)
-        deadline = time.monotonic() + 20
-        while not any(status.version == 2 and status.ready for status in server.models):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(lambda: any(status.version == 2 and status.ready for status in server.models))
 
 
 def test_what_is_being_published_into_a_mount_point_is_no_model(small_disk: SmallDisk) -> None:
     disk = small_disk(256)
     write_identity(disk, "good")
     with serve(disk, poll_seconds=1) as server, Repository(disk).staging() as staged:
-        deadline = time.monotonic() + 10
-        while staged.name not in server.log_file.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(lambda: staged.name in server.log_file.read_text())
         assert [(status.name, status.ready) for status in server.models] == [("good", True)]
         np.testing.assert_array_equal(infer(server.url, "good", {"x": SAMPLE})["y"], SAMPLE)
 
