@@ -11,6 +11,8 @@ from pathlib import Path
 from repo_builder.errors import ServerError, UsageError
 from repo_builder.servers.records import server_on
 
+_CONTAINER_PORTS = ("docker-proxy", "rootlessport")  # the programs that listen for a container
+
 
 @dataclass(frozen=True)
 class Ports:
@@ -84,6 +86,8 @@ def _in_use_error(port: int, flag: str) -> ServerError:
             f"repo-builder stop --http-port {ours.http_port}; or {another}",
         )
     holder = process_on(port)
+    if holder and holder.startswith(_CONTAINER_PORTS):
+        another = f"docker ps --filter publish={port} names the container; or {another}"
     return ServerError(f"port {port} is in use" + (f" by {holder}" if holder else ""), another)
 
 

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +42,23 @@ def test_the_process_that_listens_is_named() -> None:
         with pytest.raises(ServerError, match=f"port {port} is in use by .*{os.getpid()}"):
             reserve(Ports(0, 0, port), "127.0.0.1")
     assert process_on(port) is None
+
+
+LISTEN = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+
+
+@pytest.mark.parametrize("name", ["docker-proxy", "rootlessport"])
+def test_of_a_container_s_port_the_hint_says_how_to_find_the_container(name: str, tmp_path: Path) -> None:
+    program = tmp_path / name
+    program.symlink_to(Path(sys.executable).resolve())
+    command = [str(program), "-I", "-S", "-c", LISTEN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        with pytest.raises(ServerError, match=f"port {port} is in use by {name} ") as caught:
+            reserve(Ports(port, 0, 0), "127.0.0.1")
+        assert str(caught.value.hint).startswith(f"docker ps --filter publish={port} names the container; or choose ")
+        process.communicate("\n")
 
 
 def test_ports_that_can_not_be() -> None:
