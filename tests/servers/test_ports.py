@@ -44,7 +44,9 @@ def test_the_process_that_listens_is_named() -> None:
     assert process_on(port) is None
 
 
-LISTEN = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+LISTEN = (
+    "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+)
 
 
 @pytest.mark.parametrize("name", ["docker-proxy", "rootlessport"])
