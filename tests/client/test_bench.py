@@ -20,6 +20,7 @@ import pytest
 import client
 from tests.client.command import Done, command
 from tests.client.load.fake_server import MODEL, Script, fake_server
+from tests.support import wait_for
 
 SCHEMA = json.loads((Path(client.__file__).parent / "load" / "run.schema.json").read_text())
 QUICK = ("--warmup", "0", "--no-floor", "--quiet")
@@ -146,7 +147,7 @@ class TestReport:
 
 class TestExitCodes:
     def test_valid(self) -> None:
-        done = bench(Script(delays_s=(0.003,)), "--requests", 900, "--concurrency", 2)
+        done = bench(Script(delays_s=(0.003,)), "--requests", 900, "--concurrency", 4)
         reasons = [line for line in done.stdout.splitlines() if "INVALID" in line]
         assert (done.returncode, reasons) == (0, []) or all("not stable" in line for line in reasons)
 
@@ -224,12 +225,11 @@ class TestInterruption:
         with fake_server(Script(silent_every=100)) as url:
             line = [sys.executable, "-m", "client.bench", MODEL, *options, "--url", url]
             process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            while not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text():
-                time.sleep(0.05)  # until there are workers
-            time.sleep(2)
-            for _ in range(2):
-                process.send_signal(signal.SIGINT)
-                time.sleep(0.5)
+            with client.Client(url) as asking:
+                wait_for(lambda: asking.statistics(MODEL, "1").requests == 99)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)  # two signals at once would be one
+            process.send_signal(signal.SIGINT)
             out, _ = process.communicate(timeout=20)
         assert process.returncode == 1
         assert "INVALID: interrupted before its end" in out

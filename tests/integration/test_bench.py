@@ -11,36 +11,38 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 import repo_builder
 from client import Client, LoadData, UnknownModel, UsageError, run_load
 from client.load.result import Level
+from repo_builder import BuildOptions, ServingOptions, add_model
+from repo_builder.config.image import image_preset
+from repo_builder.samples import SampleOptions
 from repo_builder.servers.base import Server
 from tests import models
 from tests.support import steady_port
 
-PICTURE = ("--image", "unit", "--resize", "16", "--crop", "16")
-LOOKUP = ("--input-range", "ids=0:0")  # all but one index are out of the table's range
-ALONE = ("--no-batching",)
+IN_THE_TABLE = SampleOptions(ranges={"ids": (0, 0)})  # all but one index are out of its range
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
-    made = {
-        "linear": (models.linear(), ()),
-        "alone": (models.linear(batch=1), ALONE),
-        "picture": (models.picture(16, 16), PICTURE),
-        "lookup": (models.lookup(), LOOKUP),
+    made: dict[str, tuple[onnx.ModelProto, dict[str, Any]]] = {
+        "linear": (models.linear(), {}),
+        "alone": (models.linear(batch=1), {"serving": ServingOptions(max_batch_size=0)}),
+        "picture": (models.picture(16, 16), {"serving": ServingOptions(image=image_preset("unit"))}),
+        "lookup": (models.lookup(), {"build": BuildOptions(samples=IN_THE_TABLE)}),
     }
     for name, (proto, options) in made.items():
         source = models.save(proto, folder / f"{name}.onnx")
-        line = [sys.executable, "-m", "repo_builder", "add", source, "--repository", folder / "models", *options]
-        subprocess.run(list(map(str, line)), check=True, capture_output=True)
+        add_model(source, repository=folder / "models", **options)
     return folder / "models"
 
 

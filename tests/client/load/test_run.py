@@ -28,7 +28,7 @@ def kinds(found: Level) -> dict[str, int]:
 
 
 class TestTruth:
-    @pytest.mark.parametrize("load", [{"concurrency": 2}, {"rate": 150}])
+    @pytest.mark.parametrize("load", [{"concurrency": 5}, {"rate": 150}])
     def test_percentiles_are_those_of_the_script(self, load: dict[str, Any]) -> None:
         found = level(Script(delays_s=(0.005,) * 12 + (0.05,) * 7 + (0.2,)), requests=100, **load).statistics.service
         assert found is not None
@@ -61,28 +61,28 @@ class TestTruth:
         assert decode(latency["hdr_histogram_ns"]).sum() == latency["count"] == 100
 
     def test_a_constant_rate_is_kept(self) -> None:
-        found = level(Script(delays_s=(0.01,)), rate=200, duration_s=1)
-        assert found.statistics.requests == 200
+        found = level(Script(delays_s=(0.01,)), rate=200, duration_s=0.5)
+        assert found.statistics.requests == 100
         assert found.server is not None
-        assert found.server.requests == 200
+        assert found.server.requests == 100
 
 
 class TestStall:
     def test_response_time_has_the_wait_that_service_time_forgets(self) -> None:
-        """One connection, 100 requests/s, a stall of 0.5 s: some 50 requests were due in it, one was sent."""
-        script = Script(delays_s=(0.001,), stall=(0.3, 0.8))
+        """One connection, 100 requests/s, a stall of 0.4 s: some 40 requests were due in it, one was sent."""
+        script = Script(delays_s=(0.001,), stall=(0.2, 0.6))
         with fake_server(script) as url:
             from client.client import Client
             from client.load.run import Plan, carry_out
             from client.load.schedule import Load, Window
 
-            plan = Plan((Load(rate=100),), Window(1.5), None, max_connections=1, floor=False)
+            plan = Plan((Load(rate=100),), Window(1.0), None, max_connections=1, floor=False)
             with Client(url) as client:
                 (found,) = carry_out(client, None, "", plan).levels
         response, service = found.statistics.response, found.statistics.service
         assert response is not None
         assert service is not None
-        assert response.max_ms > 450
+        assert response.max_ms > 350
         assert response.percentile(0.9).ms.value > 200
         assert service.percentile(0.9).ms.value < 50
         assert service.percentile(0.95).ms.value < 50
