@@ -22,7 +22,7 @@ from repo_builder.servers.docker import LABEL, DockerOptions, start
 from tests.docker.conftest import ROOT, Containers, Run
 from tests.docker.make_image import make_base
 from tests.servers.repositories import write_identity
-from tests.support import wait_for
+from tests.support import steady_port, wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("no_containers")]
 
@@ -119,17 +119,12 @@ def test_a_container_without_its_supervisor_is_told_and_stopped(
     assert containers() == []
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 def test_a_container_of_the_same_name_that_a_server_left_is_replaced(
     engine: Any, containers: Containers, image: str, repository: Path, run: Run
 ) -> None:
-    port = free_port()
-    left = engine.containers.create(image, name=f"repo-builder-{port}", labels={LABEL: port})
+    port = str(steady_port())
+    mounts = [f"{repository}:/models:ro"]
+    left = engine.containers.create(image, name=f"repo-builder-{port}", labels={LABEL: port}, volumes=mounts)
     record = start_detached(image, repository, run, "--http-port", port)
     (container,) = containers()
     assert container.id.startswith(record["container_id"])
@@ -140,7 +135,7 @@ def test_a_container_of_the_same_name_that_a_server_left_is_replaced(
 def test_a_container_of_the_same_name_that_is_someone_else_s_is_left_alone(
     engine: Any, image: str, repository: Path, run: Run
 ) -> None:
-    port = free_port()
+    port = str(steady_port())
     other = engine.containers.create(image, name=f"repo-builder-{port}")
     try:
         done = run(*serve(image, repository), "--http-port", port)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from repo_builder.servers.local import serve
 from repo_builder.servers.records import ServerRecord, is_running, known_servers, running_servers, stop_server
 from tests.servers.repositories import write_identity
+from tests.support import wait_for
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 
@@ -49,19 +49,12 @@ def detached(repository: Path) -> ServerRecord:
     return next(record for record in known_servers() if record.http_port == port)
 
 
-def wait_until_ended(record: ServerRecord) -> None:
-    deadline = time.monotonic() + 20
-    while is_running(record):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def end(record: ServerRecord, number: signal.Signals = signal.SIGKILL) -> None:
     """Send the server itself a signal, as the kernel does where memory is short, and wait for its supervisor."""
     children = Path(f"/proc/{record.pid}/task/{record.pid}/children").read_text().split()
     (server,) = [pid for pid in children if b"bin/tritonserver" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(int(server), number)
-    wait_until_ended(record)
+    wait_for(lambda: not is_running(record))
 
 
 def test_status_names_what_runs_a_server(repository: Path) -> None:
@@ -107,7 +100,7 @@ def test_a_server_that_someone_else_asked_to_end_tells_its_exit_status(repositor
 def test_a_killed_supervisor_is_told(repository: Path) -> None:
     record = detached(repository)
     os.kill(record.pid, signal.SIGKILL)
-    wait_until_ended(record)
+    wait_for(lambda: not is_running(record))
     assert f"\n  its supervisor, pid {record.pid}, was killed; log: " in run("status").stdout
     assert run("stop", "--http-port", "all").returncode == 0
     assert known_servers() == []
