@@ -28,7 +28,7 @@ for stage in "${stages[@]}"; do
     networks) "$torch_python" benchmarks/export_networks.py --output "$networks" resnet18_28x28 resnet18 resnet50 || failed=1 ;;
     transformers) "$torch_python" benchmarks/export_networks.py --output "$networks" vit_b_16 bert_base || failed=1 ;;
     pytorch) "$torch_python" benchmarks/export_networks.py --output "$networks" --time "$results/pytorch.json" \
-      resnet50 vit_b_16 bert_base || failed=1 ;;
+      resnet18_28x28 resnet50 vit_b_16 bert_base || failed=1 ;;
     publish) bench publish resnet18_28x28 resnet18 resnet50 ;;
     tests) GPU_TACTIC_SOURCES=$sources "$python" -m pytest -m gpu tests/gpu || failed=1 ;;
     table) bench table resnet50 resnet18_28x28 ;;

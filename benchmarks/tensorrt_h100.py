@@ -142,9 +142,9 @@ def table(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     rows = {}
     for precision in arguments.precisions:
         with scratch() as folder:
-            options = dataclasses.replace(
-                options_for(model, arguments, **PRECISIONS[precision]), timing_cache=folder / "timing.cache"
-            )
+            cache = timing_cache(model, precision)
+            cache.unlink(missing_ok=True)
+            options = dataclasses.replace(options_for(model, arguments, **PRECISIONS[precision]), timing_cache=cache)
             plan = folder / "model.plan"
             cold = compile_plan(model, plan, target=Target.TENSORRT, options=options)
             warm = compile_plan(model, plan, target=Target.TENSORRT, options=options)
@@ -166,6 +166,11 @@ def table(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             say(f"{model.stem} {precision}: {json.dumps(row)}")
             rows[precision] = row
     return rows
+
+
+def timing_cache(model: Path, precision: str) -> Path:
+    """Where ``table`` leaves what it measured, for ``serve`` to build the same again."""
+    return model.with_suffix(f".{precision}.cache")
 
 
 def error_of(loaded: Any, model: Path) -> float:
@@ -218,23 +223,24 @@ def polygraphy(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def serve(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """perf_analyzer on the served model, by instances and transport, beside what the engine alone does."""
     rows: dict[str, Any] = {}
-    options = options_for(model, arguments, fp16=True)
+    options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
+    build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
+    serving = ServingOptions(
+        max_batch_size=max(BATCHES), max_queue_delay_us=200, instance_count=1, preferred_batch_sizes=()
+    )
     with scratch() as folder:
+        published = add_model(model, repository=folder, build=build, serving=serving, progress=steps())
+        loaded = load_plan(published.folder / "1" / "model.plan")
+        for batch in (1, max(BATCHES)):
+            result = measure(loaded.engine, loaded.info, shapes_at(batch, options.profiles[0].opt))
+            rows[f"engine_gpu_ms_batch_{batch}"] = result.compute.median
+        rows["engine_images_per_second"] = max(BATCHES) / rows[f"engine_gpu_ms_batch_{max(BATCHES)}"] * 1e3
+        del loaded
+        config = published.folder / "config.pbtxt"
+        text = config.read_text(encoding="utf-8")
         for instances in arguments.instances:
-            serving = ServingOptions(
-                max_batch_size=max(BATCHES), max_queue_delay_us=200, instance_count=instances, preferred_batch_sizes=()
-            )
-            build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
-            root = folder / f"models-{instances}"
-            published = add_model(model, repository=root, build=build, serving=serving, progress=steps())
-            if not rows:
-                loaded = load_plan(published.folder / "1" / "model.plan")
-                for batch in (1, max(BATCHES)):
-                    result = measure(loaded.engine, loaded.info, shapes_at(batch, options.profiles[0].opt))
-                    rows[f"engine_gpu_ms_batch_{batch}"] = result.compute.median
-                rows["engine_images_per_second"] = max(BATCHES) / rows[f"engine_gpu_ms_batch_{max(BATCHES)}"] * 1e3
-                del loaded
-            with repo_builder.serve(root) as server:
+            config.write_text(text.replace("count: 1", f"count: {instances}"), encoding="utf-8")
+            with repo_builder.serve(folder) as server:
                 rows[f"instances_{instances}"] = load(
                     server, published.name, rows["engine_images_per_second"], arguments
                 )
@@ -243,16 +249,17 @@ def serve(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def load(server: Any, name: str, engine_rate: float, arguments: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for label, flags in (
-        ("http", ["-b", "8", "--concurrency-range", "32"]),
-        ("shared_memory", ["-b", "8", "--concurrency-range", "32", "--shared-memory", "system"]),
-        ("single", ["-b", "1", "--concurrency-range", "1"]),
-    ):
+    ways = {
+        "single": ["-b", "1", "--concurrency-range", "1"],
+        "http": ["-b", "8", "--concurrency-range", "32"],
+        "shared_memory": ["-b", "8", "--concurrency-range", "32", "--shared-memory", "system"],
+    }
+    for label, flags in ways.items():
         with scratch() as folder:
             output = folder / "perf.csv"
             command = [arguments.perf_analyzer, "-m", name, "-u", server.url.removeprefix("http://"), "-i", "http"]
             done = subprocess.run(
-                [*command, *flags, "--measurement-interval", "3000", "--verbose-csv", "-f", str(output)],
+                [*command, *flags, "--measurement-interval", "2000", "--verbose-csv", "-f", str(output)],
                 capture_output=True,
                 text=True,
                 check=False,
