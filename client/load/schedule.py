@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -47,15 +48,18 @@ class Load:
         """Divide the load among workers: each its share of connections, or every so-manieth request."""
         duration = round(window.seconds * 1e9)
         if self.concurrency is not None:
-            shares = zip(split(self.concurrency, workers), split_optional(window.requests, workers), strict=True)
-            return [Phase(ClosedLoop(connections, requests), duration) for connections, requests in shares]
+            connections = split(self.concurrency, workers)
+            requests = split_like(window.requests, connections)
+            return [
+                Phase(ClosedLoop(opened, share), duration) for opened, share in zip(connections, requests, strict=True)
+            ]
         due = DueTimes(self.rate or 0.0, self.poisson, seed, self.trace_ns)
         # Enough for answers that take 50 ms; more are opened when they are needed.
         first = min(max_connections, max(8, math.ceil((self.rate or 160.0) * 0.05)))
-        connections = zip(split(first, workers), split(max_connections, workers), strict=True)
+        limits = zip(split(first, workers), split(max_connections, workers), strict=True)
         return [
             Phase(OpenLoop(due, opened, most, window.requests, index, workers), duration)
-            for index, (opened, most) in enumerate(connections)
+            for index, (opened, most) in enumerate(limits)
         ]
 
 
@@ -77,8 +81,12 @@ def split(number: int, parts: int) -> list[int]:
     return [number // parts + (index < number % parts) for index in range(parts)]
 
 
-def split_optional(number: int | None, parts: int) -> Sequence[int | None]:
-    return [None] * parts if number is None else split(number, parts)
+def split_like(number: int | None, weights: Sequence[int]) -> list[int | None]:
+    """``number`` in whole shares that are to each other as ``weights``; no number stays none."""
+    if number is None:
+        return [None] * len(weights)
+    ends = [number * end // sum(weights) for end in accumulate(weights)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def parse_concurrencies(text: str) -> list[int]:
