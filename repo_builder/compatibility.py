@@ -11,7 +11,7 @@ import bisect
 import csv
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -114,35 +114,48 @@ def release_of_image(image: str) -> Release | None:
     return next((release for release in releases() if match and release.name == match[1]), None)
 
 
+def release_of_environment(variables: Iterable[str]) -> Release | None:
+    """The release that an image's environment (``NAME=VALUE``) names, with the TensorRT that it names; None without.
+
+    Images built from NVIDIA's keep these variables, whatever their tags are.
+    """
+    said = dict(variable.partition("=")[::2] for variable in variables)
+    tensorrt = parse_version(said.get("TRT_VERSION", ""))
+    named = [release for release in releases() if release.name == said.get("NVIDIA_TRITON_SERVER_VERSION")]
+    return replace(named[0], tensorrt=tensorrt, tensorrt_certain=True) if named and tensorrt else None
+
+
 def containers_for(tensorrt: Version, *, version_compatible: bool = False) -> tuple[Container, ...]:
     """The containers that load a plan of this TensorRT version: those without doubt first, then the newest."""
-    found = []
-    for release in releases():
-        known = min(len(release.tensorrt), len(tensorrt))
-        if not known:
-            continue
-        same = release.tensorrt[:known] == tensorrt[:known]
-        newer = (
-            version_compatible
-            and release.name >= VERSION_COMPATIBLE_SINCE
-            and release.tensorrt[0] == tensorrt[0]
-            and release.tensorrt > tensorrt
-        )
-        if not (same or newer):
-            continue
-        doubt = None
-        if not release.tensorrt_certain:
-            doubt = f"it is not certain that {release.name} has TensorRT {version_text(release.tensorrt)}"
-        elif same and not newer and known < 4:
-            doubt = f"only {version_text(tensorrt[:known])} of the TensorRT version could be compared"
-        found.append(Container(release, doubt))
-    return _best_first(found)
+    found = (_container(release, tensorrt, version_compatible=version_compatible) for release in releases())
+    return _best_first(container for container in found if container)
 
 
 def loads(release: Release, plan: Plan) -> bool:
     """Whether the container of this release loads a plan, as far as is known."""
-    found = containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
-    return release in [container.release for container in found]
+    return _container(release, plan.tensorrt, version_compatible=plan.version_compatible) is not None
+
+
+def _container(release: Release, tensorrt: Version, *, version_compatible: bool) -> Container | None:
+    """The container of ``release`` if it loads a plan of this TensorRT version."""
+    known = min(len(release.tensorrt), len(tensorrt))
+    if not known:
+        return None
+    same = release.tensorrt[:known] == tensorrt[:known]
+    newer = (
+        version_compatible
+        and release.name >= VERSION_COMPATIBLE_SINCE
+        and release.tensorrt[0] == tensorrt[0]
+        and release.tensorrt > tensorrt
+    )
+    if not (same or newer):
+        return None
+    doubt = None
+    if not release.tensorrt_certain:
+        doubt = f"it is not certain that {release.name} has TensorRT {version_text(release.tensorrt)}"
+    elif same and not newer and known < 4:
+        doubt = f"only {version_text(tensorrt[:known])} of the TensorRT version could be compared"
+    return Container(release, doubt)
 
 
 def _best_first(containers: Iterable[Container]) -> tuple[Container, ...]:

@@ -22,7 +22,6 @@ from repo_builder.compatibility import (
     newest_for_driver,
     parse_version,
     plugins_setting,
-    release_of_image,
     version_text,
 )
 from repo_builder.config.problems import find_problems
@@ -182,7 +181,7 @@ def _toolkit(host: Host, runtimes: object) -> Finding:
 
 
 def _image(host: Host) -> Iterator[Finding]:
-    release = release_of_image(host.image)
+    release = host.release
     if release and host.gpus and release.driver > host.gpus[0].driver:
         newest = newest_for_driver(host.gpus[0].driver)
         text = f"{host.image} needs driver {version_text(release.driver)}, here is {version_text(host.gpus[0].driver)}"
@@ -262,7 +261,7 @@ def _models(root: Path, host: Host) -> Iterator[Finding]:
 
 def _container(plans: list[Plan], host: Host) -> Iterator[Finding]:
     """The one container that loads all plans; an image that a person named may do so, whatever it is."""
-    versions, release = {plan.tensorrt for plan in plans}, release_of_image(host.image)
+    versions, release = {plan.tensorrt for plan in plans}, host.release
     if plans and host.image_named and release and all(loads(release, plan) for plan in plans):
         yield _ok("container", f"{host.image} loads every plan")
     elif len(versions) == 1 and host.image_named and release is None:
@@ -386,7 +385,7 @@ def _plan(subject: str, plan: Plan, host: Host) -> Iterator[Finding]:
         yield Finding(subject, Level.WRONG, text, again)
     if plan.rtx:
         return
-    release = release_of_image(host.image)
+    release = host.release
     fitting = containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
     if release and not loads(release, plan):
         text = (

@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repo_builder.compatibility import Version, parse_version
+from repo_builder.compatibility import (
+    Release,
+    Version,
+    parse_version,
+    release_of_environment,
+    release_of_image,
+)
 from repo_builder.errors import RepositoryError
 from repo_builder.servers.engine import DEFAULT_IMAGE
 
@@ -64,8 +70,13 @@ class Host:
     compose: Answer  # its version
     image: str
     image_named: bool  # by a person; else it is compose.yaml's
-    image_present: Answer
+    image_present: Answer  # its environment as JSON
     programs: Mapping[str, str | None]
+
+    @property
+    def release(self) -> Release | None:
+        """The release of the image: the one that it names itself, else that of its tag."""
+        return release_of_environment(self.image_present.json() or ()) or release_of_image(self.image)
 
 
 def look(folder: Path = Path(), image: str | None = None) -> Host:
@@ -80,7 +91,7 @@ def look(folder: Path = Path(), image: str | None = None) -> Host:
         tensorrt, rtx = (pool.submit(_import_version, name) for name in ("tensorrt", "tensorrt_rtx"))
         docker: Future[Answer] = pool.submit(ask, "docker", "info", "--format", "{{json .}}")
         compose = pool.submit(ask, "docker", "compose", "version", "--short")
-        present = pool.submit(ask, "docker", "image", "inspect", "--format", "{{.Id}}", image)
+        present = pool.submit(ask, "docker", "image", "inspect", "--format", "{{json .Config.Env}}", image)
         return Host(
             gpus=_parse_gpus(gpus.result().output or ""),
             gpu_problem=gpus.result().problem,

@@ -14,6 +14,7 @@ from repo_builder.compatibility import (
     newest_for_driver,
     parse_version,
     read_plan_version,
+    release_of_environment,
     release_of_image,
     releases,
 )
@@ -106,6 +107,20 @@ def test_newest_release_for_a_driver(driver: str, release: str | None) -> None:
 def test_release_of_an_image(image: str, release: str | None) -> None:
     found = release_of_image(image)
     assert (found.name if found else None) == release
+
+
+def test_an_image_s_environment_tells_its_release_and_tensorrt() -> None:
+    """Words of NVIDIA's images, which images built from them keep."""
+    found = release_of_environment(
+        ["PATH=/bin", "TRT_VERSION=8.6.1.6+cuda12.0.1.011", "NVIDIA_TRITON_SERVER_VERSION=23.08"]
+    )
+    assert found is not None
+    assert (found.name, found.tensorrt, found.tensorrt_certain) == ("23.08", (8, 6, 1, 6), True)
+    other = release_of_environment(["TRT_VERSION=10.9.0.34", "NVIDIA_TRITON_SERVER_VERSION=24.09"])  # an upgraded one
+    assert other is not None
+    assert other.tensorrt == (10, 9, 0, 34)
+    for words in ([], ["TRT_VERSION=10.4.0.26"], ["NVIDIA_TRITON_SERVER_VERSION=24.09"], ["TRT_VERSION"]):
+        assert release_of_environment(words) is None
 
 
 def test_plan_version_is_read_from_the_head(tmp_path: Path) -> None:
