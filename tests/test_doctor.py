@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -113,11 +112,10 @@ def test_docker_missing_refused_or_down(machine: Machine, monkeypatch: pytest.Mo
     assert str(machine.find("docker").mend).startswith("DOCKER_HOST says where: ")
 
 
-def test_docker_that_hangs_does_not_hold_the_report_up(machine: Machine) -> None:
+def test_docker_that_hangs_does_not_hold_the_report_up(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.program("docker", "exec /bin/sleep 30")
-    started = time.monotonic()
-    assert "does not answer" in machine.find("docker").text
-    assert time.monotonic() - started < 3
+    monkeypatch.setattr("repo_builder.host.TIMEOUT_S", 0.2)
+    assert "does not answer within 0.2 s" in machine.find("docker").text
 
 
 def test_container_toolkit_matters_only_with_a_gpu(machine: Machine) -> None:
@@ -311,6 +309,19 @@ def test_plan_that_fits(machine: Machine) -> None:
     assert machine.find("container").text == "nvcr.io/nvidia/tritonserver:26.01-py3 loads every plan"
 
 
+def test_an_image_of_one_s_own_is_judged_by_what_it_says_of_itself(machine: Machine) -> None:
+    machine.gpu()
+    machine.docker(image="""echo '["TRT_VERSION=10.13.2.6", "NVIDIA_TRITON_SERVER_VERSION=25.08"]'""")
+    (machine.repository.parent / ".env").write_text("TRITON_IMAGE=mine:1\n")
+    machine.plan("det", (10, 13, 2, 6))
+    assert machine.find("container") == Finding("container", Level.OK, "mine:1 loads every plan")
+    assert machine.find("model det").level is Level.OK
+    machine.plan("det", (10, 14, 1, 48))
+    assert machine.find("model det").text == "1/model.plan is of TensorRT 10.14.1.48, and mine:1 has 10.13.2.6"
+    machine.gpu(driver="570.124.06")
+    assert machine.find("image").text == "mine:1 needs driver 580.65, here is 570.124.6"
+
+
 def test_custom_layers_that_compose_does_not_load(machine: Machine) -> None:
     machine.gpu()
     machine.plan("cat", (10, 14, 1, 48), "9.0", b"ftrt", "plugins/layers.so")
@@ -363,9 +374,7 @@ def test_files_the_container_s_user_can_t_read(machine: Machine) -> None:
 def test_command(machine: Machine, tmp_path: Path) -> None:
     machine.model("resnet")
     command = [sys.executable, "-m", "repo_builder", "doctor", "--json", "--repository", str(machine.repository)]
-    started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert time.monotonic() - started < 3
     report = json.loads(done.stdout)
     wrong = [finding for finding in report["findings"] if finding["level"] == "wrong"]
     assert report["ok"] is not bool(wrong)

@@ -77,6 +77,11 @@ def _receive(connection: socket.socket) -> bytes:
     return data
 
 
+def stay_silent(connection: socket.socket, _: bytes) -> None:
+    """Say nothing until the client leaves."""
+    connection.recv(1)
+
+
 def http_answer(body: bytes, status: str = "200 OK", headers: str = "") -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
 

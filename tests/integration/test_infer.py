@@ -28,7 +28,7 @@ from client import Client, ConnectionFailed, InferenceRejected, InputError, Mode
 from client.image import ImageSpec, load_image
 from repo_builder.servers.base import Server
 from tests.client.command import Done, command
-from tests.client.fakes import fake_server
+from tests.client.fakes import fake_server, stay_silent
 from tests.support import steady_port
 
 LABELS = ("red", "green", 'blue: a "primary"', "yellow", "cyan", "grey")
@@ -540,7 +540,7 @@ class TestErrors:
         assert "--url" in error
 
     def test_silent_server(self) -> None:
-        with fake_server(lambda *_: time.sleep(1.5)) as silent:
+        with fake_server(stay_silent) as silent:
             error = refused(infer(None, "x.jpg", "--url", silent.url, "--timeout", 0.2), 1)
         assert f"{silent.url} gave no answer within 0.2 s" in error
 
