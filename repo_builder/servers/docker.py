@@ -15,11 +15,13 @@ from typing import Any
 
 from repo_builder.compatibility import (
     Plan,
+    Release,
     container_for,
     containers_for,
     find_plans,
     loads,
     plugins_setting,
+    release_of_environment,
     release_of_image,
     version_text,
 )
@@ -103,16 +105,20 @@ def choose_image(image: str | None, plans: Iterable[Plan], folder: Path = Path()
     if wanted is None:
         container = container_for(listed)
         return container.release.image if container else DEFAULT_IMAGE
-    release = release_of_image(wanted)
-    refused = [plan for plan in listed if release and plan.tensorrt and not loads(release, plan)]
+    _check_plans(wanted, release_of_image(wanted), listed)
+    return wanted
+
+
+def _check_plans(image: str, release: Release | None, plans: Iterable[Plan]) -> None:
+    """Raise ServerError where ``image``, of that release, can't load one of ``plans``."""
+    refused = [plan for plan in plans if release and plan.tensorrt and not loads(release, plan)]
     if release and refused:
         has = version_text(release.tensorrt) or "of an unknown version"
         fitting = containers_for(refused[0].tensorrt, version_compatible=refused[0].version_compatible)
         raise ServerError(
-            f"{wanted} has TensorRT {has} and can't load {refused[0]}",
+            f"{image} has TensorRT {has} and can't load {refused[0]}",
             f"--image {fitting[0].release.image}" if fitting else "publish the model again, or name another --image",
         )
-    return wanted
 
 
 def start(
@@ -136,6 +142,7 @@ def start(
         raise UsageError(f"--shm-size {docker_options.shm_size!r} is not a size", "as Docker writes them: 512m, 1g")
     ports = reserve(Ports(options.http_port, options.grpc_port, options.metrics_port), address)
     ensure_image(client, image, progress)
+    _check_plans(image, release_of_environment(client.images.get(image).attrs["Config"]["Env"] or ()), plans)
     settings = _settings(root, options, docker_options, ports, address, requests)
     if any(plan.version_compatible for plan in plans):
         settings["command"].append("--backend-config=tensorrt,version-compatible=true")

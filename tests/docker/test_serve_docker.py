@@ -307,16 +307,34 @@ def test_misuse(image: str, repository: Path, run: Run, options: tuple[str, ...]
     assert done.returncode == 2
 
 
-def test_plan_that_the_image_can_t_load(engine: Any, tmp_path: Path, run: Run) -> None:
-    folder = tmp_path / "models/det/1"
+def write_plan(root: Path, tensorrt: tuple[int, ...]) -> None:
+    """The head of a plan, as a model named det."""
+    folder = root / "det/1"
     folder.mkdir(parents=True)
-    (folder / "model.plan").write_bytes(b"ftrt" + bytes(20) + bytes((10, 13, 2, 6)) + bytes(8))
+    (folder / "model.plan").write_bytes(b"ftrt" + bytes(20) + bytes(tensorrt) + bytes(8))
     (folder.parent / "config.pbtxt").write_text('platform: "tensorrt_plan"\n')
+
+
+def test_plan_that_the_image_can_t_load(engine: Any, tmp_path: Path, run: Run) -> None:
+    write_plan(tmp_path / "models", (10, 13, 2, 6))
     done = run(*serve("nvcr.io/nvidia/tritonserver:25.11-py3", tmp_path / "models"))
     assert only_error(done) == (
         "error: nvcr.io/nvidia/tritonserver:25.11-py3 has TensorRT 10.14.1.48 and can't load det/1: TensorRT 10.13.2.6"
     )
     assert "--image nvcr.io/nvidia/tritonserver:25.08-py3" in done.stderr
+
+
+def test_plan_that_an_image_of_one_s_own_can_t_load(image: str, engine: Any, tmp_path: Path, run: Run) -> None:
+    root = tmp_path / "models"
+    write_plan(root, (10, 13, 2, 6))
+    variables = "TRT_VERSION=10.14.1.48 NVIDIA_TRITON_SERVER_VERSION=25.11"
+    (tmp_path / "Dockerfile").write_text(f"FROM {image}\nENV {variables}\n")
+    engine.images.build(path=str(tmp_path), tag="repo-builder-test-own", rm=True)
+    try:
+        error = only_error(run(*serve("repo-builder-test-own", root)))
+    finally:
+        engine.images.remove("repo-builder-test-own", force=True)
+    assert error == "error: repo-builder-test-own has TensorRT 10.14.1.48 and can't load det/1: TensorRT 10.13.2.6"
 
 
 def test_pull_shows_layers_and_bytes(engine: Any, repository: Path, run: Run, tmp_path: Path) -> None:
