@@ -196,6 +196,15 @@ def container_for(plans: Iterable[Plan]) -> Container | None:
     return _best_first(Container(release, doubt) for release, doubt in doubts.items())[0]
 
 
+def image_hint(plans: Iterable[Plan]) -> str | None:
+    """The flag with the image that loads all of these plans, or what can be done where there is none."""
+    try:
+        container = container_for(plans)
+    except RepositoryError as error:
+        return error.hint
+    return f"--image {container.release.image}" if container else None
+
+
 def _refuse(plans: list[Plan], unknown: list[Plan]) -> NoReturn:
     """Say why no one container loads ``plans``; for those that are ``unknown`` there is none at all."""
     alike = len({plan.tensorrt for plan in plans}) == 1

@@ -18,8 +18,9 @@ from repo_builder.compatibility import (
     release_of_image,
     releases,
 )
-from repo_builder.errors import RepositoryError
+from repo_builder.errors import RepositoryError, ServerError
 from repo_builder.repository import MANIFEST_SCHEMA, Repository
+from repo_builder.servers.docker import choose_image
 
 
 def plan_head(version: tuple[int, ...], tag: bytes = b"ftrt") -> bytes:
@@ -188,6 +189,19 @@ def test_plans_of_two_versions_are_refused_with_the_list(tmp_path: Path) -> None
         "TensorRT 8.6.1.2 is in nvcr.io/nvidia/tritonserver:23.05-py3, TensorRT 10.14.1.48 is in "
         "nvcr.io/nvidia/tritonserver:26.01-py3: keep the plans in a repository for each, or build all with one version"
     )
+
+
+def test_an_image_that_is_refused_has_a_mend_that_helps(tmp_path: Path) -> None:
+    put_plan(tmp_path, "new", (10, 14, 1, 48))
+    put_plan(tmp_path, "late", (11, 0, 0, 114))
+    image = "nvcr.io/nvidia/tritonserver:25.08-py3"
+    with pytest.raises(ServerError, match=r"25\.08-py3 has TensorRT 10\.13\.2\.6 and can't load late/1") as caught:
+        choose_image(image, find_plans(Repository(tmp_path)))
+    assert str(caught.value.hint).startswith("TensorRT 10.14.1.48 is in nvcr.io/nvidia/tritonserver:26.01-py3, ")
+    (tmp_path / "late/1/model.plan").write_bytes(plan_head((10, 14, 1, 48)))
+    with pytest.raises(ServerError, match="can't load late/1") as caught:
+        choose_image(image, find_plans(Repository(tmp_path)))
+    assert caught.value.hint == "--image nvcr.io/nvidia/tritonserver:26.01-py3"
 
 
 def test_plans_that_no_container_loads_are_in_the_list(tmp_path: Path) -> None:

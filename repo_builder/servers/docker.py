@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from repo_builder.compatibility import (
     Plan,
     Release,
     container_for,
-    containers_for,
     find_plans,
+    image_hint,
     loads,
     plugins_setting,
     release_of_environment,
@@ -109,16 +109,12 @@ def choose_image(image: str | None, plans: Iterable[Plan], folder: Path = Path()
     return wanted
 
 
-def _check_plans(image: str, release: Release | None, plans: Iterable[Plan]) -> None:
+def _check_plans(image: str, release: Release | None, plans: Sequence[Plan]) -> None:
     """Raise ServerError where ``image``, of that release, can't load one of ``plans``."""
     refused = [plan for plan in plans if release and plan.tensorrt and not loads(release, plan)]
     if release and refused:
         has = version_text(release.tensorrt) or "of an unknown version"
-        fitting = containers_for(refused[0].tensorrt, version_compatible=refused[0].version_compatible)
-        raise ServerError(
-            f"{image} has TensorRT {has} and can't load {refused[0]}",
-            f"--image {fitting[0].release.image}" if fitting else "publish the model again, or name another --image",
-        )
+        raise ServerError(f"{image} has TensorRT {has} and can't load {refused[0]}", image_hint(plans))
 
 
 def start(
