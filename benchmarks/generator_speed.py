@@ -8,8 +8,8 @@ A case is PROTOCOL/MODEL/CONCURRENCY, such as http/image/16; CASE is a pattern (
 Two models do next to nothing, so that the generator counts: four floats in (small), and a 602 KB image in (image).  The
 other two, on the same inputs, only wait, 5 ms and 20 ms, in an instance for each request in flight (small_5ms,
 image_20ms): their time doesn't depend on the load, so as long as CPUs are left both tools should tell nearly the same,
-and what they tell above it is known.  Over gRPC perf_analyzer lets six requests in flight share a connection, as is its
-default; here each has its own.
+and what they tell above it is known.  Over gRPC both let six requests in flight share a connection; larger ones than
+16 KB have each their own here.
 
 Server and generator share the machine.  The two tools take turns, each ratio is of neighbours, and the median over the
 rounds is reported.  A turn during which other processes took more than 5% of the CPUs is made again, up to --attempts

@@ -26,45 +26,51 @@ class Answer:
     encoding: str = ""
 
 
-class Channel(ABC):
-    """A connection to the server, and the request that is on it while ``sent`` is not 0."""
+class Call:
+    """A place for requests, one after the other; one of them is in flight while ``sent`` is not 0."""
 
-    __slots__ = (
-        "connected", "due", "fd", "first", "keep", "kept", "open", "out", "own", "rest", "sent", "shaking", "slot",
-        "socket", "spoiled", "waited", "writing",
-    )  # fmt: skip
+    __slots__ = ("channel", "due", "first", "keep", "kept", "own", "sent", "slot", "waited")
+
+    def __init__(self, slot: int) -> None:
+        self.channel: Channel | None = None  # that its requests go over
+        self.keep = False  # somebody will look at the answer
+        self.kept: bytearray | None = None  # of its body
+        self.due = self.sent = self.first = self.waited = 0
+        self.slot = slot  # where in shared memory its outputs go
+        self.own: dict[int, memoryview] = {}  # the requests that name this slot
+
+
+class Channel(ABC):
+    """A connection to the server, from when it is opened until it is closed, and the calls that go over it."""
+
+    __slots__ = ("calls", "connected", "fd", "out", "rest", "shaking", "socket", "spoiled", "writing")
 
     socket: socket.socket
 
     def __init__(self) -> None:
-        self.open = False  # there is a socket
-        self.fd = -1  # of it
+        self.fd = -1  # of the socket
         self.connected = False  # the server has accepted it
         self.shaking = False  # TLS is still to be agreed on
         self.writing = False  # epoll tells when it can take more
         self.spoiled = False  # no other request can go over it
         self.out: memoryview | None = None  # what is still to be sent
         self.rest = b""  # what was received and can't be understood before more of it comes
-        self.keep = False  # somebody will look at the answer
-        self.kept: bytearray | None = None  # of its body
-        self.due = self.sent = self.first = self.waited = 0
-        self.slot = 0  # where in shared memory its outputs go
-        self.own: dict[int, memoryview] = {}  # the requests that name this slot
+        self.calls: list[Call] = []
 
     @abstractmethod
-    def opened(self) -> None:
-        """There is a new connection: forget the old one's state, put what a server must hear first into ``out``."""
-
-    @abstractmethod
-    def begin(self, request: memoryview) -> None:
+    def begin(self, call: Call, request: memoryview) -> None:
         """Put a request into ``out``."""
 
     @abstractmethod
-    def take(self, buffer: bytearray, count: int, now: int) -> Answer | None:
-        """Understand ``count`` bytes that were received by ``now``: the answer if it is complete.
+    def take(self, buffer: bytearray, count: int, now: int) -> Sequence[tuple[Call, Answer]]:
+        """Understand ``count`` bytes that were received by ``now``: the answers that are complete.
 
-        ValueError if this can't be an answer, or nothing was asked.  ``out`` may have something to be sent after it.
+        ValueError if these can't be answers, or nothing was asked.  ``out`` may have something to be sent after it.
         """
+
+    def drop(self, call: Call) -> None:
+        """Forget a call, answered or not."""
+        self.calls.remove(call)
 
     def write(self, parts: Sequence[bytes | memoryview]) -> None:
         """Append to ``out``."""

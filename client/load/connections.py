@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from client.load.channel import BUFFER_BYTES, Channel
+from client.load.channel import BUFFER_BYTES, Call, Channel
 from client.load.http1 import Heads, Http1Channel
 from client.load.records import Setup
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     import ssl
 
 _CONNECT_S: Final = 5.0
+
+_SHARING: Final = 6
+"""gRPC calls on a connection: as many as share one in Triton's own client (TRITON_CLIENT_GRPC_CHANNEL_MAX_SHARE_COUNT).
+
+A connection for each takes tritonserver half more CPU a request at 16 or more in flight, where a read or write can
+serve several.
+"""
+
+_SHARED_BYTES: Final = 16_384
+"""Requests that are larger have a connection each, as none should wait for the others' bytes."""
 
 
 class Connections:
@@ -26,6 +36,7 @@ class Connections:
         self._setup = setup
         self._epoll = epoll
         self._make = _maker(setup)
+        self._room = _SHARING if setup.grpc and max(map(len, setup.requests)) <= _SHARED_BYTES else 1
         self._context: ssl.SSLContext | None = None
         self._would_block: tuple[type[OSError], ...] = (BlockingIOError,)
         if setup.tls is not None:
@@ -48,34 +59,62 @@ class Connections:
         """Where :meth:`receive` puts what it received."""
         return self._buffer
 
-    def new(self) -> Channel:
-        """A channel without a socket."""
-        channel = self._make()
-        channel.slot = self._spare_slots.pop() if self._spare_slots else next(self._new_slots)
-        return channel
+    def new(self) -> Call:
+        """A call without a connection."""
+        return Call(self._spare_slots.pop() if self._spare_slots else next(self._new_slots))
 
-    def discard(self, channel: Channel) -> None:
-        """Close a channel for good."""
-        self.close(channel)
-        self._spare_slots.append(channel.slot)
+    def discard(self, call: Call) -> None:
+        """Forget a call for good."""
+        self.detach(call)
+        self._spare_slots.append(call.slot)
 
-    def next_request(self, channel: Channel) -> memoryview:
-        """The next request in turn, with its outputs in the channel's own slot."""
+    def next_request(self, call: Call) -> memoryview:
+        """The next request in turn, with its outputs in the call's own slot."""
         turn = next(self._turns)
         slots = self._setup.slots
         if slots is None:
             return self._requests[turn]
-        if turn not in channel.own:
-            template, own = (slots.region(slots.name, slot).encode() for slot in (0, channel.slot))
-            channel.own[turn] = memoryview(self._setup.requests[turn].replace(template, own))
-        return channel.own[turn]
+        if turn not in call.own:
+            template, own = (slots.region(slots.name, slot).encode() for slot in (0, call.slot))
+            call.own[turn] = memoryview(self._setup.requests[turn].replace(template, own))
+        return call.own[turn]
 
-    def outputs(self, channel: Channel) -> bytes | None:
-        """What is in the channel's slot."""
-        return self._read_slot(channel.slot) if self._read_slot else None
+    def outputs(self, call: Call) -> bytes | None:
+        """What is in the call's slot."""
+        return self._read_slot(call.slot) if self._read_slot else None
 
-    def connect(self, channel: Channel, *, blocking: bool) -> None:
-        """Open a socket; without ``blocking`` it is used as soon as it can be.  OSError if there is no server."""
+    def attach(self, call: Call, *, blocking: bool) -> Channel:
+        """Give a call a connection, one that has room or a new one.  OSError if there is no server.
+
+        Without ``blocking``, what is put into ``out`` is sent as soon as it can be.
+        """
+        self.detach(call)
+        channel = next(filter(self._has_room, self.by_fd.values()), None) if self._room > 1 else None
+        call.channel = channel = channel or self._connect(blocking=blocking)
+        channel.calls.append(call)
+        return channel
+
+    def detach(self, call: Call) -> None:
+        """Take a call from its connection, which is closed after the last."""
+        channel, call.channel = call.channel, None
+        if channel is not None:
+            channel.drop(call)
+            if not channel.calls:
+                self.close(channel)
+
+    def close(self, channel: Channel) -> None:
+        """Close a connection; nothing that was to be sent is sent later, and its calls are without one."""
+        del self.by_fd[channel.fd]
+        channel.socket.close()
+        for call in channel.calls:
+            call.channel = None
+        channel.calls.clear()
+        channel.spoiled, channel.out = True, None
+
+    def _has_room(self, channel: Channel) -> bool:
+        return len(channel.calls) < self._room and not channel.spoiled
+
+    def _connect(self, *, blocking: bool) -> Channel:
         connection = socket.socket(self._setup.family, socket.SOCK_STREAM)
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -88,20 +127,13 @@ class Connections:
         except BaseException:
             connection.close()
             raise
-        channel.socket, channel.open = connection, True
+        channel = self._make()
+        channel.socket, channel.fd = connection, connection.fileno()
         channel.connected, channel.writing = blocking, not blocking
         channel.shaking = self._context is not None and not blocking
-        channel.fd = connection.fileno()
         self.by_fd[channel.fd] = channel
         self._epoll.register(connection, select.EPOLLIN | (0 if blocking else select.EPOLLOUT))
-        channel.opened()
-
-    def close(self, channel: Channel) -> None:
-        """Close the socket; nothing that was to be sent is sent later."""
-        if channel.open:
-            del self.by_fd[channel.fd]
-            channel.socket.close()
-        channel.open, channel.out = False, None
+        return channel
 
     def send(self, channel: Channel) -> None:
         """Send as much of ``out`` as the socket takes; epoll tells when it takes more.  OSError when it broke."""

@@ -1,4 +1,4 @@
-"""A worker process: one thread, one epoll loop, one connection for each request in flight.
+"""A worker process: one thread, one epoll loop, and a connection for each request in flight, or a few of them.
 
 It is written on bare sockets because of what a request then costs: bodies are built before, an answer is one
 ``recv`` and one search, and no coroutine or future is made on the way.  Nothing sleeps between the moment
@@ -20,7 +20,7 @@ from array import array
 from multiprocessing.connection import Connection
 from typing import Final
 
-from client.load.channel import Answer, Channel
+from client.load.channel import Answer, Call, Channel
 from client.load.connections import Connections
 from client.load.records import (
     WAITED,
@@ -37,7 +37,7 @@ from client.load.records import (
 )
 
 REST_NS: Final = 10_000_000
-"""A connection of a closed loop rests after it broke: a dead server would be asked 20,000 times a second."""
+"""A call of a closed loop rests after its connection broke: a dead server would be asked 20,000 times a second."""
 
 _SPIN_NS: Final = 60_000
 """How long before a request is due the loop stops waiting and looks at the clock: a wake-up takes that long."""
@@ -59,8 +59,9 @@ class Engine:
         self._epoll = select.epoll()
         self._epoll.register(control.fileno(), select.EPOLLIN)
         self._connections = Connections(setup, self._epoll)
-        self._free: list[Channel] = []
-        self._resting: list[tuple[int, int, Channel]] = []
+        self._free: list[Call] = []
+        self._resting: list[tuple[int, int, Call]] = []
+        self._reading: Channel | None = None  # whose answers are being looked at: it is sent to afterwards
         self._columns = (array("q"), array("q"), array("q"), array("B"))
         self._reset()
 
@@ -69,21 +70,20 @@ class Engine:
         self._stopped = False
         self._in_flight = self._send_ns = self._receive_ns = 0
         self._next_sample = self._next_check = 0
-        self._again = False  # a channel sends its next request when the last one is answered
+        self._again = False  # a call sends its next request when the last one is answered
         self._budget = self._end = _FAR
 
     # A phase
 
     def prepare(self, wanted: int) -> None:
-        """Open ``wanted`` connections; those that can't be opened are tried again when they are needed."""
+        """Open the connections of ``wanted`` calls; those that can't be opened are tried again when they are needed."""
         while len(self._free) > wanted:
             self._connections.discard(self._free.pop())
         self._free += [self._connections.new() for _ in range(wanted - len(self._free))]
-        for channel in self._free:
-            if not channel.open:
+        for call in self._free:
+            if call.channel is None:
                 try:
-                    self._connections.connect(channel, blocking=True)
-                    self._connections.send(channel)
+                    self._connections.send(self._connections.attach(call, blocking=True))
                 except OSError:
                     return
 
@@ -105,9 +105,9 @@ class Engine:
     def _run_closed(self, loop: ClosedLoop) -> int:
         self._budget = _FAR if loop.requests is None else loop.requests
         self._again = True
-        channels, self._free = self._free, []
-        for channel in channels:
-            self._next(channel)
+        calls, self._free = self._free, []
+        for call in calls:
+            self._next(call)
         while self._in_flight or self._resting:
             for fd, mask in self._epoll.poll(0.01):
                 self._handle(fd, mask)
@@ -129,11 +129,11 @@ class Engine:
                 break
             blocked = False
             while sending and due <= now:
-                channel = self._take(loop.max_connections)
-                if channel is None:
+                call = self._take(loop.max_connections)
+                if call is None:
                     blocked, blocked_until = True, now
                     break
-                self._start(channel, due, WAITED if due < blocked_until else 0)
+                self._start(call, due, WAITED if due < blocked_until else 0)
                 due = next(dues, _FAR) + start
                 sending = due < self._end
                 now = _now()
@@ -160,42 +160,42 @@ class Engine:
         self._flush()
         self._next_check = now + _FLUSH_NS
         oldest = now - self._setup.timeout_ns
-        late = [channel for channel in self._connections.by_fd.values() if 0 < channel.sent < oldest]
-        for channel in late:
-            self._fail(channel, Outcome.TIMEOUT, f"no answer within {self._setup.timeout_ns / 1e9:g} s")
+        calls = itertools.chain.from_iterable(channel.calls for channel in self._connections.by_fd.values())
+        for call in [call for call in calls if 0 < call.sent < oldest]:
+            self._fail(call, Outcome.TIMEOUT, f"no answer within {self._setup.timeout_ns / 1e9:g} s")
 
     # A request
 
-    def _take(self, most: int) -> Channel | None:
+    def _take(self, most: int) -> Call | None:
         if self._free:
             return self._free.pop()
         return self._connections.new() if self._in_flight < most else None
 
-    def _next(self, channel: Channel) -> None:
-        """Use a channel that is free again."""
+    def _next(self, call: Call) -> None:
+        """Use a call that is free again."""
         now = _now()
         if self._again and self._budget and now < self._end and not self._stopped:
             self._budget -= 1
-            self._start(channel, now, 0)
+            self._start(call, now, 0)
         else:
-            self._free.append(channel)
+            self._free.append(call)
 
-    def _start(self, channel: Channel, due: int, waited: int) -> None:
+    def _start(self, call: Call, due: int, waited: int) -> None:
         self._in_flight += 1
-        channel.due, channel.waited, channel.first = due, waited, 0
-        channel.sent = sent = _now()
-        channel.keep = sent >= self._next_sample
-        if channel.keep:
+        call.due, call.waited, call.first = due, waited, 0
+        call.sent = sent = _now()
+        call.keep = sent >= self._next_sample
+        if call.keep:
             self._next_sample = sent + _SAMPLE_NS
-        is_new = not channel.open
-        if is_new:
+        channel = call.channel
+        if channel is None or channel.spoiled:
             try:
-                self._connections.connect(channel, blocking=False)
+                channel = self._connections.attach(call, blocking=False)
             except OSError as error:
-                self._fail(channel, Outcome.NO_CONNECTION, _reason(error))
+                self._fail(call, Outcome.NO_CONNECTION, _reason(error))
                 return
-        channel.begin(self._connections.next_request(channel))
-        if not is_new:
+        channel.begin(call, self._connections.next_request(call))
+        if channel is not self._reading and not channel.writing:
             self._send(channel)
 
     def _send(self, channel: Channel) -> None:
@@ -226,62 +226,68 @@ class Engine:
                 if count == 0:
                     self._broken(channel, None)
                 return
-            answer = channel.take(self._connections.buffer, count, before)
+            answers = channel.take(self._connections.buffer, count, before)
         except OSError as error:
             self._broken(channel, error)
         except ValueError as error:
-            if channel.sent:
-                self._fail(channel, Outcome.NOT_UNDERSTOOD, str(error))
-            else:
-                self._connections.close(channel)
+            self._close(channel, Outcome.NOT_UNDERSTOOD, str(error))
         else:
-            if answer is not None:
-                self._finish(channel, answer)
-            if channel.out is not None and not channel.writing:
-                self._send(channel)  # what HTTP/2 has to say besides requests
+            done = _now()
+            self._reading = channel
+            for call, answer in answers:
+                self._finish(call, answer, done)
+            self._reading = None
+            if channel.out is not None:
+                self._send(channel)
 
-    def _finish(self, channel: Channel, answer: Answer) -> None:
-        self._record(channel, answer.outcome)
+    def _finish(self, call: Call, answer: Answer, done: int) -> None:
+        if answer.outcome is Outcome.NOT_UNDERSTOOD:
+            self._fail(call, answer.outcome, answer.message)
+            return
+        self._record(call, answer.outcome, done)
         if answer.outcome:
             self._tell(answer.outcome, answer.message)
             self._next_sample = 0
-        elif channel.kept is not None and channel.keep:
-            outputs = self._connections.outputs(channel)
-            self._control.send(Sample(answer.header_length, bytes(channel.kept), answer.encoding, outputs))
-        if channel.spoiled:
-            self._connections.close(channel)
-        self._next(channel)
+        elif call.kept is not None and call.keep:
+            outputs = self._connections.outputs(call)
+            self._control.send(Sample(answer.header_length, bytes(call.kept), answer.encoding, outputs))
+        if call.channel is not None and call.channel.spoiled:
+            self._connections.detach(call)
+        self._next(call)
 
     def _broken(self, channel: Channel, error: OSError | None) -> None:
-        if not channel.sent:
-            self._connections.close(channel)  # it was idle: another one is opened when it is needed
-        elif not channel.connected:
-            self._fail(channel, Outcome.NO_CONNECTION, _reason(error))
-        elif error is not None:
-            self._fail(channel, Outcome.CONNECTION_BROKE, _reason(error))
+        if not channel.connected:
+            self._close(channel, Outcome.NO_CONNECTION, _reason(error))
         else:
-            place = "in the middle of an answer" if channel.first else "without an answer"
-            self._fail(channel, Outcome.CONNECTION_BROKE, f"the server closed the connection {place}")
+            self._close(channel, Outcome.CONNECTION_BROKE, _reason(error) if error else None)
 
-    def _fail(self, channel: Channel, outcome: Outcome, message: str) -> None:
-        self._record(channel, outcome)
-        self._tell(outcome, message)
+    def _close(self, channel: Channel, outcome: Outcome, message: str | None) -> None:
+        """Close a connection; what is in flight on it fails.  If that is nothing, another is opened when needed."""
+        calls = [call for call in channel.calls if call.sent]
         self._connections.close(channel)
-        if self._again:
-            heapq.heappush(self._resting, (_now() + REST_NS, id(channel), channel))
-        else:
-            self._free.append(channel)
+        for call in calls:
+            self._fail(call, outcome, message or _ended(call))
 
-    def _record(self, channel: Channel, outcome: int) -> None:
-        done = _now()
+    def _fail(self, call: Call, outcome: Outcome, message: str) -> None:
+        self._record(call, outcome, _now())
+        self._tell(outcome, message)
+        if call.channel is not None:
+            call.channel.spoiled = True
+            self._connections.detach(call)
+        if self._again:
+            heapq.heappush(self._resting, (_now() + REST_NS, id(call), call))
+        else:
+            self._free.append(call)
+
+    def _record(self, call: Call, outcome: int, done: int) -> None:
         finished, response, service, status = self._columns
         finished.append(done)
-        response.append(done - channel.due)
-        service.append(done - channel.sent)
-        status.append(outcome | channel.waited)
+        response.append(done - call.due)
+        service.append(done - call.sent)
+        status.append(outcome | call.waited)
         if not outcome:
-            self._receive_ns += done - channel.first
-        channel.sent = 0
+            self._receive_ns += done - call.first
+        call.sent = 0
         self._in_flight -= 1
 
     def _tell(self, outcome: Outcome, message: str) -> None:
@@ -299,6 +305,11 @@ def _reason(error: OSError | None) -> str:
     if error is None:
         return "the server closed the connection before it was used"
     return error.strerror or str(error)
+
+
+def _ended(call: Call) -> str:
+    place = "in the middle of an answer" if call.first else "without an answer"
+    return f"the server closed the connection {place}"
 
 
 def main(fd: int) -> None:

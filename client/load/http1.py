@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from client.load.answers import CHUNKED, Head, join_chunks, parse_head
-from client.load.channel import BUFFER_BYTES, Answer, Channel
+from client.load.channel import BUFFER_BYTES, Answer, Call, Channel
 from client.load.records import Outcome
 
 Heads: TypeAlias = dict[bytes, tuple[Head, Answer]]
@@ -25,17 +26,15 @@ class Http1Channel(Channel):
         self._head: tuple[Head, Answer] | None = None
         self._missing = 0
 
-    def opened(self) -> None:
-        self.rest, self.out, self.spoiled = b"", None, False
-
-    def begin(self, request: memoryview) -> None:
+    def begin(self, call: Call, request: memoryview) -> None:
         self.out = request
-        self._head = self.kept = None
+        self._head = call.kept = None
 
-    def take(self, buffer: bytearray, count: int, now: int) -> Answer | None:
-        if not self.sent:
+    def take(self, buffer: bytearray, count: int, now: int) -> Sequence[tuple[Call, Answer]]:
+        (call,) = self.calls
+        if not call.sent:
             raise ValueError("bytes that nobody asked for")
-        self.first = self.first or now
+        call.first = call.first or now
         body = 0
         if self._head is None:
             body = buffer.find(b"\r\n\r\n", 0, count) + 4
@@ -43,11 +42,12 @@ class Http1Channel(Channel):
                 if count == BUFFER_BYTES:
                     raise ValueError("the answer's head is too long")
                 self.rest = bytes(memoryview(buffer)[:count])
-                return None
-            self._read_head(bytes(memoryview(buffer)[:body]))
-        return self._read_body(buffer, body, count)
+                return ()
+            self._read_head(call, bytes(memoryview(buffer)[:body]))
+        answer = self._read_body(call, buffer, body, count)
+        return () if answer is None else ((call, answer),)
 
-    def _read_head(self, text: bytes) -> None:
+    def _read_head(self, call: Call, text: bytes) -> None:
         known = self._heads.get(text)
         if known is None:
             head = parse_head(text)
@@ -59,17 +59,17 @@ class Http1Channel(Channel):
         self._head = known
         head = known[0]
         self._missing = head.length
-        self.kept = bytearray() if self.keep or head.length == CHUNKED or head.status != 200 else None
+        call.kept = bytearray() if call.keep or head.length == CHUNKED or head.status != 200 else None
 
-    def _read_body(self, buffer: bytearray, start: int, end: int) -> Answer | None:
+    def _read_body(self, call: Call, buffer: bytearray, start: int, end: int) -> Answer | None:
         head, answer = self._head  # type: ignore[misc]  # take() has just read it
-        if self.kept is not None:
-            self.kept += memoryview(buffer)[start:end]
+        if call.kept is not None:
+            call.kept += memoryview(buffer)[start:end]
         if head.length == CHUNKED:
-            whole = join_chunks(self.kept or b"")
+            whole = join_chunks(call.kept or b"")
             if whole is None:
                 return None
-            self.kept = bytearray(whole)
+            call.kept = bytearray(whole)
         else:
             self._missing -= end - start
             if self._missing < 0:
@@ -79,6 +79,6 @@ class Http1Channel(Channel):
         # An answer to half a request, such as "too large", leaves the other half on the way.
         self.spoiled = head.close or self.out is not None
         if answer.outcome:
-            text = bytes(self.kept or b"")[:500].decode(errors="replace")
+            text = bytes(call.kept or b"")[:500].decode(errors="replace")
             return Answer(answer.outcome, f"HTTP {head.status}: {text}")
         return answer

@@ -1,4 +1,4 @@
-"""gRPC's unary calls over HTTP/2: as much of RFC 9113 as a client needs that has one call at a time on a connection.
+"""gRPC's unary calls over HTTP/2: as much of RFC 9113 as a client needs that has a few calls on a connection.
 
 A call is a HEADERS frame, which is the same every time, and DATA frames of a message that was built before; its
 answer is HEADERS, DATA and HEADERS again with the status.  grpcio itself takes some 200 us of CPU for a call from
@@ -7,11 +7,12 @@ Python and makes threads of its own that decide when something is sent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from client.load.channel import Answer, Channel
+from client.load.channel import Answer, Call, Channel
 from client.load.records import Outcome
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _CODES: Final = (
     "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
 )  # fmt: skip
 _DONE: Final = Answer(Outcome.OK)
+_NO_STATUS: Final = Answer(Outcome.NOT_UNDERSTOOD, "the answer has no gRPC status")
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -113,55 +115,76 @@ class Fields:
         return fields
 
 
-class GrpcChannel(Channel):
-    """A connection that carries one gRPC call at a time."""
+class _Stream:
+    """A gRPC call in flight."""
 
-    __slots__ = (
-        "_fields", "_frame", "_going", "_initial", "_left", "_received", "_size", "_status", "_stream",
-        "_stream_window", "_window",
-    )  # fmt: skip
+    __slots__ = ("call", "left", "number", "size", "status", "window")
+
+    def __init__(self, call: Call, number: int, window: int, message: memoryview) -> None:
+        self.call = call
+        self.number = number
+        self.window = window  # bytes that the server takes
+        self.left = message  # still to be sent
+        self.size = 0  # of the answer
+        self.status = "200"
+
+
+class GrpcChannel(Channel):
+    """A connection that carries gRPC calls."""
+
+    __slots__ = ("_fields", "_frame", "_going", "_initial", "_number", "_received", "_streams", "_unsent", "_window")
 
     def __init__(self, fields: Fields) -> None:
         super().__init__()
         self._fields = fields
-
-    def opened(self) -> None:
-        self.rest, self.spoiled = b"", False
         self.out = memoryview(GREETING)
-        self._stream = -1
+        self._number = -1  # of the last stream
+        self._streams: dict[int, _Stream] = {}
+        self._unsent: list[_Stream] = []  # those that wait for the server to take more
         self._window = self._initial = DEFAULT_WINDOW
         self._frame = DEFAULT_FRAME
         self._received = 0  # since the server was last told that it may send more
-        self._left = memoryview(b"")
         self._going = False
 
-    def begin(self, request: memoryview) -> None:
-        self._stream += 2
-        self._stream_window = self._initial
-        self._left = request
-        self._size = 0
-        self._status = "200"
-        self.kept = bytearray() if self.keep else None
+    def begin(self, call: Call, request: memoryview) -> None:
+        self._number += 2
+        stream = self._streams[self._number] = _Stream(call, self._number, self._initial, request)
+        call.kept = bytearray() if call.keep else None
+        self.spoiled = self._number >= MOST
         block = self._fields.request
-        self._fill([FRAME.pack(len(block) << 8 | HEADERS, END_HEADERS, self._stream), block])
+        parts: list[bytes | memoryview] = [FRAME.pack(len(block) << 8 | HEADERS, END_HEADERS, self._number), block]
+        self._fill(stream, parts)
+        self.write(parts)
+        if stream.left:
+            self._unsent.append(stream)
 
-    def _fill(self, parts: list[bytes | memoryview]) -> None:
-        """Send ``parts``, and of the message as much as the server's windows let through."""
-        while self._left and (room := min(self._window, self._stream_window, self._frame)) > 0:
-            piece, self._left = self._left[:room], self._left[room:]
+    def _fill(self, stream: _Stream, parts: list[bytes | memoryview]) -> None:
+        """Add to ``parts`` as much of the message as the server's windows let through."""
+        while stream.left and (room := min(self._window, stream.window, self._frame)) > 0:
+            piece, stream.left = stream.left[:room], stream.left[room:]
             size = len(piece)
             self._window -= size
-            self._stream_window -= size
-            parts += FRAME.pack(size << 8 | DATA, 0 if self._left else END_STREAM, self._stream), piece
-        if parts:
-            self.write(parts)
+            stream.window -= size
+            parts += FRAME.pack(size << 8 | DATA, 0 if stream.left else END_STREAM, stream.number), piece
 
-    def take(self, buffer: bytearray, count: int, now: int) -> Answer | None:
+    def drop(self, call: Call) -> None:
+        super().drop(call)
+        for stream in [stream for stream in self._streams.values() if stream.call is call]:
+            self._forget(stream)
+
+    def _forget(self, stream: _Stream) -> None:
+        del self._streams[stream.number]
+        if stream.left:
+            # What is on the way can't be called back, and the server waits for the rest.
+            self._unsent.remove(stream)
+            self.spoiled = True
+
+    def take(self, buffer: bytearray, count: int, now: int) -> Sequence[tuple[Call, Answer]]:
         view = memoryview(buffer)
-        answer: Answer | None = None
+        answers: list[tuple[Call, Answer]] = []
         at = 0
         while count - at >= FRAME_BYTES:
-            head, flags, stream = FRAME.unpack_from(buffer, at)
+            head, flags, number = FRAME.unpack_from(buffer, at)
             start, kind = at + FRAME_BYTES, head & 0xFF
             end = start + (head >> 8)
             if head >> 8 > DEFAULT_FRAME:
@@ -170,65 +193,60 @@ class GrpcChannel(Channel):
                 break
             at = end
             if kind in {DATA, HEADERS, RESET}:
-                if stream == self._stream and self.sent and answer is None:
-                    self.first = self.first or now
-                    answer = self._of_call(kind, flags, view[start:end])
+                stream = self._streams.get(number)
+                if stream is not None:
+                    stream.call.first = stream.call.first or now
+                    answer = self._of_call(stream, kind, flags, view[start:end])
+                    if answer is not None:
+                        self._forget(stream)
+                        answers.append((stream.call, answer))
             else:
-                self._of_connection(kind, flags, stream, view[start:end])
+                self._of_connection(kind, flags, number, view[start:end])
         self.rest = bytes(view[at:count])
-        if answer is not None:
-            self.spoiled = self._going or bool(self._left) or self._stream >= MOST
-        elif self._going and not self.sent:
-            raise ValueError("the server ends the connection")
-        elif self._left:
-            self._fill([])
-        return answer
+        if self._going:
+            self.spoiled = True
+            if not (answers or self._streams):
+                raise ValueError("the server ends the connection")
+        if self._unsent:
+            self._send_more()
+        return answers
 
-    def _of_call(self, kind: int, flags: int, payload: memoryview) -> Answer | None:
+    def _send_more(self) -> None:
+        parts: list[bytes | memoryview] = []
+        for stream in self._unsent:
+            self._fill(stream, parts)
+        self._unsent = [stream for stream in self._unsent if stream.left]
+        if parts:
+            self.write(parts)
+
+    def _of_call(self, stream: _Stream, kind: int, flags: int, payload: memoryview) -> Answer | None:
         if kind == RESET:
             code = int.from_bytes(payload, "big")
             return Answer(Outcome.SERVER_ERROR, f"the server reset the call: HTTP/2 error {code}")
         if flags & (PADDED | PRIORITY):
             raise ValueError("padded HTTP/2 frames are not understood")
         if kind == DATA:
-            self._message(flags, payload)
-            return None
+            return self._message(stream, flags, payload)
         if not flags & END_HEADERS:
             raise ValueError("header fields of more than one HTTP/2 frame are not understood")
         fields = self._fields.decode(bytes(payload))
-        self._status = fields.get(":status", self._status)
-        return self._end(fields) if flags & END_STREAM else None
+        stream.status = fields.get(":status", stream.status)
+        return _end(stream, fields) if flags & END_STREAM else None
 
-    def _message(self, flags: int, payload: memoryview) -> None:
+    def _message(self, stream: _Stream, flags: int, payload: memoryview) -> Answer | None:
         if flags & END_STREAM:
-            raise ValueError("the answer has no gRPC status")
+            return _NO_STATUS
         size = len(payload)
-        self._size += size
+        stream.size += size
         self._received += size
-        if self.kept is not None:
-            self.kept += payload
+        if stream.call.kept is not None:
+            stream.call.kept += payload
         if self._received > _REFILL:
             self.write([window_update(0, self._received)])
             self._received = 0
+        return None
 
-    def _end(self, fields: dict[str, str]) -> Answer:
-        code = fields.get("grpc-status", "")
-        if code == "0":
-            if self._size < MESSAGE_PREFIX.size:
-                raise ValueError("the answer has no message")
-            if self.kept is not None:
-                del self.kept[: MESSAGE_PREFIX.size]
-            return _DONE
-        if code.isdecimal():
-            number = int(code)
-            name = _CODES[number] if number < len(_CODES) else f"status {number}"
-            outcome = Outcome.REFUSED if number in _REFUSED else Outcome.SERVER_ERROR
-            return Answer(outcome, f"gRPC {name}: {unquote(fields.get('grpc-message', ''))[:500]}")
-        if self._status.isdecimal() and self._status != "200":  # a proxy's own answer
-            return Answer(Outcome.of_http(int(self._status)), f"HTTP {self._status}")
-        raise ValueError("the answer has no gRPC status")
-
-    def _of_connection(self, kind: int, flags: int, stream: int, payload: memoryview) -> None:
+    def _of_connection(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
         if kind == SETTINGS and not flags & ACK:
             for at in range(0, len(payload) - 5, _SETTING.size):
                 self._set(*_SETTING.unpack_from(payload, at))
@@ -237,10 +255,10 @@ class GrpcChannel(Channel):
             self.write([frame(PING, ACK, 0, bytes(payload))])
         elif kind == WINDOW_UPDATE:
             more = int.from_bytes(payload, "big")
-            if stream == 0:
+            if number == 0:
                 self._window += more
-            elif stream == self._stream:
-                self._stream_window += more
+            elif number in self._streams:
+                self._streams[number].window += more
         elif kind == GOAWAY:
             self._going = True
         elif kind in {PUSH, CONTINUATION}:
@@ -248,8 +266,27 @@ class GrpcChannel(Channel):
 
     def _set(self, key: int, value: int) -> None:
         if key == INITIAL_WINDOW_SIZE:
-            if self._stream > 0:
-                self._stream_window += value - self._initial
+            for stream in self._streams.values():
+                stream.window += value - self._initial
             self._initial = value
         elif key == MAX_FRAME_SIZE:
             self._frame = value
+
+
+def _end(stream: _Stream, fields: dict[str, str]) -> Answer:
+    """What the last header fields of an answer say."""
+    code = fields.get("grpc-status", "")
+    if code == "0":
+        if stream.size < MESSAGE_PREFIX.size:
+            return Answer(Outcome.NOT_UNDERSTOOD, "the answer has no message")
+        if stream.call.kept is not None:
+            del stream.call.kept[: MESSAGE_PREFIX.size]
+        return _DONE
+    if code.isdecimal():
+        number = int(code)
+        name = _CODES[number] if number < len(_CODES) else f"status {number}"
+        outcome = Outcome.REFUSED if number in _REFUSED else Outcome.SERVER_ERROR
+        return Answer(outcome, f"gRPC {name}: {unquote(fields.get('grpc-message', ''))[:500]}")
+    if stream.status.isdecimal() and stream.status != "200":  # a proxy's own answer
+        return Answer(Outcome.of_http(int(stream.status)), f"HTTP {stream.status}")
+    return _NO_STATUS

@@ -119,9 +119,9 @@ class DeviceRegions:
 
 @dataclass(frozen=True)
 class Slots:
-    """Where in shared memory answers go: each connection has a slot of its own.
+    """Where in shared memory answers go: each request in flight has a slot of its own.
 
-    Requests name slot 0, and the connection whose slot is another puts that one's region, whose name is as long, in
+    Requests name slot 0, and the call whose slot is another puts that one's region, whose name is as long, in
     its place.  A region is a file in the folder ``where``, or memory of a GPU.
     """
 

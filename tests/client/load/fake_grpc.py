@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 import threading
@@ -26,6 +27,7 @@ class GrpcScript:
     refuse_every: int = 0  # every so-manieth call gets INVALID_ARGUMENT
     fail_every: int = 0  # or INTERNAL
     wrong_every: int = 0  # or an answer that is no message of ModelInfer
+    late_every: int = 0  # or is answered after two seconds
     restarts_at: float | None = None  # seconds after the first call: everything is closed, and opened again
     certificate: str | None = None  # a PEM file with its key: TLS is spoken
 
@@ -40,20 +42,22 @@ def fake_grpc(script: GrpcScript | None = None) -> Iterator[str]:
 class _Fake:
     def __init__(self, script: dict[str, Any]) -> None:
         self.script = script
-        self.count = 0
+        self.numbers = itertools.count(1)
         self.called = threading.Event()
 
     def infer(self, request: bytes, context: Any) -> bytes:
         import grpc
         from tritonclient.grpc import service_pb2
 
-        self.count += 1
+        number = next(self.numbers)
         self.called.set()
-        if self.is_turn("refuse"):
+        if self.is_turn("refuse", number):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "refused by the script: ümläut")
-        if self.is_turn("fail"):
+        if self.is_turn("fail", number):
             context.abort(grpc.StatusCode.INTERNAL, "failed by the script")
-        if self.is_turn("wrong"):
+        if self.is_turn("late", number):
+            time.sleep(2)
+        if self.is_turn("wrong", number):
             return b"nonsense"
         received = sum(map(len, service_pb2.ModelInferRequest.FromString(request).raw_input_contents))
         answer = service_pb2.ModelInferResponse(model_name="fake")
@@ -63,16 +67,16 @@ class _Fake:
         message: bytes = answer.SerializeToString()
         return message
 
-    def is_turn(self, kind: str) -> bool:
+    def is_turn(self, kind: str, number: int) -> bool:
         every = self.script[f"{kind}_every"]
-        return bool(every) and self.count % every == 0
+        return bool(every) and number % every == 0
 
     def serve(self, port: int) -> tuple[Any, int]:
         import grpc
 
         handler = grpc.unary_unary_rpc_method_handler(self.infer)
         unlimited = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
-        server = grpc.server(futures.ThreadPoolExecutor(4), options=unlimited)
+        server = grpc.server(futures.ThreadPoolExecutor(16), options=unlimited)
         server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {METHOD: handler})]
         )

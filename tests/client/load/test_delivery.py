@@ -35,10 +35,21 @@ class TestGrpc:
         result = over_grpc(GrpcScript(), concurrency=4, requests=300, floor=True)
         found = level(result)
         assert (found.statistics.requests, found.statistics.errors) == (300, 0)
-        assert (found.generator.wrong_answers, found.generator.connections) == (0, 4)
+        assert (found.generator.wrong_answers, found.generator.connections) == (0, 1)
         assert result.floor is not None
         assert 0 < result.floor.p50_ms < 50
         assert (result.settings.protocol, result.settings.target[:17]) == ("grpc", "http://127.0.0.1:")
+
+    @pytest.mark.parametrize(("inputs", "connections"), [(4, 3), (10_000, 13)])
+    def test_small_requests_share_connections(self, inputs: int, connections: int) -> None:
+        found = level(over_grpc(GrpcScript(), inputs=inputs, concurrency=13, requests=100, workers=1))
+        assert (found.statistics.requests, found.statistics.errors) == (100, 0)
+        assert found.generator.connections == connections
+
+    def test_a_late_answer_fails_its_own_request(self) -> None:
+        found = level(over_grpc(GrpcScript(late_every=50), concurrency=4, requests=100, timeout_s=1))
+        assert kinds(found) == {"timeout": 2}
+        assert found.statistics.requests == 100
 
     def test_errors_keep_their_kinds(self) -> None:
         found = level(over_grpc(GrpcScript(refuse_every=10, fail_every=3), concurrency=1, requests=90))

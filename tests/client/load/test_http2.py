@@ -8,7 +8,7 @@ import pytest
 from hpack import Encoder
 
 from client.load import http2
-from client.load.channel import BUFFER_BYTES, Answer
+from client.load.channel import BUFFER_BYTES, Answer, Call
 from client.load.http2 import Fields, GrpcChannel, frame, settings, window_update
 from client.load.records import Outcome
 
@@ -35,27 +35,40 @@ def answer(stream: int = 1) -> bytes:
 
 
 def asked(request: bytes = b"\0\0\0\0\1x") -> GrpcChannel:
-    """A channel on which a request was sent."""
+    """A channel on which a request was sent, and nothing else."""
     channel = GrpcChannel(Fields("http", "localhost:8001"))
-    channel.opened()
     channel.out = None
     ask(channel, request)
     return channel
 
 
-def ask(channel: GrpcChannel, request: bytes = b"\0\0\0\0\1x") -> None:
-    channel.sent = 1
-    channel.keep = True
-    channel.begin(memoryview(request))
+def ask(channel: GrpcChannel, request: bytes = b"\0\0\0\0\1x") -> Call:
+    """Another call on the channel, and its request."""
+    call = Call(0)
+    channel.calls.append(call)
+    ask_again(channel, call, request)
+    return call
 
 
-def feed(channel: GrpcChannel, data: bytes) -> Answer | None:
+def ask_again(channel: GrpcChannel, call: Call, request: bytes = b"\0\0\0\0\1x") -> None:
+    call.sent, call.keep, call.first = 1, True, 0
+    channel.begin(call, memoryview(request))
+
+
+def feed_all(channel: GrpcChannel, data: bytes) -> list[tuple[Call, Answer]]:
     """What the engine does with received bytes."""
     buffer = bytearray(BUFFER_BYTES)
     whole = channel.rest + data
     channel.rest = b""
     buffer[: len(whole)] = whole
-    return channel.take(buffer, len(whole), 5)
+    return list(channel.take(buffer, len(whole), 5))
+
+
+def feed(channel: GrpcChannel, data: bytes) -> Answer | None:
+    """The answer to the only call."""
+    found = feed_all(channel, data)
+    assert [call for call, _ in found] == channel.calls[: len(found)]
+    return found[0][1] if found else None
 
 
 def sent(channel: GrpcChannel) -> list[tuple[int, int, int, bytes]]:
@@ -80,8 +93,9 @@ class TestAnswers:
         found = [feed(channel, data[at : at + step]) for at in range(0, len(data), step)]
         assert found[-1] == Answer(Outcome.OK)
         assert not any(found[:-1])
-        assert bytes(channel.kept or b"") == BODY
-        assert channel.first == 5
+        (call,) = channel.calls
+        assert bytes(call.kept or b"") == BODY
+        assert call.first == 5
         assert not channel.spoiled
 
     def test_one_call_after_the_other(self) -> None:
@@ -89,7 +103,7 @@ class TestAnswers:
         for stream in (1, 3, 5):
             assert {entry[2] for entry in sent(channel)} == {stream}
             assert feed(channel, answer(stream)) is not None
-            ask(channel)
+            ask_again(channel, channel.calls[0])
 
     @pytest.mark.parametrize(
         ("code", "outcome", "name"),
@@ -116,12 +130,21 @@ class TestAnswers:
         assert (found.outcome, found.message) == (Outcome.SERVER_ERROR, "the server reset the call: HTTP/2 error 7")
 
     @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (head() + trailers(grpc_status="0"), "no message"),
+            (head() + frame(http2.DATA, http2.END_STREAM, 1, MESSAGE), "no gRPC status"),
+            (head() + trailers(other="1"), "no gRPC status"),
+        ],
+    )
+    def test_no_answer_to_this_call(self, data: bytes, message: str) -> None:
+        found = feed(asked(), data)
+        assert found == Answer(Outcome.NOT_UNDERSTOOD, f"the answer has {message}")
+
+    @pytest.mark.parametrize(
         "data",
         [
             b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
-            head() + trailers(grpc_status="0"),  # no message
-            head() + frame(http2.DATA, http2.END_STREAM, 1, MESSAGE),  # no status
-            head() + trailers(other="1"),
             frame(http2.HEADERS, http2.END_HEADERS, 1, b"\xff\xff\xff\xff\xff"),
             frame(http2.HEADERS, 0, 1, block(__status="200")),
             frame(http2.DATA, http2.PADDED, 1, b"\0"),
@@ -131,6 +154,50 @@ class TestAnswers:
     def test_what_can_not_be_understood(self, data: bytes) -> None:
         with pytest.raises(ValueError, match=r"answer|fields|frame"):
             feed(asked(), data)
+
+
+class TestCallsThatShareAConnection:
+    def test_answers_in_any_order_and_in_pieces(self) -> None:
+        channel = asked()
+        first, second, third = *channel.calls, ask(channel), ask(channel)
+        assert [entry[2] for entry in sent(channel)] == [1, 1, 3, 3, 5, 5]
+        body = head(5) + head(1) + frame(http2.DATA, 0, 5, MESSAGE) + frame(http2.DATA, 0, 1, MESSAGE[:9])
+        assert feed_all(channel, body) == []
+        done = trailers(5, grpc_status="0") + frame(http2.DATA, 0, 1, MESSAGE[9:]) + trailers(1, grpc_status="0")
+        assert feed_all(channel, done) == [(third, Answer(Outcome.OK)), (first, Answer(Outcome.OK))]
+        assert bytes(first.kept or b"") == bytes(third.kept or b"") == BODY
+        assert not second.kept
+        assert second.first == 0
+
+    def test_an_error_is_that_of_its_call(self) -> None:
+        channel = asked()
+        second = ask(channel)
+        found = feed_all(channel, trailers(1, grpc_status="13", grpc_message="broken") + answer(3))
+        assert [entry.outcome for _, entry in found] == [Outcome.SERVER_ERROR, Outcome.OK]
+        assert found[1][0] is second
+
+    def test_a_dropped_calls_answer_is_nobodys(self) -> None:
+        channel = asked()
+        first, second = channel.calls[0], ask(channel)
+        channel.drop(first)
+        assert feed_all(channel, answer(1) + answer(3)) == [(second, Answer(Outcome.OK))]
+
+    def test_calls_wait_for_the_server_together(self) -> None:
+        channel = asked(b"x" * 60_000)
+        ask(channel, b"y" * 10_000)
+        frames = sent(channel)
+        assert sum(len(payload) for kind, _, _, payload in frames if kind == http2.DATA) == STREAM_AND_CONNECTION
+        feed(channel, window_update(0, 10**6))
+        (entry,) = sent(channel)
+        assert entry[1:3] == (http2.END_STREAM, 3)
+        assert len(entry[3]) == 70_000 - STREAM_AND_CONNECTION
+
+    def test_those_in_flight_are_answered_when_the_server_leaves(self) -> None:
+        channel = asked()
+        ask(channel)
+        assert feed_all(channel, frame(http2.GOAWAY, 0, 0, bytes(8))) == []
+        assert channel.spoiled
+        assert [entry.outcome for _, entry in feed_all(channel, answer(3) + answer(1))] == [Outcome.OK] * 2
 
 
 class TestFlowControl:
@@ -176,18 +243,14 @@ class TestEnd:
     def test_a_server_that_leaves_between_requests(self) -> None:
         channel = asked()
         feed(channel, answer())
-        channel.sent = 0
         with pytest.raises(ValueError, match="ends the connection"):
             feed(channel, frame(http2.GOAWAY, 0, 0, bytes(8)))
 
-    def test_a_new_connection_begins_anew(self) -> None:
+    def test_a_call_answered_before_it_was_sent_is_the_last(self) -> None:
         channel = asked(b"x" * 100_000)
-        feed(channel, frame(http2.GOAWAY, 0, 0, bytes(8)) + b"\0\0")
-        channel.opened()
-        greeting = bytes(channel.out or b"")
-        assert greeting.startswith(http2.PREFACE)
-        channel.out = None
-        ask(channel)
-        assert {entry[2] for entry in sent(channel)} == {1}
-        assert feed(channel, answer()) == Answer(Outcome.OK)
-        assert not channel.spoiled
+        found = feed(channel, trailers(grpc_status="3", grpc_message="too large"))
+        assert found == Answer(Outcome.REFUSED, "gRPC INVALID_ARGUMENT: too large")
+        assert channel.spoiled
+
+    def test_a_connection_begins_with_the_greeting(self) -> None:
+        assert bytes(GrpcChannel(Fields("http", "localhost:8001")).out or b"").startswith(http2.PREFACE)
