@@ -24,19 +24,10 @@ from repo_builder.trt.cuda import find_gpu
 from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.conftest import Cli
-from tests.models import FP32, INT64, model, node, save, weights
+from tests.models import FP32, INT64, convolution, model, node, save, weights
 from tests.support import compile_library, rtx
 
 pytestmark = pytest.mark.usefixtures("own_folders")
-
-
-def convolution(*, height: int | str = 8, width: int | str = 8) -> onnx.ModelProto:
-    return model(
-        [node("Conv", ["x", "w"], ["c"], name="conv"), node("Relu", ["c"], ["r"]), node("GlobalMaxPool", ["r"], ["y"])],
-        {"x": (FP32, ["batch", 3, height, width])},
-        {"y": (FP32, ["batch", 4, 1, 1])},
-        {"w": weights(4, 3, 3, 3)},
-    )
 
 
 def build(**options: Any) -> BuildOptions:

@@ -32,7 +32,7 @@ from tests.docker.build_image import make_bare_image, make_build_image, with_fil
 from tests.docker.conftest import ROOT, Containers, Run
 from tests.docker.make_image import CannotMakeError
 from tests.docker.test_serve_docker import only_error
-from tests.models import FP32, model, node, save, weights
+from tests.models import convolution, save
 from tests.support import compile_c, rtx, untouched, wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("no_containers")]
@@ -74,16 +74,6 @@ def bare_image(engine: Any) -> str:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return save(convolution(), tmp_path / "net.onnx")
-
-
-def convolution() -> onnx.ModelProto:
-    nodes = [node("Conv", ["x", "w"], ["c"], name="conv"), node("Relu", ["c"], ["r"])]
-    return model(
-        [*nodes, node("GlobalMaxPool", ["r"], ["y"])],
-        {"x": (FP32, ["batch", 3, 8, 8])},
-        {"y": (FP32, ["batch", 4, 1, 1])},
-        {"w": weights(4, 3, 3, 3)},
-    )
 
 
 def test_engine_is_built_in_the_container_and_published_here(

@@ -153,36 +153,37 @@ class TestNoBatchAxis:
         assert batching.proto == proto
 
     @pytest.mark.parametrize(
-        "make",
+        ("make", "size"),
         [
-            mean_over_rows,
-            lambda: model(
-                [node("CumSum", ["x", "axis"], ["y"])],
-                {"x": (FP32, ["time", "N", 2])},
-                {"y": (FP32, ["time", "N", 2])},
-                {"axis": np.array(0)},
+            (mean_over_rows, 2),
+            (
+                lambda: model(
+                    [node("CumSum", ["x", "axis"], ["y"])],
+                    {"x": (FP32, ["time", "N", 2])},
+                    {"y": (FP32, ["time", "N", 2])},
+                    {"axis": np.array(0)},
+                ),
+                2,
             ),
-            lambda: model([node("Softmax", ["x"], ["y"], axis=0)], {"x": (FP32, ["N", 2])}, {"y": (FP32, ["N", 2])}),
+            (
+                lambda: model(
+                    [node("Softmax", ["x"], ["y"], axis=0)], {"x": (FP32, ["N", 2])}, {"y": (FP32, ["N", 2])}
+                ),
+                2,
+            ),
+            (lambda: models.rows_meet_from(2), 8),  # told by the largest batch only
+            (lambda: models.rows_meet_from(6), 8),
         ],
-        ids=["mean over the batch", "time first", "softmax over the batch"],
+        ids=["mean over the batch", "time first", "softmax over the batch", "from the third row", "from the seventh"],
     )
     def test_is_told_by_running_when_rows_touch_each_other(
-        self, make: Callable[[], onnx.ModelProto], tmp_path: Path
+        self, make: Callable[[], onnx.ModelProto], size: int, tmp_path: Path
     ) -> None:
         batching = plan(make(), tmp_path)
 
         assert not batching.batchable
-        assert (
-            "its first axis is no batch: output 'y' of a batch of 2 is not what each row alone gives" in batching.reason
-        )
-        assert batching.told_by_values
-
-    @pytest.mark.parametrize("start", [2, 6])
-    def test_is_told_by_the_largest_batch_when_only_its_rows_meet(self, start: int, tmp_path: Path) -> None:
-        batching = plan(models.rows_meet_from(start), tmp_path)
-
-        assert not batching.batchable
-        assert "its first axis is no batch: output 'y' of a batch of 8 is not what each row alone" in batching.reason
+        why = f"its first axis is no batch: output 'y' of a batch of {size} is not what each row alone gives"
+        assert why in batching.reason
         assert batching.told_by_values
 
     def test_is_no_matter_of_batches_that_are_not_served(self, tmp_path: Path) -> None:
