@@ -152,6 +152,9 @@ def serving(wanted: list[Case]) -> Iterator[tuple[LocalServer, Client]]:
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder) / "models", wanted)
         with repo_builder.serve(Path(folder) / "models") as server, Client(server.url) as client:
+            for model in {case.model for case in wanted}:  # the first request of an instance takes some 30 ms more
+                load = ("--concurrency", max(CONCURRENCIES), "--requests", 10 * max(CONCURRENCIES), "--warmup", 0)
+                bench(model, server.url, *load, "--no-floor")
             yield server, client
 
 
