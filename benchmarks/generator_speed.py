@@ -111,7 +111,7 @@ class Turns:
     pairs: list[tuple[Figures, Figures]] = field(default_factory=list)
     rate: float = 0.0  # of our last turn, in requests/s
     by_count: bool = False  # perf_analyzer doesn't end in windows
-    failure: str = ""
+    failures: list[str] = field(default_factory=list)  # of turns that brought nothing
 
 
 def sources() -> dict[str, onnx.ModelProto]:
@@ -203,7 +203,7 @@ def theirs(given: argparse.Namespace, server: LocalServer, case: Case, turns: Tu
         else:
             return {"rate": float(row["Inferences/Second"]), **latencies(row)}
     counts = [max(case.concurrency, round(turns.rate * seconds)) for seconds in (given.seconds, WARMUP_S)]
-    row = run("--request-count", counts[0], "--warmup-request-count", counts[1], timeout_s=60)
+    row = run("--request-count", counts[0], "--warmup-request-count", counts[1], timeout_s=30)
     mean_us = sum(int(row[column]) for column in PARTS)
     return {"rate": case.concurrency / mean_us * 1e6, **latencies(row)}
 
@@ -237,15 +237,17 @@ def take_turns(given: argparse.Namespace, server: LocalServer, client: Client, c
 
 
 def summary(given: argparse.Namespace, case: Case, turns: Turns) -> dict[str, Any]:
-    told = {
+    told: dict[str, Any] = {
         "case": case.name,
         "shared_memory": given.shared_memory,
         "date": machine()["date"],
         "seconds": given.seconds,
         "waits_ms": next((seconds * 1e3 for name, seconds in WAITS_S.items() if waiting(name) == case.model), None),
     }
+    if turns.failures:
+        told["failures"] = turns.failures
     if not turns.pairs:
-        return {**told, "failure": turns.failure}
+        return told
     middle = [
         {key: statistics.median(pair[tool][key] for pair in turns.pairs) for key in turns.pairs[0][tool]}
         for tool in (0, 1)
@@ -263,10 +265,10 @@ def summary(given: argparse.Namespace, case: Case, turns: Turns) -> dict[str, An
 
 def judged(given: argparse.Namespace, measured: dict[Case, Turns]) -> list[dict[str, Any]]:
     """What was measured of each case, whether server or generator was saturated, and which targets are missed."""
-    rows = {case: summary(given, case, turns) for case, turns in measured.items() if turns.pairs or turns.failure}
+    rows = {case: summary(given, case, turns) for case, turns in measured.items() if turns.pairs or turns.failures}
     least: dict[tuple[str, str], dict[str, Any]] = {}
     for case, row in rows.items():
-        if "failure" in row:
+        if "ratio" not in row:
             continue
         base = least.setdefault((case.protocol, case.model), row)
         row["saturated"] = any(row[tool]["p50"] > SATURATED * base[tool]["p50"] for tool in ("ours", "theirs"))
@@ -277,8 +279,8 @@ def judged(given: argparse.Namespace, measured: dict[Case, Turns]) -> list[dict[
 
 
 def sentence(row: dict[str, Any]) -> str:
-    if "failure" in row:
-        return f"{row['case']}: not measured: {row['failure']}"
+    if "ratio" not in row:
+        return f"{row['case']}: not measured: {row['failures'][-1]}"
     one, other, ratio = row["ours"], row["theirs"], row["ratio"]
     counted = " by count" if row["by_count"] else ""
     times = [f"{name} {one[name]:.3f} against {other[name]:.3f} ms ({ratio[name]:.2f})" for name in ("p50", "p99")]
@@ -300,7 +302,10 @@ def keep(rows: list[dict[str, Any]]) -> None:
     held: dict[str, Any] = json.loads(RESULTS_FILE.read_text()) if RESULTS_FILE.exists() else {}
     before = held.get(name, {"results": []})["results"]
     known = {(row["case"], row["shared_memory"]): row for row in before}
-    known |= {(row["case"], row["shared_memory"]): row for row in rows}
+    for row in rows:
+        key = row["case"], row["shared_memory"]
+        if "ratio" in row or key not in known:
+            known[key] = row
     held[name] = {"machine": facts, "results": list(known.values())}
     RESULTS_FILE.write_text(json.dumps(held, indent=1) + "\n")
 
@@ -336,8 +341,10 @@ def main() -> int:
                 try:
                     take_turns(given, server, client, case, turns)
                 except (RuntimeError, TimeoutError, SystemExit) as error:  # the other cases are worth having
-                    turns.failure = str(error)
-                print(sentence(summary(given, case, turns)), flush=True)
+                    turns.failures.append(str(error))
+                    print(f"{case.name}: a turn failed: {error}", flush=True)
+                else:
+                    print(sentence(summary(given, case, turns)), flush=True)
                 rows = judged(given, measured)
                 if not given.quick:
                     keep(rows)  # so that a run that is cut short leaves what it has
