@@ -22,6 +22,10 @@ RESULTS = ROOT / "benchmarks" / "results" / "tensorrt.json"
 ROUNDOFF = {"FP32": -24, "TF32": -11, "FP16": -11, "BF16": -8}
 """log2 of the unit roundoff: half the distance of 1 to the next number (TF32 has FP16's 10 bits of fraction)."""
 
+BATCHES = (1, 8, 16, 32, 64, 128)
+WAYS = ("single", "http", "shared_memory")
+"""Of sending pictures: one at a time over HTTP; in requests of 8, 32 in flight, over HTTP; the same through memory."""
+
 Rows = Iterable[Iterable[object]]
 
 
@@ -58,6 +62,53 @@ def published(results: Mapping[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def speed(results: Mapping[str, Any]) -> str:
+    """GPU time by batch of every precision; PyTorch's beneath, which has no plan."""
+    pytorch = results["pytorch"]["networks"]
+    rows = []
+    for model, by_precision in results["table"].items():
+        for precision, found in by_precision.items():
+            rows.append(
+                (
+                    model,
+                    precision.upper(),
+                    f"{found['build_seconds_cold']:.0f} / {found['build_seconds_with_timing_cache']:.0f}",
+                    f"{found['plan_bytes'] / 1e6:.0f}",
+                    f"{found['error_of_largest']:.1e}",
+                    *(f"{found['gpu_ms'][str(batch)]:.2f}" for batch in BATCHES),
+                    f"{found['images_per_second']['128']}",
+                )
+            )
+        for mode, times in pytorch.get(model, {}).items():
+            how = mode.replace("_", " ").replace("fp", "FP")
+            ms = (f"{times[str(batch)]:.2f}" for batch in BATCHES)
+            rows.append((model, f"PyTorch {how}", "", "", "", *ms, f"{128 / times['128'] * 1e3:.0f}"))
+    batches = (f"batch {batch}, ms" for batch in BATCHES)
+    return markdown(("model", "", "build, s", "plan, MB", "error", *batches, "images/s at 128"), rows)
+
+
+def stages(results: Mapping[str, Any]) -> str:
+    """Where a request's time goes, in milliseconds, by what perf_analyzer and the server's statistics tell."""
+    columns = {
+        "client": ("Client Send", "Client Recv"),
+        "network, front end": ("Network+Server Send/Recv",),
+        "queue": ("Server Queue",),
+        "into shared memory": ("Server Compute Input",),
+        "GPU, backend, process to process": ("Server Compute Infer",),
+        "out": ("Server Compute Output",),
+    }
+    rows = []
+    for model, found in results["serve"].items():
+        for key, load in found.items():
+            if not key.startswith("instances_"):
+                continue
+            for way in WAYS:
+                spent = load[way]["microseconds"]
+                parts = (f"{sum(spent[name] for name in names) / 1e3:.2f}" for names in columns.values())
+                rows.append((model, key.removeprefix("instances_"), way.replace("_", " "), *parts))
+    return markdown(("model, FP16", "instances", "pictures by", *columns), rows)
+
+
 def beside_polygraphy(results: Mapping[str, Any]) -> str:
     rows = [
         (model, batch, f"{own:.3f}", f"{found['gpu_ms']['polygraphy'][batch]:.3f}", f"{found['ratio'][batch]:.3f}")
@@ -73,18 +124,11 @@ def served(results: Mapping[str, Any]) -> str:
         for key, load in found.items():
             if not key.startswith("instances_"):
                 continue
-            for way in ("http", "shared_memory"):
-                rate = load[way]["images_per_second"]
-                rows.append(
-                    (
-                        model,
-                        key.removeprefix("instances_"),
-                        way.replace("_", " "),
-                        f"{rate:.0f}",
-                        load[way]["share_of_engine"],
-                    )
-                )
-    return markdown(("model, FP16", "instances", "pictures by", "images/s", "of the engine alone"), rows)
+            for way in WAYS:
+                rate, share = load[way]["images_per_second"], load[way]["share_of_engine"]
+                p50 = f"{load[way]['microseconds']['p50 latency'] / 1e3:.2f}"
+                rows.append((model, key.removeprefix("instances_"), way.replace("_", " "), f"{rate:.0f}", share, p50))
+    return markdown(("model, FP16", "instances", "pictures by", "images/s", "of the engine alone", "p50, ms"), rows)
 
 
 def machine(results: Mapping[str, Any]) -> str:
@@ -99,8 +143,10 @@ def tables() -> dict[str, str]:
         "tolerances": tolerances(),
         "machine": machine(results),
         "published": published(results),
+        "speed": speed(results),
         "polygraphy": beside_polygraphy(results),
         "served": served(results),
+        "stages": stages(results),
     }
 
 
