@@ -95,12 +95,14 @@ def make_builder(library: Library, log: BuildLog) -> Any:
     """Return TensorRT's builder.
 
     Raises:
-        CompileError: the GPU has no memory left for it, or can't be used.
+        CompileError: it can't use the GPU, as when no memory is left on it.
     """
     try:
         return library.module.Builder(log.logger)
-    except TypeError as error:  # what pybind11 raises where the library gives no object
-        raise _build_error(library, log, error) from None
+    except TypeError:  # what pybind11 raises where the library gives no object
+        said = "; ".join(map(tidy, log.errors)) or "it gave no reason"
+        hint = f"is memory left on it? nvidia-smi tells; everything it said is in {log.path}"
+        raise CompileError(f"{library.name} can't start on the GPU: {said}", hint) from None
 
 
 def network_flags(library: Library, options: TensorRTOptions) -> int:
