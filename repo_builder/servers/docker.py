@@ -275,13 +275,18 @@ def _free_name(client: Any, name: str) -> None:
 
 
 def remove_left(container_id: str) -> None:
-    """Remove a container whose supervisor was killed, if it is there; raises RepoBuilderError where no engine is."""
+    """Remove a container whose supervisor was killed, if it is there; raises RepoBuilderError where that can't be."""
+    client = connect("then repo-builder stop removes the container")
     import docker.errors
 
-    client = connect("then repo-builder stop removes the container")
     try:
         with contextlib.suppress(docker.errors.NotFound):
-            remove_container(client.containers.get(container_id))
+            client.containers.get(container_id).remove(force=True, v=True)
+    except (docker.errors.DockerException, OSError) as error:
+        raise ServerError(
+            f"the container {container_id} can't be removed: {explanation(error)}",
+            f"docker rm --force {container_id}, then repo-builder stop again",
+        ) from None
     finally:
         client.close()
 

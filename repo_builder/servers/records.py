@@ -147,8 +147,8 @@ def stop_server(record: ServerRecord) -> None:
     """Stop ``record``'s server and wait until it is gone; of one that has ended, clear away what is left.
 
     Raises:
-        RepoBuilderError: it is another user's, or still there after six seconds; or no engine answers to remove the
-            container that a killed supervisor left.
+        RepoBuilderError: it is another user's, or still there after six seconds; or the container that a killed
+            supervisor left can't be removed.
     """
     if is_orphan(record):
         from repo_builder.servers.docker import remove_left

@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
+from repo_builder.errors import MissingExtraError, ServerError
 from repo_builder.servers.local import serve
-from repo_builder.servers.records import ServerRecord, is_running, known_servers, running_servers, stop_server
+from repo_builder.servers.records import (
+    ServerRecord,
+    is_running,
+    known_servers,
+    running_servers,
+    stop_server,
+    write_record,
+)
 from tests.servers.repositories import write_identity
 from tests.support import wait_for
 
@@ -130,3 +141,59 @@ def test_a_server_in_the_foreground_leaves_no_record(repository: Path) -> None:
         end(record)
         assert server.wait() == 137
         assert known_servers() == []
+
+
+@pytest.fixture
+def orphan() -> ServerRecord:
+    """A server in a container whose supervisor was killed."""
+    url = "http://127.0.0.1:8000"
+    record = ServerRecord(
+        2**22, 1, url, "127.0.0.1:8001", f"{url}/metrics", 8000, "/models", "2.51.0", "/nothing", detached=True,
+        container="repo-builder-8000", container_id="abcdef123456", image="triton",
+    )  # fmt: skip
+    write_record(record)
+    return record
+
+
+class FakeEngine(BaseHTTPRequestHandler):
+    """A Docker engine that has every container and removes none."""
+
+    def do_GET(self) -> None:
+        self.answer(200, {"Id": "abcdef123456", "ApiVersion": "1.44"})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_DELETE(self) -> None:
+        self.answer(500, {"message": "device or resource busy"})
+
+    def answer(self, status: int, document: object) -> None:
+        body = json.dumps(document).encode()
+        self.send_response_only(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_container_that_can_not_be_removed_is_not_forgotten(
+    orphan: ServerRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("docker")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/engine")
+    with socketserver.ThreadingUnixStreamServer(str(tmp_path / "engine"), FakeEngine) as engine:
+        threading.Thread(target=engine.serve_forever, daemon=True).start()
+        with pytest.raises(ServerError, match=r"abcdef123456 can't be removed: device or resource busy") as caught:
+            stop_server(orphan)
+        engine.shutdown()
+    assert caught.value.hint == "docker rm --force abcdef123456, then repo-builder stop again"
+    assert known_servers() == [orphan]
+
+
+def test_a_container_is_not_forgotten_where_dockers_sdk_is_missing(
+    orphan: ServerRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("docker", "docker.errors"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError):
+        stop_server(orphan)
+    assert known_servers() == [orphan]
