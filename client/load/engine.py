@@ -81,7 +81,7 @@ class Engine:
             self._connections.discard(self._free.pop())
         self._free += [self._connections.new() for _ in range(wanted - len(self._free))]
         for call in self._free:
-            if call.channel is None:
+            if call.channel is None or call.channel.spoiled:
                 try:
                     self._connections.send(self._connections.attach(call, blocking=True))
                 except OSError:

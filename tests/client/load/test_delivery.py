@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trustme
 
 from client import BadResponse, ClientError, ConnectionFailed, UsageError, run_load
 from client.load.delivery import Compression, Delivery, Protocol, SharedMemory
+from client.load.grpc_messages import grpc_request
+from client.load.records import DueTimes, OpenLoop, Outcome, Phase, Setup
 from client.load.result import Level, RunResult
+from client.load.workers import Workers
+from client.protocol import Tensor
 from client.tls import Tls
 from tests.client.load.fake_grpc import GrpcScript, fake_grpc
 from tests.client.load.fake_server import Script, fake_server
@@ -23,6 +29,14 @@ def over_grpc(script: GrpcScript, tls: Tls | None = None, inputs: int = 4, **opt
     with fake_server(Script(config=config)) as url, fake_grpc(script) as grpc_url:
         delivery = Delivery(Protocol.GRPC, grpc_url=f"{scheme}://{grpc_url}", tls=tls or Tls())
         return run_load(url=url, delivery=delivery, **{"warmup_s": 0, "floor": False, **options})
+
+
+def grpc_setup(address: str, timeout_s: float) -> Setup:
+    """What a worker needs to send one small message."""
+    host, _, port = address.partition(":")
+    message = grpc_request("m", "1", [Tensor("x", "FP32", np.zeros(4, np.float32))])
+    family = socket.AF_INET
+    return Setup(family, (host, int(port)), (message,), round(timeout_s * 1e9), grpc=True, authority=address)
 
 
 def level(result: RunResult) -> Level:
@@ -50,6 +64,14 @@ class TestGrpc:
         found = level(over_grpc(GrpcScript(late_every=50), concurrency=4, requests=100, timeout_s=1))
         assert kinds(found) == {"timeout": 2}
         assert found.statistics.requests == 100
+
+    def test_a_connection_that_is_given_up_is_replaced_before_the_next_phase(self) -> None:
+        with fake_grpc(GrpcScript(late_every=3)) as address, Workers(grpc_setup(address, timeout_s=1), 1) as workers:
+            phases = [
+                workers.run([Phase(OpenLoop(DueTimes(trace_ns=due), 2, 2), 10**9)]) for due in ((0,), (0, 0), (0,))
+            ]
+        assert [sorted(phase.store.status) for phase in phases] == [[0], [0, Outcome.TIMEOUT], [0]]
+        assert [phase.ends[0].connections for phase in phases] == [1, 1, 1]
 
     def test_errors_keep_their_kinds(self) -> None:
         found = level(over_grpc(GrpcScript(refuse_every=10, fail_every=3), concurrency=1, requests=90))
