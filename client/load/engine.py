@@ -129,7 +129,7 @@ class Engine:
                 break
             blocked = False
             while sending and due <= now:
-                call = self._take(loop.max_connections)
+                call = self._take(loop.most)
                 if call is None:
                     blocked, blocked_until = True, now
                     break
@@ -323,7 +323,7 @@ def main(fd: int) -> None:
         while True:
             command = control.recv()
             if isinstance(command, Phase):
-                engine.prepare(command.loop.connections)
+                engine.prepare(command.loop.in_flight)
                 control.send(Ready())
                 start = control.recv()
                 if isinstance(start, int):

@@ -47,14 +47,14 @@ _TEXTS: Final = {
 }
 
 WAITED: Final = 0x80
-"""Flag in a record's status: every connection was busy, so the request was sent later than intended."""
+"""Flag in a record's status: as many as may be were in flight, so the request was sent later than intended."""
 
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """Every connection sends its next request when the last one is answered."""
+    """Of ``in_flight`` requests each is followed by the next one when it is answered."""
 
-    connections: int
+    in_flight: int
     requests: int | None = None  # None: until the end of the phase
 
 
@@ -87,14 +87,15 @@ class DueTimes:
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """Requests are sent when they are due, answered or not, over at most ``connections`` connections.
+    """Requests are sent when they are due, answered or not, as long as no more than ``most`` are in flight.
 
-    Of the due times, this worker takes every ``stride``-th from ``first`` on.
+    There are connections for ``in_flight`` from the start on.  Of the due times, this worker takes every ``stride``-th
+    from ``first`` on.
     """
 
     due: DueTimes
-    connections: int
-    max_connections: int
+    in_flight: int
+    most: int
     requests: int | None = None  # of all workers; None: until the end of the phase
     first: int = 0
     stride: int = 1
@@ -206,7 +207,7 @@ class Failure:
 class PhaseEnd:
     """A worker's account of a phase: totals over its requests, the CPU time and wall time it took.
 
-    ``unsent``: requests that were due before the end and found no free connection until then.
+    ``unsent``: requests that were due before the end and not sent, as too many were in flight until then.
     """
 
     send_ns: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -45,21 +45,19 @@ class Load:
         return f"trace of {len(self.trace_ns)} requests"
 
     def phases(self, workers: int, window: Window, seed: int, max_connections: int = MAX_CONNECTIONS) -> list[Phase]:
-        """Divide the load among workers: each its share of connections, or every so-manieth request."""
+        """Divide the load among workers: each its share of those in flight, or every so-manieth request."""
         duration = round(window.seconds * 1e9)
         if self.concurrency is not None:
-            connections = split(self.concurrency, workers)
-            requests = split_like(window.requests, connections)
-            return [
-                Phase(ClosedLoop(opened, share), duration) for opened, share in zip(connections, requests, strict=True)
-            ]
+            in_flight = split(self.concurrency, workers)
+            shares = zip(in_flight, split_like(window.requests, in_flight), strict=True)
+            return [Phase(ClosedLoop(*share), duration) for share in shares]
         due = DueTimes(self.rate or 0.0, self.poisson, seed, self.trace_ns)
         # Enough for answers that take 50 ms; more are opened when they are needed.
         first = min(max_connections, max(8, math.ceil((self.rate or 160.0) * 0.05)))
         limits = zip(split(first, workers), split(max_connections, workers), strict=True)
         return [
-            Phase(OpenLoop(due, opened, most, window.requests, index, workers), duration)
-            for index, (opened, most) in enumerate(limits)
+            Phase(OpenLoop(due, in_flight, most, window.requests, index, workers), duration)
+            for index, (in_flight, most) in enumerate(limits)
         ]
 
 
@@ -85,8 +83,8 @@ def split_like(number: int | None, weights: Sequence[int]) -> list[int | None]:
     """``number`` in whole shares that are to each other as ``weights``; no number stays none."""
     if number is None:
         return [None] * len(weights)
-    ends = [number * end // sum(weights) for end in accumulate(weights)]
-    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    ends = [number * end // sum(weights) for end in accumulate(weights, initial=0)]
+    return [end - start for start, end in pairwise(ends)]
 
 
 def parse_concurrencies(text: str) -> list[int]:

@@ -75,13 +75,13 @@ def test_shares_add_up() -> None:
     phases = Load(concurrency=10).phases(4, Window(1.0, 1001), seed=0)
     loops = [phase.loop for phase in phases]
     assert all(isinstance(loop, ClosedLoop) for loop in loops)
-    assert [loop.connections for loop in loops] == split(10, 4) == [3, 3, 2, 2]
+    assert [loop.in_flight for loop in loops] == split(10, 4) == [3, 3, 2, 2]
     assert [loop.requests for loop in loops] == [300, 300, 200, 201]  # as many a connection
 
 
 def test_no_requests_go_to_a_worker_without_a_connection() -> None:
     loops = [phase.loop for phase in Load(concurrency=1).phases(3, Window(requests=200), seed=0)]
-    assert [(loop.connections, loop.requests) for loop in loops] == [(1, 200), (0, 0), (0, 0)]
+    assert [(loop.in_flight, loop.requests) for loop in loops] == [(1, 200), (0, 0), (0, 0)]
 
 
 @pytest.mark.parametrize("poisson", [False, True])
