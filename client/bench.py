@@ -104,7 +104,9 @@ def bench(
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=256, help="Processes.", show_default="by the cores")
     ] = None,
-    connections: Annotated[int, typer.Option(metavar="N", min=1, max=20_000, help="The most that --rate has in flight.")] = 512,
+    connections: Annotated[
+        int, typer.Option(metavar="N", min=1, max=20_000, help="The most that --rate has in flight.")
+    ] = 512,
     percentile: Annotated[
         float | None, typer.Option(metavar="P", help="That the run must be able to claim.", show_default="99")
     ] = None,

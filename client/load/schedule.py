@@ -45,7 +45,10 @@ class Load:
         return f"trace of {len(self.trace_ns)} requests"
 
     def phases(self, workers: int, window: Window, seed: int, max_connections: int = MAX_CONNECTIONS) -> list[Phase]:
-        """Divide the load among workers: each its share of those in flight, or every so-manieth request."""
+        """Divide the load among workers: each its share of those in flight, or every so-manieth request.
+
+        Where there are more workers than may be in flight, the others do nothing.
+        """
         duration = round(window.seconds * 1e9)
         if self.concurrency is not None:
             in_flight = split(self.concurrency, workers)
@@ -55,8 +58,9 @@ class Load:
         # Enough for answers that take 50 ms; more are opened when they are needed.
         first = min(max_connections, max(8, math.ceil((self.rate or 160.0) * 0.05)))
         limits = zip(split(first, workers), split(max_connections, workers), strict=True)
+        busy = min(workers, max_connections)
         return [
-            Phase(OpenLoop(due, in_flight, most, window.requests, index, workers), duration)
+            Phase(OpenLoop(due, in_flight, most, window.requests if most else 0, index, busy), duration)
             for index, (in_flight, most) in enumerate(limits)
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from client import ClientError, ConnectionFailed, UsageError, run_load
 from client.load.histogram import decode
 from client.load.result import Level, RunResult
+from tests.client.command import command
 from tests.client.load.fake_server import Script, fake_server
 
 
@@ -149,6 +151,15 @@ class TestConnections:
         assert found.statistics.errors == 0
         assert found.statistics.requests == 60
         assert found.generator.wrong_answers == 0
+
+    def test_workers_without_a_connection_leave_the_schedule_to_the_others(self) -> None:
+        with fake_server() as url:
+            done = command(
+                "bench", "fake", "-u", url, "--rate", 100, "--requests", 60, "--warmup", 0, "--workers", 3,
+                "--connections", 2, "--no-floor", "--quiet", "--json",
+            )  # fmt: skip
+        (found,) = json.loads(done.stdout)["levels"]
+        assert (found["requests"], found["errors"], found["generator"]["unsent"]) == (60, 0, 0)
 
     def test_several_workers_divide_the_load(self) -> None:
         found = level(Script(delays_s=(0.002,)), concurrency=5, requests=101, workers=3)
