@@ -22,9 +22,9 @@ than it makes, as what it does between requests isn't in it.
 
 Targets: 0.9 of perf_analyzer's throughput; where neither is saturated, p50 and p99 within 5% of its.  Server or
 generator is saturated where a tool's p50 is over 1.25 times what the same tool has at the lowest concurrency that was
-measured with the model.  The exit code is 1 when a target is missed.  CPU is that of the whole tool, its start and its
-report too, by the requests that the server counted.  Results are merged into results/generator_speed.json by machine
-and case.
+measured with the model.  The exit code is 1 when a target is missed or a case not measured.  CPU is that of the whole
+tool, its start and its report too, by the requests that the server counted.  Results are merged into
+results/generator_speed.json by machine and case.
 """
 
 from __future__ import annotations
@@ -333,6 +333,7 @@ def main() -> int:
     if not cases:
         raise SystemExit("no such case; those are " + ", ".join(case.name for case in all_cases()))
     measured = {case: Turns() for case in cases}
+    rows: list[dict[str, Any]] = []
     with serving(cases) as (server, client):
         for _ in range(given.rounds):
             for case, turns in measured.items():
@@ -349,7 +350,7 @@ def main() -> int:
                 if not given.quick:
                     keep(rows)  # so that a run that is cut short leaves what it has
     print("", *map(sentence, rows), sep="\n")
-    return 1 if any(row.get("missed", True) for row in rows) else 0
+    return 1 if len(rows) < len(cases) or any(row.get("missed", True) for row in rows) else 0
 
 
 if __name__ == "__main__":

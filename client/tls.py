@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import ssl
 
-INSECURE_HINT = "--cacert FILE names the certificates to trust; --insecure trusts any"
-
 
 @dataclass(frozen=True)
 class Tls:

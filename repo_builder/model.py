@@ -61,10 +61,6 @@ class DataType(Enum):
     def is_float(self) -> bool:
         return self in {DataType.FP16, DataType.FP32, DataType.FP64, DataType.BF16}
 
-    @property
-    def is_integer(self) -> bool:
-        return not self.is_float and self not in {DataType.BOOL, DataType.STRING}
-
     def numpy_dtype(self) -> np.dtype[Any]:
         import numpy as np
 
