@@ -20,7 +20,7 @@ from repo_builder.compatibility import (
 )
 from repo_builder.errors import RepositoryError, ServerError
 from repo_builder.repository import MANIFEST_SCHEMA, Repository
-from repo_builder.servers.docker import choose_image
+from repo_builder.servers.images import choose_image
 
 
 def plan_head(version: tuple[int, ...], tag: bytes = b"ftrt") -> bytes:

@@ -58,7 +58,7 @@ def _write_env(repository: str, image: str | None) -> None:
     from repo_builder.compatibility import container_for, find_plans
     from repo_builder.host import write_image
     from repo_builder.repository import Repository
-    from repo_builder.servers.docker import choose_image
+    from repo_builder.servers.images import choose_image
 
     plans = find_plans(Repository(repository))
     if image is None and not plans:

@@ -14,8 +14,9 @@ from typing import Any
 
 from repo_builder.errors import CompileError, ServerError
 from repo_builder.folders import state_folder
-from repo_builder.servers.docker import connect, explanation, lacks_gpu, remove_container
+from repo_builder.servers.docker import connect, lacks_gpu, remove_container
 from repo_builder.servers.docker_supervisor import find
+from repo_builder.servers.images import explanation
 
 LABEL = "repo-builder.build"
 END_S = 10.0

@@ -44,8 +44,9 @@ from repo_builder.folders import cache_folder, state_folder
 from repo_builder.host import configured_image
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.repository import Repository
-from repo_builder.servers.docker import ensure_image, gpu_requests
+from repo_builder.servers.docker import gpu_requests
 from repo_builder.servers.engine import DEFAULT_IMAGE
+from repo_builder.servers.images import ensure_image
 from repo_builder.trt.options import TensorRTOptions
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""NVIDIA's Triton container, by the Docker SDK: pulled, started, watched and stopped."""
+"""NVIDIA's Triton container, by the Docker SDK: started, watched and stopped."""
 
 from __future__ import annotations
 
@@ -7,41 +7,24 @@ import os
 import re
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from repo_builder.compatibility import (
-    Plan,
-    Release,
-    container_for,
-    find_plans,
-    image_hint,
-    loads,
-    plugins_setting,
-    release_of_environment,
-    release_of_image,
-    version_text,
-)
+from repo_builder.compatibility import find_plans, plugins_setting
 from repo_builder.errors import MissingExtraError, RepoBuilderError, ServerError, UsageError
-from repo_builder.host import configured_image
 from repo_builder.repository import Repository
 from repo_builder.servers.base import ServerOptions
-from repo_builder.servers.engine import DEFAULT_IMAGE
+from repo_builder.servers.images import Progress, check_plans, choose_image, ensure_image, explanation
 from repo_builder.servers.ports import Ports, reserve, resolve_host
 from repo_builder.servers.records import ServerRecord, record_path
 from repo_builder.servers.supervised import SupervisedServer, checked_repository, common_flags
 from repo_builder.servers.supervisor import close_record
 
-Progress = Callable[[str], None]
-
 LABEL = "repo-builder.http-port"
 NAME = "repo-builder-{port}"  # of a container, by its HTTP port
 MODELS = "/models"
 GRACE_S = 4  # a stop promises that everything is gone within 5 s
-PULL_REPORT_S = 0.2
 _SIZE = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
 
 
@@ -94,29 +77,6 @@ def _no_engine_error(error: Exception, where: str, otherwise: str) -> ServerErro
     return ServerError(f"no Docker engine answers at {where}", f"{start}, {otherwise}")
 
 
-def choose_image(image: str | None, plans: Iterable[Plan], folder: Path = Path()) -> str:
-    """The image to serve with: ``image``, the configured one, the one that loads ``plans``, or the default.
-
-    Raises:
-        ServerError: the image chosen by a person can't load one of the plans.
-        RepositoryError: no one image loads all plans.
-    """
-    wanted, listed = image or configured_image(folder), list(plans)
-    if wanted is None:
-        container = container_for(listed)
-        return container.release.image if container else DEFAULT_IMAGE
-    _check_plans(wanted, release_of_image(wanted), listed)
-    return wanted
-
-
-def _check_plans(image: str, release: Release | None, plans: Sequence[Plan]) -> None:
-    """Raise ServerError where ``image``, of that release, can't load one of ``plans``."""
-    refused = [plan for plan in plans if release and plan.tensorrt and not loads(release, plan)]
-    if release and refused:
-        has = version_text(release.tensorrt) or "of an unknown version"
-        raise ServerError(f"{image} has TensorRT {has} and can't load {refused[0]}", image_hint(plans))
-
-
 def start(
     repository: Path | str, options: ServerOptions, docker_options: DockerOptions, progress: Progress = lambda _: None
 ) -> DockerServer:
@@ -132,13 +92,13 @@ def start(
     address = resolve_host(options.host)
     client = connect()
     plans = find_plans(Repository(root))
-    image = choose_image(docker_options.image, plans)
+    image = choose_image(docker_options.image, plans, client=client)
     requests = gpu_requests(docker_options.gpus)
     if not _SIZE.fullmatch(docker_options.shm_size):
         raise UsageError(f"--shm-size {docker_options.shm_size!r} is not a size", "as Docker writes them: 512m, 1g")
     ports = reserve(Ports(options.http_port, options.grpc_port, options.metrics_port), address)
     ensure_image(client, image, progress)
-    _check_plans(image, release_of_environment(client.images.get(image).attrs["Config"]["Env"] or ()), plans)
+    check_plans(image, plans, client)
     settings = _settings(root, options, docker_options, ports, address, requests)
     if any(plan.version_compatible for plan in plans):
         settings["command"].append("--backend-config=tensorrt,version-compatible=true")
@@ -204,62 +164,6 @@ def _settings(
     }
 
 
-def ensure_image(client: Any, image: str, progress: Progress, *, flag: str = "--image") -> None:
-    """Pull ``image``, which ``flag`` names, unless the engine has it; raises ServerError where it can't be had."""
-    import docker.errors
-
-    with contextlib.suppress(docker.errors.ImageNotFound):
-        client.images.get(image)
-        return
-    repository, tag = _split_tag(image)
-    layers: dict[str, tuple[int, int, bool]] = {}
-    reported = 0.0
-    try:
-        for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
-            if "error" in event:
-                raise docker.errors.APIError(event["error"])
-            _note_layer(layers, event)
-            if layers and time.monotonic() - reported > PULL_REPORT_S:
-                reported = time.monotonic()
-                progress(pull_line(image, layers))
-    except (docker.errors.APIError, OSError) as error:
-        why = explanation(error)
-        raise ServerError(
-            f"{image} is not here and can't be pulled: {why}",
-            f"{flag} NAME takes another (docker images lists those here); docker load brings one without a network",
-        ) from None
-
-
-def _split_tag(image: str) -> tuple[str, str]:
-    """A name and its tag or digest; ``latest`` without one, as Docker has it."""
-    if "@" in image:
-        name, _, digest = image.partition("@")
-        return name, digest
-    name, colon, tag = image.rpartition(":")
-    return (name, tag) if colon and "/" not in tag else (image, "latest")
-
-
-def _note_layer(layers: dict[str, tuple[int, int, bool]], event: dict[str, Any]) -> None:
-    status, layer = event.get("status", ""), event.get("id")
-    if not layer or status.startswith(("Pulling from", "Digest")):
-        return
-    done, total, complete = layers.get(layer, (0, 0, False))
-    detail = event.get("progressDetail") or {}
-    if status == "Downloading":
-        done, total = detail.get("current", done), detail.get("total", total)
-    elif status in {"Download complete", "Pull complete", "Already exists", "Verifying Checksum"}:
-        done, complete = total, complete or status in {"Pull complete", "Already exists"}
-    layers[layer] = done, total, complete
-
-
-def pull_line(image: str, layers: dict[str, tuple[int, int, bool]]) -> str:
-    """A line on a pull's progress: layers that are whole and bytes that have come, each of all known yet."""
-    done, total = (sum(entry[index] for entry in layers.values()) for index in (0, 1))
-    whole = sum(entry[2] for entry in layers.values())
-    unpacking = ", unpacking" if total and done == total and whole < len(layers) else ""
-    return f"pulling {image}: {whole} of {len(layers)} layers, {done / 1e6:.1f} of {total / 1e6:.1f} MB{unpacking}"
-
-
 def _free_name(client: Any, name: str) -> None:
     """Remove a container of that name that a killed server left; raises ServerError where it isn't ours to remove."""
     import docker.errors
@@ -307,12 +211,6 @@ def _run(client: Any, image: str, settings: dict[str, Any]) -> Any:
             return _run(client, image, {**settings, "ulimits": []})
         raise _container_error(error, image) from None
     return container
-
-
-def explanation(error: Exception) -> str:
-    """What the engine says, on one line."""
-    text = " ".join(str(getattr(error, "explanation", None) or error).split())
-    return text.removeprefix("Error response from daemon: ")
 
 
 def lacks_gpu(text: str) -> bool:
@@ -383,14 +281,17 @@ class DockerServer(SupervisedServer):
 def usable_engine(repository: Path | str) -> tuple[bool, str]:
     """Whether a container would serve ``repository`` right away, without a pull, and why or why not."""
     try:
-        chosen = choose_image(None, find_plans(Repository(repository)))
         client = connect()
     except RepoBuilderError as error:
         return False, error.message
     import docker.errors
 
+    chosen = ""
     try:
+        chosen = choose_image(None, find_plans(Repository(repository)), client=client)
         client.images.get(chosen)
+    except RepoBuilderError as error:
+        return False, error.message
     except docker.errors.ImageNotFound:
         return False, f"{chosen} is not pulled; --engine docker would pull it"
     except (docker.errors.DockerException, OSError) as error:

@@ -10,7 +10,8 @@ from repo_builder.errors import UsageError
 
 if TYPE_CHECKING:
     from repo_builder.servers.base import ServerOptions
-    from repo_builder.servers.docker import DockerOptions, Progress
+    from repo_builder.servers.docker import DockerOptions
+    from repo_builder.servers.images import Progress
     from repo_builder.servers.supervised import SupervisedServer
 
 
