@@ -65,13 +65,13 @@ def ensure_image(client: Any, image: str, progress: Progress, *, flag: str = "--
     """Pull ``image``, which ``flag`` names, unless the engine has it; raises ServerError where it can't be had."""
     import docker.errors
 
-    with contextlib.suppress(docker.errors.ImageNotFound):
-        client.images.get(image)
-        return
     repository, tag = _split_tag(image)
     layers: dict[str, tuple[int, int, bool]] = {}
     reported = 0.0
     try:
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            client.images.get(image)
+            return
         for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
             if "error" in event:
                 raise docker.errors.APIError(event["error"])

@@ -253,9 +253,10 @@ def test_socket_of_others(repository: Path, run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("engine")
-def test_image_that_can_t_be_had(repository: Path, run: Run) -> None:
-    error = only_error(run(*serve("127.0.0.1:1/tritonserver:x", repository)))
-    assert error.startswith("error: 127.0.0.1:1/tritonserver:x is not here and can't be pulled: ")
+@pytest.mark.parametrize("name", ["127.0.0.1:1/tritonserver:x", "no name", "Capitals:x", "a:b:c", "x@sha256:0"])
+def test_image_that_can_t_be_had(name: str, repository: Path, run: Run) -> None:
+    error = only_error(run(*serve(name, repository)))
+    assert error.startswith(f"error: {name} is not here and can't be pulled: ")
 
 
 def test_gpus_without_nvidia_s_toolkit(image: str, engine: Any, repository: Path, run: Run) -> None:
