@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -59,7 +60,12 @@ def tensorrt_options(
     ] = None,
     mem_pool_size: Annotated[
         list[str] | None,
-        _option("--mem-pool-size", "--memPoolSize", metavar="POOL:MIB,...", help="TensorRT: sizes of memory pools."),
+        _option(
+            "--mem-pool-size",
+            "--memPoolSize",
+            metavar="POOL:SIZE,...",
+            help="TensorRT: memory pools, as in workspace:4G; MiB without a unit.",
+        ),
     ] = None,
     timing_cache: Annotated[
         Path | None,
@@ -203,13 +209,23 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return get_type_hints(holder, include_extras=True)
 
 
-def _pools(texts: list[str]) -> dict[str, int]:
+_POOL = re.compile(
+    r"(?P<name>.+):(?P<size>\d{1,99}(?:\.\d{0,99})?|\.\d{1,99})(?P<unit>[BKMG]?)", re.ASCII | re.IGNORECASE
+)
+_UNITS = {"B": 2**-20, "K": 2**-10, "M": 1, "": 1, "G": 2**10}
+"""In MiB; trtexec reads a size without one so, too."""
+
+
+def _pools(texts: list[str]) -> dict[str, float]:
+    """MiB by pool; whole ones are integers."""
     pools = {}
     for part in (part for text in texts for part in text.split(",")):
-        name, colon, size = part.rpartition(":")
-        if not (colon and name and size.isascii() and size.isdigit()):
-            raise UsageError(f"--mem-pool-size {part}: can't be read", "POOL:MIB, as in workspace:4096")
-        pools[_pool_name(name)] = int(size)
+        match = _POOL.fullmatch(part)
+        if not match:
+            hint = "POOL:SIZE in MiB or with B, K, M or G behind it, as in workspace:4096 or workspace:4G"
+            raise UsageError(f"--mem-pool-size {part}: can't be read", hint)
+        size = float(match["size"]) * _UNITS[match["unit"].upper()]
+        pools[_pool_name(match["name"])] = int(size) if size.is_integer() else size
     return pools
 
 

@@ -19,9 +19,8 @@ from repo_builder.trt.cuda import Gpu, find_gpu
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.messages import tidy
-from repo_builder.trt.options import Profile, TensorRTOptions
+from repo_builder.trt.options import MIB, Profile, TensorRTOptions
 
-MIB = 1 << 20
 TICK_S = 0.5
 
 
@@ -43,7 +42,7 @@ def configure(
         config.clear_flag(trt.BuilderFlag.TF32)
     for name, size in options.memory_pools.items():
         pool = _member(library, trt.MemoryPoolType, name, f"--mem-pool-size {name}")
-        config.set_memory_pool_limit(pool, size * MIB)
+        config.set_memory_pool_limit(pool, int(size * MIB))
     if options.builder_optimization_level is not None:
         config.builder_optimization_level = options.builder_optimization_level
     if options.hardware_compatibility:

@@ -13,6 +13,8 @@ from repo_builder.model import DataType
 Shapes = Mapping[str, tuple[int, ...]]
 """Whole shapes, the batch axis too, by input name; for a shape tensor the values instead."""
 
+MIB = 1 << 20
+
 NOT_IN_FINGERPRINT = {"fingerprint": False}
 """Metadata of an option that does not change what is built."""
 
@@ -45,7 +47,7 @@ class TensorRTOptions:
         tf32: let FP32 matrix products run in TF32 on GPUs that have it, as TensorRT does by itself.
         half_inputs: FP32 inputs become FP16 or BF16; ``half_outputs`` the same for outputs.
         profiles: ranges of shapes; inputs that they leave out get theirs from the model and the batch size.
-        memory_pools: MiB by pool, such as ``workspace``; names as in ``tensorrt.MemoryPoolType``, in lower case.
+        memory_pools: MiB by pool; names as in ``tensorrt.MemoryPoolType``, in lower case, such as ``workspace``.
         compute_capabilities: of the GPUs that an RTX engine is for, such as ``8.6``; none: all it can.
         hardware_compatibility: ``none``, ``ampere_plus`` or ``same_compute_capability``.
         plugins: libraries with custom layers.
@@ -61,7 +63,7 @@ class TensorRTOptions:
     half_inputs: bool = False
     half_outputs: bool = False
     profiles: tuple[Profile, ...] = ()
-    memory_pools: Mapping[str, int] = field(default_factory=dict)
+    memory_pools: Mapping[str, float] = field(default_factory=dict)
     builder_optimization_level: int | None = None
     version_compatible: bool = False
     hardware_compatibility: str = ""
@@ -83,10 +85,9 @@ class TensorRTOptions:
             if not re.fullmatch(r"\d{1,2}\.\d", text):
                 raise UsageError(f"--compute-capability {text}: not a compute capability", "as in 8.6,8.9")
         for name, size in self.memory_pools.items():
-            if size < 0:
-                raise UsageError(
-                    f"--mem-pool-size {name}:{size}: a size can't be negative", "MiB, as in workspace:4096"
-                )
+            if not 0 <= size * MIB < 1 << 63:
+                why = "is negative" if size < 0 else "is more than any memory holds"
+                raise UsageError(f"--mem-pool-size {name}:{size}: it {why}", "a size in MiB, as in workspace:4096")
 
     @property
     def half(self) -> DataType | None:
@@ -96,7 +97,7 @@ class TensorRTOptions:
         return DataType.BF16 if self.bf16 else None
 
 
-_SHAPE = re.compile(r"\s*(?P<name>[^,].*?):(?P<dims>scalar|-?\d+(?:x-?\d+)*)\s*(?:,|$)")
+_SHAPE = re.compile(r"\s*(?P<name>[^,].*?):(?P<dims>scalar|-?\d{1,99}(?:x-?\d{1,99})*)\s*(?:,|$)")
 
 
 def parse_shapes(flag: str, text: str) -> dict[str, tuple[int, ...]]:

@@ -26,6 +26,7 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
         CompileError: with the name and operator of every node that TensorRT can't take.
     """
     _refuse_types(library, proto)
+    _refuse_passed_through(library, proto)
     parser = library.module.OnnxParser(network, log.logger)
     log.errors.clear()
     if parser.parse_from_file(str(path)):
@@ -53,6 +54,17 @@ def _refuse_types(library: Library, proto: onnx.ModelProto) -> None:
             raise CompileError(
                 f"{library.name} can't take the model: its input {value.name!r} is {dtype.value}",
                 "give it another type in the model and convert outside, or use --target onnxruntime",
+            )
+
+
+def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
+    """Raise CompileError for an output that is an input: TensorRT would call the input ``__NAME``."""
+    outputs = {value.name for value in proto.graph.output}
+    for value in proto.graph.input:
+        if value.name in outputs:
+            raise CompileError(
+                f"{library.name} can't take the model: its input {value.name!r} is one of its outputs, too",
+                "export it without that output, which only repeats the input, or use --target onnxruntime",
             )
 
 

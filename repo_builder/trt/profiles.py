@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repo_builder.errors import CompileError, UsageError
 from repo_builder.trt.options import Profile
+
+LARGEST = 2**31 - 1
+"""Of an axis, and of a shape tensor's values: TensorRT 8.6 has 32 bits for them."""
 
 _EXAMPLE_SIZES = {True: (128, 224, 512), False: (1, 64, 512)}
 """What the hint shows for free axes: of inputs with four axes or more, and of others."""
@@ -19,6 +23,11 @@ class NetworkInput:
     name: str
     dims: tuple[int, ...]
     shape_tensor: bool = False
+
+    @property
+    def values(self) -> int:
+        """How many a shape tensor holds: its sizes are fixed."""
+        return math.prod(self.dims)
 
     @property
     def needs_range(self) -> bool:
@@ -86,6 +95,18 @@ def _checked(tensor: NetworkInput, profile: Profile) -> list[tuple[int, ...]]:
     shapes = []
     for corner in (profile.min, profile.opt, profile.max):
         shape = corner[tensor.name]
+        if any(not 0 <= size <= LARGEST for size in shape):
+            raise UsageError(
+                f"shape {tensor.name}:{_text(shape)} has a size that no tensor has",
+                f"--min-shapes, --opt-shapes and --max-shapes take sizes up to {LARGEST}",
+            )
+        if tensor.shape_tensor and len(shape) != tensor.values:
+            raise UsageError(
+                f"{tensor.name}:{_text(shape)} does not fit the input {tensor.name!r}, whose values are a shape: "
+                f"it has {tensor.values}",
+                f"--min-shapes, --opt-shapes and --max-shapes give its values, as in {tensor.name}:"
+                + _text((1,) * tensor.values),
+            )
         fits = len(shape) == len(tensor.dims) and all(
             dim in {size, -1} for size, dim in zip(shape, tensor.dims, strict=True)
         )
@@ -113,14 +134,18 @@ def _missing_range(missing: Sequence[NetworkInput], max_batch_size: int) -> Comp
             batch = 1 if index == 0 else max(max_batch_size, 1)
             sizes = (batch, *[example] * len(tensor.dims))
             shape = [size if dim == -1 else dim for dim, size in zip(tensor.dims, sizes, strict=False)]
+            if tensor.shape_tensor:
+                shape = [example] * tensor.values
             texts[index].append(f"{tensor.name}:{_text(shape)}")
     flags = (
         f"{flag} {','.join(text)}"
         for flag, text in zip(("--min-shapes", "--opt-shapes", "--max-shapes"), texts, strict=True)
     )
-    listed = ", ".join(f"{tensor.name!r} {list(tensor.dims)}" for tensor in missing)
+    free = ", ".join(f"{tensor.name!r} {list(tensor.dims)}" for tensor in missing if not tensor.shape_tensor)
+    shapes = ", ".join(repr(tensor.name) for tensor in missing if tensor.shape_tensor)
+    asked = (f"the free axes of {free}" if free else "", f"the values of {shapes}, which are a shape" if shapes else "")
     return CompileError(
-        f"TensorRT needs a range for the free axes of {listed}", "with your own sizes: " + " ".join(flags)
+        f"TensorRT needs a range for {' and '.join(filter(None, asked))}", "with your own sizes: " + " ".join(flags)
     )
 
 

@@ -73,6 +73,15 @@ def test_a_line_of_trtexec_flags() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("size", "mebibytes"),
+    [("4096", 4096), ("4G", 4096), ("4g", 4096), ("1024.5", 1024.5), ("512M", 512), ("64K", 0.0625), ("1048576B", 1)],
+)
+def test_sizes_of_pools_in_trtexecs_units(size: str, mebibytes: float) -> None:
+    """What its help says: base-2 suffixes B, K, M, G, MiB without one, decimals too."""
+    assert options_of(f"--memPoolSize=workspace:{size}").memory_pools == {"workspace": mebibytes}
+
+
 def test_several_profiles_and_gpus() -> None:
     got = options_of("--opt-shapes", "x:1x3", "--opt-shapes", "x:8x3", "--compute-capability", "8.6,8.9")
     assert [profile.max for profile in got.profiles] == [{"x": (1, 3)}, {"x": (8, 3)}]
@@ -90,7 +99,11 @@ def test_the_timing_cache_does_not_make_another_build() -> None:
     [
         (["--int8"], "QuantizeLinear"),
         (["--half-io"], "need --fp16 or --bf16"),
-        (["--memPoolSize=4096"], "POOL:MIB|can't be read"),
+        (["--memPoolSize=4096"], "can't be read"),
+        (["--memPoolSize=workspace:4T"], "can't be read"),
+        (["--memPoolSize=workspace:-1"], "can't be read"),
+        (["--memPoolSize=workspace:" + "9" * 30], "more than any memory holds"),
+        (["--workspace", "99999999999999999"], "more than any memory holds"),
         (["--inputIOFormats=fp16:hwc8"], "only fp16:chw"),
         (["--fp16", "--inputIOFormats=bf16:chw"], "only fp16:chw"),
         (["--bf16", "--outputIOFormats=fp16:chw"], "only bf16:chw"),

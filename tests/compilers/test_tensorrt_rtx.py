@@ -327,6 +327,16 @@ def test_an_input_of_a_type_that_tensorrt_has_not(tmp_path: Path, dtype: DataTyp
 
 
 @rtx
+@pytest.mark.parametrize("options", [{}, {"fp16": True}])
+def test_an_input_that_is_an_output_too(tmp_path: Path, options: dict[str, Any]) -> None:
+    tensors = {"x": (FP32, ["batch", 4])}
+    proto = model([node("Relu", ["x"], ["y"])], tensors, {"y": (FP32, ["batch", 4]), **tensors})
+    with pytest.raises(CompileError, match="its input 'x' is one of its outputs, too"):
+        publish(tmp_path, proto, **options)
+    assert nothing_published(tmp_path)
+
+
+@rtx
 def test_shapes_that_the_source_does_not_take(tmp_path: Path) -> None:
     corners = [{"x": (batch, 3, side, side)} for batch, side in ((1, 1), (2, 8), (8, 16))]
     with pytest.raises(ModelError, match="the engine was to take x:1x3x1x1, and the model does not"):

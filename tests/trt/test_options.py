@@ -12,6 +12,7 @@ from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles
 
 IMAGE = NetworkInput("image", (-1, 3, -1, -1))
 IDS = NetworkInput("ids", (-1, -1))
+VALUES = NetworkInput("s", (2,), shape_tensor=True)
 BATCHED = NetworkInput("x", (-1, 4))
 
 
@@ -71,6 +72,19 @@ def test_every_free_axis_without_a_range_is_in_one_error_with_the_flags_to_add()
     assert planned.max["image"][0] == planned.max["ids"][0] == 8
 
 
+def test_a_shape_tensor_takes_values() -> None:
+    with pytest.raises(
+        CompileError, match=r"the free axes of 'ids'.* and the values of 's', which are a shape"
+    ) as caught:
+        plan_profiles([IDS, VALUES], (), batchable=False, max_batch_size=8)
+    hint = caught.value.hint or ""
+    assert "--min-shapes ids:1x1,s:1x1 " in hint
+    flags = dict(zip(*[iter(hint.partition(": ")[2].split())] * 2, strict=True))
+    profiles = parse_profiles([flags["--min-shapes"]], [flags["--opt-shapes"]], [flags["--max-shapes"]])
+    [planned] = plan_profiles([IDS, VALUES], profiles, batchable=False, max_batch_size=8)
+    assert planned.opt["s"] == (64, 64)
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
@@ -78,12 +92,21 @@ def test_every_free_axis_without_a_range_is_in_one_error_with_the_flags_to_add()
         (["x:1x5", "x:1x5", "x:1x5"], "does not fit"),
         (["x:4", "x:4", "x:4"], "does not fit"),
         (["x:4x4", "x:2x4", "x:8x4"], "do not ascend"),
+        (["x:1x4", "x:1x4", "x:3000000000x4"], "x:3000000000x4 has a size that no tensor has"),
+        (["x:1x4", "x:1x4", f"x:{'9' * 30}x4"], "has a size that no tensor has"),
     ],
 )
 def test_profiles_that_contradict_the_model(shapes: list[str], message: str) -> None:
     given = parse_profiles(*[[text] for text in shapes])
     with pytest.raises(UsageError, match=message):
         plan_profiles([BATCHED], given, batchable=True, max_batch_size=8)
+
+
+@pytest.mark.parametrize("values", ["s:4x6x1", "s:4", "s:scalar"])
+def test_values_of_a_shape_tensor_that_are_too_many_or_few(values: str) -> None:
+    given = parse_profiles(["s:1x1"], [values], ["s:24x24"])
+    with pytest.raises(UsageError, match=f"{values} does not fit the input 's', whose values are a shape: it has 2"):
+        plan_profiles([VALUES], given, batchable=False, max_batch_size=8)
 
 
 def test_a_served_engine_must_take_single_rows() -> None:
@@ -98,6 +121,7 @@ def test_a_served_engine_must_take_single_rows() -> None:
         {"fp16": True, "bf16": True, "strict": True},
         {"compute_capabilities": ("86",)},
         {"memory_pools": {"workspace": -1}},
+        {"memory_pools": {"workspace": 2**43}},
     ],
 )
 def test_options_that_contradict_themselves(options: dict[str, Any]) -> None:
