@@ -131,13 +131,12 @@ def stop(
 ) -> None:
     """Stop a running server and wait until it is gone; clear away what one that ended left."""
     from repo_builder.servers.installation import clear_abandoned
-    from repo_builder.servers.records import is_running, known_servers, select_servers, stop_server
+    from repo_builder.servers.records import known_servers, select_servers, stop_server
 
     clear_abandoned()
     chosen = select_servers(known_servers(), http_port)
     for record in chosen:
-        done = "stopped" if is_running(record) else "had ended already:"
-        stop_server(record)
+        done = "stopped" if stop_server(record) else "had ended already:"
         note(f"{done} {record.url} ({record.place})")
     if json:
         print_json([_record_json(record, None) for record in chosen])
@@ -177,15 +176,26 @@ def _ending(record: ServerRecord) -> str:
     """How and when a server ended, for a person."""
     from datetime import datetime
 
+    from repo_builder.servers.supervised import ending
+
     if record.exit_status is None or record.ended_at is None:
-        left = "; the container may still run" if record.container_id else ""
-        return f"its supervisor, pid {record.pid}, was killed{left}"
+        left = f"; {_left(record)}" if record.container_id else ""
+        return f"its supervisor, pid {record.pid}, is gone{left}"
     when = datetime.fromisoformat(record.ended_at).astimezone()
-    return f"{_exit(record.exit_status)} on {when:%Y-%m-%d at %H:%M:%S %Z}"
+    left = "; the container is removed" if record.container_id else ""
+    return f"{ending(record.exit_status)} on {when:%Y-%m-%d at %H:%M:%S %Z}{left}"
 
 
-def _exit(status: int) -> str:
-    return f"was killed by signal {status - 128}" if status > 128 else f"ended with exit status {status}"
+def _left(record: ServerRecord) -> str:
+    """What is known of a container that lost its supervisor, for a person."""
+    from repo_builder.errors import RepoBuilderError
+    from repo_builder.servers.docker import left_container
+
+    try:
+        state = left_container(record)
+    except RepoBuilderError:
+        return "its Docker engine does not answer, so the container may still run"
+    return f"its container is there, {state}" if state else "its container is removed"
 
 
 def logs(
@@ -211,7 +221,7 @@ def _wait(server: SupervisedServer) -> None:
         note("stopping")
         return
     if code:
-        raise ServerError(f"tritonserver {_exit(code)}", f"see its log in {server.log_file}")
+        raise ServerError(f"tritonserver {server.ending(code)}", f"see its log in {server.log_file}")
     note("stopped")
 
 

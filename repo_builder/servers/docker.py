@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,13 @@ class DockerOptions:
     shm_size: str = "1g"
 
 
-def connect(otherwise: str = "or serve without: --engine local") -> Any:
-    """A client of the Docker engine that answers here; ``otherwise`` is what can be done without one.
+def engine_address() -> str:
+    """Where the Docker engine is, as DOCKER_HOST has it."""
+    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+
+
+def connect(otherwise: str = "or serve without: --engine local", where: str | None = None) -> Any:
+    """A client of the Docker engine at ``where``, else of the one here; ``otherwise`` is what can be done without it.
 
     Raises:
         MissingExtraError: Docker's Python SDK is not installed.
@@ -54,12 +60,12 @@ def connect(otherwise: str = "or serve without: --engine local") -> Any:
         import docker.errors
     except ImportError:
         raise MissingExtraError("docker", "Docker's Python SDK") from None
-    where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    where = where or engine_address()
     try:
         if where.startswith("unix://"):  # tried first, for the SDK leaks a socket that does not connect
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.connect(where.removeprefix("unix://"))
-        client = docker.from_env(timeout=60)
+        client = docker.from_env(timeout=60, environment={**os.environ, "DOCKER_HOST": where})
         client.ping()
     except (docker.errors.DockerException, OSError) as error:
         raise _no_engine_error(error, where, otherwise) from None
@@ -72,7 +78,7 @@ def _no_engine_error(error: Exception, where: str, otherwise: str) -> ServerErro
             "this user may not use the Docker engine", "sudo usermod -aG docker $USER, then log in again"
         )
     start = "start one (sudo systemctl start docker, or Docker Desktop)"
-    if os.environ.get("DOCKER_HOST"):
+    if os.environ.get("DOCKER_HOST") == where:
         start = "DOCKER_HOST says where: correct it, unset it"
     return ServerError(f"no Docker engine answers at {where}", f"{start}, {otherwise}")
 
@@ -171,25 +177,51 @@ def _free_name(client: Any, name: str) -> None:
     try:
         there = client.containers.get(name)
     except docker.errors.NotFound:
-        return None
+        return
     if LABEL in there.labels and there.status in {"created", "exited", "dead"}:
-        return remove_container(there)
+        remove_container(there)
+        return
     what = f"a container named {name} is there already, {there.status}"
     raise ServerError(what, f"docker rm --force {name}, if nobody needs it; or another port with --http-port")
 
 
-def remove_left(container_id: str) -> None:
-    """Remove a container whose supervisor was killed, if it is there; raises RepoBuilderError where that can't be."""
-    client = connect("then repo-builder stop removes the container")
+def left_container(record: ServerRecord) -> str | None:
+    """What became of the container that a lost supervisor left: Docker's word, ``running`` say; None: it is gone.
+
+    Raises:
+        RepoBuilderError: the engine doesn't answer.
+    """
+    with _left(record) as container:
+        return str(container.status) if container else None
+
+
+def remove_left(record: ServerRecord) -> bool:
+    """Remove the container that a lost supervisor left; whether it was running.
+
+    Raises:
+        RepoBuilderError: the engine doesn't answer, or doesn't remove it.
+    """
+    with _left(record) as container:
+        if container is None:
+            return False
+        container.remove(force=True, v=True)
+        return bool(container.status == "running")
+
+
+@contextlib.contextmanager
+def _left(record: ServerRecord) -> Iterator[Any]:
+    client = connect("then repo-builder stop removes the container", record.docker_host)
     import docker.errors
 
     try:
+        container = None
         with contextlib.suppress(docker.errors.NotFound):
-            client.containers.get(container_id).remove(force=True, v=True)
+            container = client.containers.get(record.container_id)
+        yield container
     except (docker.errors.DockerException, OSError) as error:
         raise ServerError(
-            f"the container {container_id} can't be removed: {explanation(error)}",
-            f"docker rm --force {container_id}, then repo-builder stop again",
+            f"the container {record.container_id} can't be removed: {explanation(error)}",
+            f"docker rm --force {record.container_id}, then repo-builder stop again",
         ) from None
     finally:
         client.close()
@@ -238,12 +270,17 @@ def _container_error(error: Exception, image: str) -> ServerError:
     return ServerError(f"the container does not start: {text}", "repo-builder doctor looks at Docker and the image")
 
 
-def remove_container(container: Any) -> None:
-    """Kill and remove a container that may be gone already."""
+def remove_container(container: Any) -> bool:
+    """Kill and remove a container that may be gone already; False: the engine doesn't do it, or doesn't answer."""
     import docker.errors
 
-    with contextlib.suppress(docker.errors.DockerException, OSError):
+    try:
         container.remove(force=True, v=True)
+    except docker.errors.APIError as error:
+        return error.status_code in {404, 409}  # not there, or being removed
+    except (docker.errors.DockerException, OSError):
+        return False
+    return True
 
 
 class DockerServer(SupervisedServer):
@@ -269,11 +306,24 @@ class DockerServer(SupervisedServer):
 
     def record(self) -> ServerRecord:
         there = self._container
-        return replace(super().record(), container=there.name, container_id=there.short_id, image=self._image)
+        return replace(
+            super().record(),
+            container=there.name,
+            container_id=there.short_id,
+            image=self._image,
+            docker_host=engine_address(),
+        )
+
+    def ending(self, status: int) -> str:
+        try:
+            self._client.ping()
+        except Exception:  # of the SDK, or of the libraries under it
+            return "is lost: its Docker engine does not answer any more"
+        return super().ending(status)
 
     def _remove_left(self) -> None:
-        remove_container(self._container)
-        close_record(self._record, self.pid, None)
+        if remove_container(self._container):
+            close_record(self._record, self.pid, None)
         with contextlib.suppress(OSError):
             self._client.close()
 

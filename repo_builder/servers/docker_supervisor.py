@@ -9,6 +9,7 @@ SIGTERM, SIGINT  stop the container: Triton finishes the requests in flight; rem
 SIGUSR1          the server is detached: stop watching the parent
 parent gone      kill and remove the container at once
 container ends   remove it, note in the record of a detached server how it ended, exit with its status
+engine gone      exit 1; the record stays, for the container may have outlived its engine: a stop removes it later
 """
 
 from __future__ import annotations
@@ -45,8 +46,11 @@ class Follower(threading.Thread):
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
             self.status = int(self.container.wait()["StatusCode"])
-        except Exception as error:  # the engine went away, or the container was removed by someone else
-            sys.stderr.write(f"the container can't be followed any more: {error}\n")
+        except Exception as error:  # of the SDK, or of the libraries under it
+            gone = getattr(error, "status_code", None) == 404
+            self.status = 128 + signal.SIGKILL if gone else 1
+            why = "it was removed" if gone else "its Docker engine does not answer"
+            sys.stderr.write(f"the container can't be followed any more: {why}\n")
 
 
 def find(client: Any, name: str) -> Any:
@@ -71,13 +75,16 @@ def wait_for_start(client: Any, name: str, parent: int) -> Any:
 
 def watch(follower: Follower, parent: int) -> int | None:
     """Wait until the container ends by itself, and return its exit status, or has to end, and return None."""
+    import docker.errors
+
     while follower.is_alive():
         received = signal.sigtimedwait(SIGNALS, WATCH_S)
         number = received.si_signo if received else None
         if number == signal.SIGUSR1:
             parent = 0
         elif number in (signal.SIGTERM, signal.SIGINT):
-            follower.container.stop(timeout=GRACE_S)
+            with contextlib.suppress(docker.errors.DockerException, OSError):  # gone, or its engine is: seen by removal
+                follower.container.stop(timeout=GRACE_S)
             return None
         if parent and os.getppid() != parent:
             return None
@@ -104,9 +111,10 @@ def main() -> int:
     try:
         status = watch(follower, parent)
     finally:
-        remove_container(container)
+        removed = remove_container(container)
         follower.join(1)
-        close_record(record, os.getpid(), status)
+        if removed:
+            close_record(record, os.getpid(), status)
     return status or 0
 
 

@@ -42,7 +42,8 @@ class ServerRecord:
     container: str | None = None  # its name; None: no container
     container_id: str | None = None
     image: str | None = None
-    exit_status: int | None = None  # 128 + N after signal N; None: it runs, or its supervisor was killed
+    docker_host: str | None = None  # where the container's engine is
+    exit_status: int | None = None  # 128 + N after signal N; None: it runs, or its supervisor is lost
     ended_at: str | None = None  # ISO 8601
 
     @property
@@ -143,17 +144,16 @@ def select_servers(servers: list[ServerRecord], http_port: str) -> list[ServerRe
     return chosen
 
 
-def stop_server(record: ServerRecord) -> None:
+def stop_server(record: ServerRecord) -> bool:
     """Stop ``record``'s server and wait until it is gone; of one that has ended, clear away what is left.
 
-    Raises:
-        RepoBuilderError: it is another user's, or still there after six seconds; or the container that a killed
-            supervisor left can't be removed.
-    """
-    if is_orphan(record):
-        from repo_builder.servers.docker import remove_left
+    Returns whether there was one to stop.
 
-        remove_left(str(record.container_id))
+    Raises:
+        RepoBuilderError: it is another user's, or still there after six seconds; or the container that a lost
+            supervisor left can't be removed: then the record stays.
+    """
+    stopped, path = is_running(record), record_path(record.http_port)
     try:
         _signal(record, signal.SIGTERM)
     except PermissionError:
@@ -165,7 +165,12 @@ def stop_server(record: ServerRecord) -> None:
         if time.monotonic() > deadline:
             raise ServerError(f"the server at {record.url} does not stop", f"kill -9 {record.pid}")
         time.sleep(0.02)
-    record_path(record.http_port).unlink(missing_ok=True)
+    if is_orphan(record) and path.exists():  # a supervisor removes both
+        from repo_builder.servers.docker import remove_left
+
+        stopped = remove_left(record) or stopped
+    path.unlink(missing_ok=True)
+    return stopped
 
 
 def start_time(pid: int) -> int | None:
@@ -184,7 +189,7 @@ def is_running(record: ServerRecord) -> bool:
 
 
 def is_orphan(record: ServerRecord) -> bool:
-    """Whether it was in a container and its supervisor was killed: then the container may still run."""
+    """Whether it is in a container and lost its supervisor, killed or without an engine: it may still run."""
     return bool(record.container_id) and record.ended_at is None and not is_running(record)
 
 

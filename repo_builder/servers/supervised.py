@@ -110,6 +110,10 @@ class SupervisedServer:
             return None
         return status if status >= 0 else 128 - status
 
+    def ending(self, status: int) -> str:
+        """What became of the server whose :meth:`wait` returned ``status``, for a person."""
+        return ending(status)
+
     def stop(self) -> None:
         """Stop the server, once it has answered the requests in flight or after some seconds.
 
@@ -192,6 +196,11 @@ class SupervisedServer:
         ending = f"signal {status - 128}" if status > 128 else f"exit status {status}"
         last = f": {errors[-1].strip(chr(34))}" if errors else ""
         return ServerError(f"tritonserver ended at its start with {ending}{last}", f"see its log in {self.log_file}")
+
+
+def ending(status: int) -> str:
+    """How a server ended whose exit status is ``status``."""
+    return f"was killed by signal {status - 128}" if status > 128 else f"ended with exit status {status}"
 
 
 def _new_log_file(http_port: int) -> Path:

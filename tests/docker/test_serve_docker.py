@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +98,7 @@ def test_a_detached_container_that_died_is_told_until_it_is_stopped(
     assert wait_until_ended(run)["exit_status"] == 137
     shown = run(*REPO_BUILDER, "status").stdout
     assert f"container {record['container']} ({record['container_id']}) of {image}" in shown
-    assert "\n  was killed by signal 9 on 2" in shown
+    assert re.search(r"^  was killed by signal 9 on 2.*; the container is removed; log: ", shown, re.MULTILINE)
     assert "Started HTTPService" in run(*REPO_BUILDER, "logs").stdout
     assert run(*REPO_BUILDER, "stop").stderr.startswith(f"had ended already: {record['url']} (container ")
     assert run(*REPO_BUILDER, "status").stdout == ""
@@ -109,14 +111,83 @@ def test_a_container_without_its_supervisor_is_told_and_stopped(
     os.kill(record["pid"], signal.SIGKILL)
     assert wait_until_ended(run)["ended_at"] is None
     shown = run(*REPO_BUILDER, "status").stdout
-    assert f"its supervisor, pid {record['pid']}, was killed; the container may still run; log: " in shown
+    assert f"its supervisor, pid {record['pid']}, is gone; its container is there, running; log: " in shown
     again = run(*serve(image, repository), "--http-port", str(record["http_port"]))
     assert only_error(again).startswith(f"error: port {record['http_port']} is in use by your own server")
     assert f"repo-builder stop --http-port {record['http_port']};" in again.stderr
     assert len(containers()) == 1
     stopped = run(*REPO_BUILDER, "stop")
     assert stopped.returncode == 0, stopped.stderr
+    assert stopped.stderr.startswith(f"stopped {record['url']} ")
     assert containers() == []
+
+
+class Way:
+    """A socket that leads to the engine until it is closed: the engine is lost then, and its containers run on."""
+
+    def __init__(self, path: Path) -> None:
+        self.address = f"unix://{path}"
+        self._path = path
+        self.open()
+
+    def open(self) -> None:
+        engine = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+        self._ends: list[socket.socket] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self._path))
+        self._listener.listen()
+        threading.Thread(target=self._accept, args=(engine,), daemon=True).start()
+
+    def _accept(self, engine: str) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = self._listener.accept()[0], socket.socket(socket.AF_UNIX)
+                far.connect(engine)
+                self._ends += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._path.unlink()
+        for end in (self._listener, *self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@pytest.fixture
+def way(tmp_path: Path) -> Iterator[Way]:
+    way = Way(tmp_path / "engine.sock")
+    yield way
+    with contextlib.suppress(OSError):
+        way.close()
+
+
+def test_a_container_whose_engine_is_lost_is_told_kept_and_stopped_once_it_answers(
+    containers: Containers, image: str, repository: Path, run: Run, way: Way
+) -> None:
+    started = run(*serve(image, repository), "--detach", "--json", DOCKER_HOST=way.address)
+    record = json.loads(started.stdout)
+    way.close()
+    assert wait_until_ended(run)["exit_status"] is None
+    assert "its Docker engine does not answer, so the container may still run; " in run(*REPO_BUILDER, "status").stdout
+    last = run(*REPO_BUILDER, "logs").stdout.splitlines()[-1]
+    assert last == "the container can't be followed any more: its Docker engine does not answer"
+    refused = run(*REPO_BUILDER, "stop")  # though another engine is at the usual place
+    assert only_error(refused) == f"error: no Docker engine answers at {way.address}"
+    assert len(containers()) == 1
+    way.open()
+    assert "its container is there, running; log: " in run(*REPO_BUILDER, "status").stdout
+    assert run(*REPO_BUILDER, "stop").stderr.startswith(f"stopped {record['url']} ")
+    assert containers() == []
+    assert run(*REPO_BUILDER, "status").stdout == ""
 
 
 def test_a_container_of_the_same_name_that_a_server_left_is_replaced(

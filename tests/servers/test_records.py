@@ -112,7 +112,7 @@ def test_a_killed_supervisor_is_told(repository: Path) -> None:
     record = detached(repository)
     os.kill(record.pid, signal.SIGKILL)
     wait_for(lambda: not is_running(record))
-    assert f"\n  its supervisor, pid {record.pid}, was killed; log: " in run("status").stdout
+    assert f"\n  its supervisor, pid {record.pid}, is gone; log: " in run("status").stdout
     assert run("stop", "--http-port", "all").returncode == 0
     assert known_servers() == []
 
