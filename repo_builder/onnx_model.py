@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -225,13 +227,14 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
 
     # Where the model is, and where it is a link to: Hugging Face's cache links to files of one folder.
     folders = {path.parent.resolve(), path.resolve().parent}
-    found: dict[Path, None] = {}
+    found: dict[Path, int] = {}
     for tensor in _tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
         relative = Path(PurePosixPath(location))
         if relative in found:
+            _refuse_short(path, location, tensor, found[relative])
             continue
         target = _inside(folders, path.parent, relative) if location else None
         if target is None:
@@ -249,8 +252,24 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
                 f"{path} keeps weights in {location!r}, which is missing",
                 f"copy {relative.name} into {path.parent}/ beside the model",
             )
-        found[relative] = None
+        found[relative] = target.stat().st_size
+        _refuse_short(path, location, tensor, found[relative])
     return tuple(found)
+
+
+def _refuse_short(path: Path, location: str, tensor: onnx.TensorProto, size: int) -> None:
+    """Raise ModelError where the file at ``location``, of ``size`` bytes, ends before the values of ``tensor`` do."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = DataType.from_onnx(tensor.data_type)
+    computed = math.prod(tensor.dims) * dtype.numpy_dtype().itemsize if dtype else 0
+    numbers = [entries.get("offset") or "0", entries.get("length") or str(computed)]
+    if not all(re.fullmatch(r"[0-9]{1,99}", number) for number in numbers):
+        raise ModelError(f"{path} does not say where in {location!r} its weights are", _NOT_ONNX_HINT)
+    if (end := sum(map(int, numbers))) > size:
+        raise ModelError(
+            f"{path} keeps weights in {location!r}, which is too short: {size} bytes of at least {end}",
+            f"copy {Path(location).name} into {path.parent}/ again: it was cut, or is of another model",
+        )
 
 
 def constant_integers(tensor: onnx.TensorProto) -> list[int]:

@@ -320,6 +320,31 @@ class TestExternalData:
         assert "'gone.bin', which is missing" in error.message
         assert "gone.bin" in str(error.hint)
 
+    @pytest.mark.parametrize("length", [{}, {"length": "48"}, {"offset": "0", "length": "48"}])
+    def test_cut_short(self, tmp_path: Path, length: dict[str, str]) -> None:
+        path = with_external_data(tmp_path, "weights.bin")
+        proto = onnx.load(path, load_external_data=False)
+        for key, value in length.items():
+            proto.graph.initializer[0].external_data.add(key=key, value=value)
+        save(proto, path)
+        whole = (tmp_path / "weights.bin").read_bytes()
+        assert len(whole) == 48
+        assert read_model(path).spec.external_files
+        (tmp_path / "weights.bin").write_bytes(whole[:-1])
+
+        error = refusal(path)
+
+        assert "'weights.bin', which is too short: 47 bytes of at least 48" in error.message
+        assert f"copy weights.bin into {tmp_path}/ again" in str(error.hint)
+
+    @pytest.mark.parametrize("entry", [("offset", "-1"), ("offset", "two"), ("length", "2.5")])
+    def test_at_a_place_that_is_none(self, tmp_path: Path, entry: tuple[str, str]) -> None:
+        path = with_external_data(tmp_path, "weights.bin")
+        proto = onnx.load(path, load_external_data=False)
+        proto.graph.initializer[0].external_data.add(key=entry[0], value=entry[1])
+
+        assert "does not say where in 'weights.bin'" in refusal(save(proto, path)).message
+
     @pytest.mark.parametrize(
         "location",
         ["../secret", "data/../../secret", "/etc/passwd", "", "weights\0.bin"],
