@@ -6,56 +6,34 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Final
 
 from client.client import Client
-from client.errors import ClientError, UsageError
+from client.errors import ClientError
 from client.load.bodies import Bodies, LoadData, make_inputs
 from client.load.check import wrong_answers
 from client.load.delivery import Delivery, Protocol
 from client.load.environment import describe_environment, describe_model
 from client.load.floor import Floor, measure_floor
+from client.load.plan import DEFAULT_TIMEOUT_S, DEFAULT_WARMUP_S, Plan, make_plan
 from client.load.prepare import Prepared, open_client, prepare, target
 from client.load.records import Records, Sample
 from client.load.result import Level, Part, RunResult, Settings
-from client.load.scenario import MIN_DURATION_S, Asked, Scenario, batch_of, judge_scenario, loads_of, read_scenario
+from client.load.scenario import Scenario, batch_of, judge_scenario
 from client.load.schedule import MAX_CONNECTIONS, Load, Window
 from client.load.server_statistics import Batching, ServerWindow, difference, explain_batching
 from client.load.server_usage import Watch, Whereabouts, grpc_port, locate
-from client.load.statistics import QUANTILES, Statistics, summarise
-from client.load.verdict import Generator, Threshold, judge
+from client.load.statistics import Statistics, summarise
+from client.load.verdict import Generator, judge
 from client.load.workers import PhaseResult, Workers, resolve
 from client.metadata import ModelMetadata
 from client.transport import Url
 
-DEFAULT_DURATION_S: Final = 10.0
 _READINGS: Final = 10
 _BETWEEN_READINGS_S: Final = 0.02
-DEFAULT_WINDOW: Final = Window(DEFAULT_DURATION_S)
-DEFAULT_WARMUP: Final = Window(1.0)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run does; ``window`` and ``warmup`` hold for every level."""
-
-    loads: tuple[Load, ...]
-    window: Window = DEFAULT_WINDOW
-    warmup: Window | None = DEFAULT_WARMUP
-    data: LoadData = field(default_factory=LoadData)
-    delivery: Delivery = field(default_factory=Delivery)
-    batch: int | None = None
-    seed: int = 0
-    timeout_s: float = 30.0
-    workers: int | None = None
-    max_connections: int = MAX_CONNECTIONS
-    percentile: float = 0.99
-    thresholds: tuple[Threshold, ...] = ()
-    floor: bool = True
-    scenario: Asked | None = None
-    metrics_url: str | None = None
 
 
 class Observer:
@@ -78,15 +56,19 @@ def run_load(
     concurrency: int | Sequence[int] = (),
     rate: float | Sequence[float] = (),
     poisson: bool = False,
+    trace: Path | str | Sequence[float] | None = None,
     duration_s: float | None = None,
     requests: int | None = None,
-    warmup_s: float = 1.0,
+    warmup_s: float = DEFAULT_WARMUP_S,
+    warmup_requests: int | None = None,
     data: LoadData | None = None,
     delivery: Delivery | None = None,
     batch: int | None = None,
     seed: int = 0,
-    timeout_s: float = 30.0,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
     workers: int | None = None,
+    connections: int = MAX_CONNECTIONS,
+    percentile: float | None = None,
     fail_if: Sequence[str] = (),
     floor: bool = True,
     scenario: str | None = None,
@@ -101,46 +83,40 @@ def run_load(
         print(result.levels[0].statistics.response.percentile(0.99).ms)
 
     Each ``concurrency`` is a closed loop with that many requests in flight; each ``rate`` an open loop of
-    requests a second.  Without either, concurrency 1.  A level ends after ``duration_s`` (10 s if ``requests``
-    isn't given either) or ``requests``.  Random inputs are sent unless ``data`` says otherwise.  ``scenario`` is one
-    of MLPerf's (see :mod:`client.load.scenario`), of 600 s a level.
+    requests a second, of which ``connections`` may be in flight; ``trace`` has the seconds at which to send, or is a
+    file of them.  Without any, concurrency 1.  A level ends after ``duration_s`` (10 s if ``requests`` isn't given
+    either) or ``requests``; before it come ``warmup_requests``, or else ``warmup_s``.  Random inputs are sent unless
+    ``data`` says otherwise.  The run has to be able to claim ``percentile`` (99, or the scenario's).  ``scenario`` is
+    one of MLPerf's (see :mod:`client.load.scenario`), of 600 s a level.
 
-    Raises :class:`client.ClientError` when the run can't start.  What goes wrong later is part of the result.
+    Raises :class:`client.ClientError` when the run can't start, :class:`client.UsageError` for arguments that can't
+    be right.  What goes wrong later is part of the result.
     """
-    concurrencies = [concurrency] if isinstance(concurrency, int) else list(concurrency)
-    rates = [rate] if isinstance(rate, int | float) else list(rate)
-    asked = Asked(read_scenario(scenario), target_latency_ms) if scenario else None
-    if asked is not None:
-        loads = list(loads_of(asked, concurrencies, rates))
-    else:
-        if not concurrencies and not rates:
-            concurrencies = [1]
-        loads = [Load(concurrency=level) for level in concurrencies] + [Load(rate=r, poisson=poisson) for r in rates]
-    if duration_s is None and requests is None:
-        duration_s = default_duration(asked)
-    plan = Plan(
-        loads=tuple(loads),
-        window=Window(duration_s or 0.0, requests),
-        warmup=Window(warmup_s) if warmup_s else None,
-        data=data or LoadData(),
-        delivery=delivery or Delivery(),
+    plan = make_plan(
+        concurrency=concurrency,
+        rate=rate,
+        poisson=poisson,
+        trace=trace,
+        duration_s=duration_s,
+        requests=requests,
+        warmup_s=warmup_s,
+        warmup_requests=warmup_requests,
+        data=data,
+        delivery=delivery,
         batch=batch,
         seed=seed,
         timeout_s=timeout_s,
         workers=workers,
-        percentile=asked.scenario.quantile if asked else Plan.percentile,
-        thresholds=tuple(map(Threshold.parse, fail_if)),
+        connections=connections,
+        percentile=percentile,
+        fail_if=fail_if,
         floor=floor,
-        scenario=asked,
+        scenario=scenario,
+        target_latency_ms=target_latency_ms,
         metrics_url=metrics_url,
     )
-    with open_client(url, plan.delivery) as client:
+    with open_client(url, plan.delivery, min(plan.timeout_s, 30.0)) as client:
         return carry_out(client, model, version, plan)
-
-
-def default_duration(asked: Asked | None) -> float:
-    """Seconds of a level for which neither a time nor a number is given."""
-    return MIN_DURATION_S if asked else DEFAULT_DURATION_S
 
 
 def carry_out(
@@ -154,7 +130,6 @@ def carry_out(
 def _carry_out(
     client: Client, name: str | None, version: str, plan: Plan, observer: Observer, held: contextlib.ExitStack
 ) -> RunResult:
-    _check(plan)
     model = client.metadata(name or client.default_model(), version)
     config = client.configuration(model.name, model.version)
     inputs = make_inputs(model, plan.data, _batch(model, plan), plan.seed)
@@ -179,7 +154,7 @@ def _carry_out(
             observer.level_ended(level)
             if level.generator.interrupted:
                 break
-    if not levels:
+    if not levels or (workers.interrupted and not any(level.statistics.requests for level in levels)):
         raise KeyboardInterrupt
     floor = None
     if plan.floor and samples and not workers.interrupted:
@@ -219,17 +194,6 @@ def default_workers(loads: Sequence[Load]) -> int:
 
 def _most_in_flight(plan: Plan) -> int:
     return max(load.concurrency or plan.max_connections for load in plan.loads)
-
-
-def _check(plan: Plan) -> None:
-    if plan.percentile not in QUANTILES:
-        raise UsageError(
-            f"--percentile {plan.percentile * 100:g} is not measured",
-            f"one of {', '.join(f'{q * 100:g}' for q in QUANTILES)}",
-        )
-    for load in plan.loads:
-        if load.open_loop and not load.trace_ns and not plan.window.seconds and plan.window.requests is None:
-            raise UsageError("an open loop needs an end", "--duration or --requests")
 
 
 def _run_level(

@@ -17,21 +17,12 @@ from client.load.bodies import LoadData
 from client.load.delivery import Delivery
 from client.load.html import report_page
 from client.load.live import Progress
+from client.load.plan import Plan, make_plan
 from client.load.prepare import open_client
 from client.load.report import closing_lines, perf_analyzer_csv, result_tables
 from client.load.result import RunResult, write_text
-from client.load.run import Observer, Plan, carry_out, default_duration
-from client.load.scenario import Asked, loads_of, read_scenario
-from client.load.schedule import (
-    Load,
-    Window,
-    parse_concurrencies,
-    parse_duration,
-    parse_rates,
-    parse_warmup,
-    read_trace,
-)
-from client.load.verdict import Threshold
+from client.load.run import Observer, carry_out
+from client.load.schedule import parse_concurrencies, parse_duration, parse_rates
 from client.report import show
 
 THRESHOLD_EXIT: Final = 99
@@ -75,7 +66,7 @@ class Options:
 
 def run(options: Options, *, as_json: bool, quiet: bool) -> int:
     """Measure, show and save; what was measured is saved and shown even when one of the files can't be written."""
-    plan = make_plan(options)
+    plan = plan_of(options)
     _check_folders(options)
     with open_client(options.url, plan.delivery, min(options.timeout, 30.0)) as client:
         observer = Observer() if quiet else Progress()
@@ -96,26 +87,19 @@ def run(options: Options, *, as_json: bool, quiet: bool) -> int:
     return 0 if result.valid else 1
 
 
-def make_plan(options: Options) -> Plan:
+def plan_of(options: Options) -> Plan:
     """Read the options; :class:`UsageError` for what can't be right, before anything is sent."""
-    kinds = [flag for flag in ("concurrency", "rate", "trace") if getattr(options, flag) is not None]
-    if len(kinds) > 1:
-        raise UsageError(f"--{kinds[0]} and --{kinds[1]} can't go together", "a run is one or the other: leave one out")
-    if options.poisson and options.rate is None:
-        raise UsageError("--poisson needs a rate", "--rate 100 --poisson")
-    if options.trace and options.duration:
-        raise UsageError("--trace ends with its last request, not after --duration", "leave --duration out")
-    seconds = parse_duration(options.duration, "--duration") if options.duration else 0.0
-    if options.duration and not seconds:
-        raise UsageError(f"--duration {options.duration} measures nothing", "--duration 10s, or --requests 1000")
-    asked = _scenario(options)
-    if not seconds and options.requests is None and not options.trace:
-        seconds = default_duration(asked)
-    percentile = (asked.scenario.quantile if asked else Plan.percentile) if options.percentile is None else None
-    return Plan(
-        loads=_loads(options, asked),
-        window=Window(seconds, options.requests),
-        warmup=parse_warmup(options.warmup),
+    by_number = options.warmup.isdecimal()
+    target = options.target_latency
+    return make_plan(
+        concurrency=() if options.concurrency is None else parse_concurrencies(options.concurrency),
+        rate=() if options.rate is None else parse_rates(options.rate),
+        poisson=options.poisson,
+        trace=options.trace,
+        duration_s=None if options.duration is None else parse_duration(options.duration, "--duration"),
+        requests=options.requests,
+        warmup_s=0.0 if by_number else parse_duration(options.warmup, "--warmup"),
+        warmup_requests=int(options.warmup) if by_number else None,
         data=LoadData(
             pictures=options.pictures,
             inputs=parse_assignments(options.inputs, "--input"),
@@ -128,39 +112,14 @@ def make_plan(options: Options) -> Plan:
         seed=options.seed,
         timeout_s=options.timeout,
         workers=options.workers,
-        max_connections=options.connections,
-        percentile=percentile or round((options.percentile or 0.0) / 100, 6),
-        thresholds=tuple(map(Threshold.parse, options.fail_if)),
+        connections=options.connections,
+        percentile=options.percentile,
+        fail_if=options.fail_if,
         floor=options.floor,
-        scenario=asked,
+        scenario=options.scenario,
+        target_latency_ms=None if target is None else parse_duration(target, "--target-latency") * 1e3,
         metrics_url=options.metrics_url,
     )
-
-
-def _scenario(options: Options) -> Asked | None:
-    target = options.target_latency
-    if options.scenario is None:
-        if target is not None:
-            raise UsageError("--target-latency is for --scenario server", "--fail-if 'p99>15ms' sets a limit elsewhere")
-        return None
-    if options.poisson or options.trace:
-        raise UsageError(
-            f"--scenario {options.scenario} has its own way to send requests",
-            "leave --poisson and --trace out",
-        )
-    scenario = read_scenario(options.scenario)
-    return Asked(scenario, None if target is None else parse_duration(target, "--target-latency") * 1e3)
-
-
-def _loads(options: Options, asked: Asked | None) -> tuple[Load, ...]:
-    if asked is not None:
-        concurrencies = parse_concurrencies(options.concurrency) if options.concurrency else ()
-        return loads_of(asked, concurrencies, parse_rates(options.rate) if options.rate else ())
-    if options.trace is not None:
-        return (read_trace(options.trace),)
-    if options.rate is not None:
-        return tuple(Load(rate=rate, poisson=options.poisson) for rate in parse_rates(options.rate))
-    return tuple(Load(concurrency=level) for level in parse_concurrencies(options.concurrency or "1"))
 
 
 def _check_folders(options: Options) -> None:

@@ -74,14 +74,7 @@ class TestStall:
     def test_response_time_has_the_wait_that_service_time_forgets(self) -> None:
         """One connection, 100 requests/s, a stall of 0.4 s: some 40 requests were due in it, one was sent."""
         script = Script(delays_s=(0.001,), stall=(0.2, 0.6))
-        with fake_server(script) as url:
-            from client.client import Client
-            from client.load.run import Plan, carry_out
-            from client.load.schedule import Load, Window
-
-            plan = Plan((Load(rate=100),), Window(1.0), None, max_connections=1, floor=False)
-            with Client(url) as client:
-                (found,) = carry_out(client, None, "", plan).levels
+        found = level(script, rate=100, duration_s=1.0, connections=1)
         response, service = found.statistics.response, found.statistics.service
         assert response is not None
         assert service is not None

@@ -14,7 +14,6 @@ from client.load.schedule import (
     parse_concurrencies,
     parse_duration,
     parse_rates,
-    parse_warmup,
     read_trace,
     split,
 )
@@ -39,7 +38,7 @@ def test_levels(text: str, levels: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-1", "1.5", "a", "4:1", "1:8:0", "1:8:x1", "1:8:x", "1:2:3:4", "1,,2", "1:8:-1", "20000"]
+    "text", ["", "0", "-1", "1.5", "a", "4:1", "1:8:0", "1:8:x1", "1:8:x", "1:2:3:4", "1,,2", "1:8:-1"]
 )
 def test_levels_that_are_none(text: str) -> None:
     with pytest.raises(UsageError):
@@ -49,7 +48,7 @@ def test_levels_that_are_none(text: str) -> None:
 def test_rates() -> None:
     assert parse_rates("0.5") == [0.5]
     assert parse_rates("100:300:100") == [100, 200, 300]
-    for text in ("nan", "inf", "1e9", "0"):
+    for text in ("nan", "inf", "0"):
         with pytest.raises(UsageError):
             parse_rates(text)
 
@@ -63,12 +62,6 @@ def test_durations(text: str, seconds: float) -> None:
 def test_durations_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--duration"):
         parse_duration(text, "--duration")
-
-
-def test_warmup_is_a_time_or_a_number() -> None:
-    assert parse_warmup("2s") == Window(2.0)
-    assert parse_warmup("100") == Window(requests=100)
-    assert parse_warmup("0") is None
 
 
 def test_shares_add_up() -> None:
