@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import traceback
 from typing import Annotated
 
@@ -70,6 +71,8 @@ def main() -> None:
         code = _report_any(error)
     if code == INTERRUPTED:  # the parser, too, turns Ctrl-C into this
         typer.echo("interrupted", err=True)
+        if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+            os._exit(code)  # a TensorRT that can't be stopped: Python would wait for it
     sys.exit(code or 0)
 
 

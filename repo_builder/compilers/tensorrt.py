@@ -28,13 +28,14 @@ from repo_builder.trt.build import (
 from repo_builder.trt.cuda import Gpu, find_gpu, require_gpu
 from repo_builder.trt.definition import Definition, describe_definition, has_batch_axis, refuse_conversion
 from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
+from repo_builder.trt.interrupts import held
 from repo_builder.trt.library import Library, load_library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.messages import tidy
 from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.trt.parse import parse, with_node
 from repo_builder.trt.plugins import copy_plugins, load_plugins
-from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles, refuse_large_minimum
+from repo_builder.trt.profiles import NetworkInput, free_unequal_axes, largest_batch, plan_profiles, refuse_large_minimum
 from repo_builder.verify import Runner, Tolerance
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ class TensorRTCompiler:
                 proto = self._write_graph(model, graph, progress)
 
                 def fill(network: Any) -> tuple[Any, bool]:
-                    return parse(self.library, network, graph, proto, log), batchable
+                    with held():
+                        return parse(self.library, network, graph, proto, log), batchable
 
                 try:
                     engine = self._build(fill, str(model.spec.path.resolve()), log, max_batch_size, progress)
@@ -183,18 +185,21 @@ class TensorRTCompiler:
         progress: Progress,
     ) -> _Engine:
         """Build the network that ``fill`` makes; it returns what the build needs kept, and whether there is a batch."""
-        load_plugins(self.library, log.logger, self.options.plugins)
-        builder = make_builder(self.library, log)
-        network = builder.create_network(network_flags(self.library, self.options))
+        with held():
+            load_plugins(self.library, log.logger, self.options.plugins)
+            builder = make_builder(self.library, log)
+            network = builder.create_network(network_flags(self.library, self.options))
         kept, batchable = fill(network)
         if self.options.strict and not is_strongly_typed(self.library, self.options):
             _constrain_layers(self.library, network)
         inputs = _network_inputs(network)
         profiles = plan_profiles(inputs, self.options.profiles, batchable=batchable, max_batch_size=max_batch_size)
+        free_unequal_axes(network, profiles)
         if batchable and self.served:
             refuse_large_minimum(inputs, profiles)
         largest = largest_batch(inputs, profiles) if batchable else 0
-        config = configure(self.library, builder, network, self.options, profiles)
+        with held():
+            config = configure(self.library, builder, network, self.options, profiles)
         gpu = find_gpu()
         cache = self._timing_cache(config, gpu)
         times = BuildTimes(f"{self.identity()} {what} {self.options.half}")
@@ -202,20 +207,21 @@ class TensorRTCompiler:
         label = "building the engine" + (f" (last time {expected:.0f} s)" if expected else "")
         progress(label)
         began = time.monotonic()
-        memory = build(self.library, builder, network, config, log, lambda: progress(label))
+        memory = build(self.library, builder, network, config, log, lambda detail: progress(f"{label}\t{detail}"))
         seconds = time.monotonic() - began
         times.note(seconds)
         if cache:
             cache.save()
         plan = bytes(memory)
         del kept
-        runnable, obstacle = self._deserialise(plan, gpu, log)
         _keep_newest(log.path.parent)
-        info = (
-            inspect_engine(self.library, runnable)
-            if runnable is not None
-            else inspect_build(self.library, network, profiles, log.engine_text)
-        )
+        with held():
+            runnable, obstacle = self._deserialise(plan, gpu, log)
+            info = (
+                inspect_engine(self.library, runnable)
+                if runnable is not None
+                else inspect_build(self.library, network, profiles, log.engine_text)
+            )
         self._check_precision(info)
         return _Engine(plan, info, runnable, obstacle, largest, seconds, cache.hit if cache else None, gpu)
 

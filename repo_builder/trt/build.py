@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from typing import Any
 from repo_builder.errors import CompileError, UsageError
 from repo_builder.folders import cache_folder
 from repo_builder.trt.cuda import Gpu, find_gpu
+from repo_builder.trt.interrupts import held
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.messages import tidy
 from repo_builder.trt.options import MIB, Profile, TensorRTOptions
 
 TICK_S = 0.5
+STOP_S = 60.0
+"""How long the library may take to stop; it asks whether to go on only between its steps."""
 
 
 def configure(
@@ -242,37 +246,44 @@ class BuildTimes:
         return data if isinstance(data, dict) else {}
 
 
-def build(library: Library, builder: Any, network: Any, config: Any, log: BuildLog, tick: Callable[[], None]) -> Any:
+def build(library: Library, builder: Any, network: Any, config: Any, log: BuildLog, tick: Callable[[str], None]) -> Any:
     """Build, in a thread so that Ctrl-C is heard: the memory with the plan.
 
-    ``tick`` is called now and then while it works.
+    ``tick`` is called now and then while it works, with what is to be said of that: "", or "stopping".  After Ctrl-C
+    the library is waited for, since Python can't end while it calls back; where it does not stop, as 8.6 can't, its
+    thread stays.
 
     Raises:
         CompileError: TensorRT failed, with what it said.
     """
     result: list[Any] = []
     failure: list[BaseException] = []
-    cancelled = threading.Event()
+    cancelled, done = threading.Event(), threading.Event()
+    patience = 0.0
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = _make_monitor(library, cancelled)
+        patience = STOP_S
 
     def work() -> None:
         try:
             result.append(builder.build_serialized_network(network, config))
         except BaseException as error:  # handed to the caller's thread
             failure.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(TICK_S)
-            tick()
-    except BaseException:
-        cancelled.set()
-        if hasattr(config, "progress_monitor"):
-            thread.join()
-        raise
+    with held() as interrupts:
+        threading.Thread(target=work).start()
+        try:
+            # Until 3.13 an interrupted Thread.join takes the thread for ended: an event tells when it is.
+            while not done.wait(TICK_S) and not interrupts:
+                tick("")
+            cancelled.set()
+            deadline = time.monotonic() + patience
+            while not done.wait(min(TICK_S, patience)) and time.monotonic() < deadline:
+                tick("stopping")
+        finally:
+            cancelled.set()
     if failure or not result or result[0] is None:
         raise _build_error(library, log, failure[0] if failure else None)
     return result[0]
