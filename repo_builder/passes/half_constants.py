@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
+from repo_builder.passes.ranges import Range
 
 if TYPE_CHECKING:
     import onnx
 
 _SMALLEST_NORMAL = {DataType.FP16: 2.0**-14, DataType.BF16: 2.0**-126}
+
+
+def range_of(tensor: onnx.TensorProto, half: DataType) -> Range:
+    if not fits_range(tensor, half):
+        return Range.WIDE
+    return Range.TINY if vanishes(tensor, half) else Range.FITS
 
 
 def fits_range(tensor: onnx.TensorProto, half: DataType) -> bool:

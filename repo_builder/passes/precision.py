@@ -8,11 +8,13 @@ A node stays in FP32 when
 - ONNX does not define it, or not for half precision (the operator's own schema is asked);
 - it reads no data, only shapes and constants: such parts are folded when the engine is built, and a shape computed
   in FP16 is wrong above 2048;
-- one of its constants does not fit: 1e6 would become infinite, an epsilon of 1e-12 zero;
+- one of its constants does not fit: 1e6 would become infinite, an epsilon of 1e-12 zero (constants that the graph
+  computes are folded first);
 - it sums or raises to powers (:data:`FP32_OPERATORS`), where FP16 overflows first;
-- it reads a value that may be *wide*: made from a constant out of range (the -3.4e38 of attention masks), or cast
-  from integers or from another precision.  Wideness follows arithmetic and data movement (:data:`CARRIES_WIDE`) and
-  ends at operators with bounded results, such as Softmax, and at matrix products.
+- it reads a value that may not fit (:class:`repo_builder.passes.ranges.Range`): made by such sums and powers, or from
+  a constant out of range (the -3.4e38 of attention masks), or cast from integers or from another precision.  That
+  follows arithmetic and data movement and ends where a division brings the value back, at operators with bounded
+  results, such as Softmax, and at matrix products.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
+from repo_builder.passes.fold import fold_constants
 from repo_builder.passes.graph import (
     all_names,
     drop_initialiser_inputs,
@@ -34,7 +37,8 @@ from repo_builder.passes.graph import (
     sort_nodes,
     subgraphs,
 )
-from repo_builder.passes.half_constants import as_half, fits_range, vanishes
+from repo_builder.passes.half_constants import as_half, fits_range, range_of
+from repo_builder.passes.ranges import Range, range_made, squares
 
 if TYPE_CHECKING:
     import onnx
@@ -43,12 +47,6 @@ FP32_OPERATORS = frozenset({
     "Bernoulli", "BitCast", "CastLike", "CumSum", "DequantizeLinear", "Exp", "EyeLike", "MeanVarianceNormalization",
     "Pow", "QuantizeLinear", "RandomNormalLike", "RandomUniformLike", "Range", "ReduceL1", "ReduceL2",
     "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softplus",
-})  # fmt: skip
-CARRIES_WIDE = frozenset({
-    "Abs", "Add", "Ceil", "Concat", "ConstantOfShape", "Div", "Expand", "Flatten", "Floor", "Gather",
-    "GatherElements", "GatherND", "Identity", "Max", "Mean", "Min", "Mul", "Neg", "Pad", "Reciprocal", "Reshape",
-    "Round", "ScatterElements", "ScatterND", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose",
-    "Trilu", "Unsqueeze", "Where",
 })  # fmt: skip
 MATRIX_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 """They read even wide values cast to half: they are what half precision is asked for."""
@@ -59,11 +57,17 @@ _FLOAT, _BOOL = DataType.FP32.onnx, DataType.BOOL.onnx
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """A graph in mixed precision: how many nodes compute in half, and how many stayed in FP32, by reason."""
+    """A graph in mixed precision: how many nodes compute in half, and how many stayed in FP32, by reason.
+
+    ``already_half`` nodes did so in the source; ``half_values`` names tensors of the source's main graph that are
+    FP32 there and exist in half here.
+    """
 
     proto: onnx.ModelProto
     half_nodes: int
     kept: Mapping[str, int]
+    already_half: int
+    half_values: tuple[str, ...]
 
 
 def to_half(
@@ -96,6 +100,7 @@ def to_half(
     drop_initialiser_inputs(proto)
     lift_constants(proto.graph)
     sort_nodes(proto.graph)
+    fold_constants(proto)
     infer_types(proto)
     opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in proto.opset_import}
     if "" not in opsets:  # a model of other domains only: Cast is of this one
@@ -105,11 +110,12 @@ def to_half(
     inputs = _float_names(proto.graph.input) - ports if half_inputs else set()
     produced = {name for node in proto.graph.node for name in node.output}
     outputs = _float_names(proto.graph.output) & produced if half_outputs else set()
-    _Scope(model, proto.graph, None, inputs, outputs).convert()
+    scope = _Scope(model, proto.graph, None, inputs, outputs)
+    scope.convert()
     for value in (*proto.graph.input, *proto.graph.output):
         if value.name in inputs | outputs:
             value.type.tensor_type.elem_type = half.onnx
-    return MixedPrecision(proto, model.half_nodes, dict(model.kept))
+    return MixedPrecision(proto, model.half_nodes, dict(model.kept), model.already_half, scope.half_values())
 
 
 def _with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -139,6 +145,7 @@ class _Model:
     opsets: Mapping[str, int]
     names: set[str]
     half_nodes: int = 0
+    already_half: int = 0
     kept: Counter[str] = field(default_factory=Counter)
 
     def fresh_name(self, stem: str) -> str:
@@ -162,7 +169,7 @@ class _Value:
     elem_type: int | None
     names: dict[int, str]
     constant: bool = False
-    wide: bool = False
+    range: Range = Range.FITS
     initialiser: onnx.TensorProto | None = None
 
 
@@ -192,9 +199,9 @@ class _Scope:
             now = half if value.name in self.half_inputs else elem_type
             self.values[value.name] = _Value(self, 0, elem_type, {now: value.name})
         for tensor in self.graph.initializer:
-            wide = tensor.data_type == _FLOAT and not fits_range(tensor, self.model.half)
+            kind = range_of(tensor, self.model.half) if tensor.data_type == _FLOAT else Range.FITS
             self.values[tensor.name] = _Value(
-                self, 0, tensor.data_type, {tensor.data_type: tensor.name}, constant=True, wide=wide, initialiser=tensor
+                self, 0, tensor.data_type, {tensor.data_type: tensor.name}, True, kind, initialiser=tensor
             )
         for tensor in self.graph.sparse_initializer:
             elem_type = tensor.values.data_type
@@ -205,6 +212,15 @@ class _Scope:
         replace_nodes(self.graph, [node for slot in self.slots for node in slot])
         del self.graph.value_info[:]  # states the types of before
         self._replace_initialisers()
+
+    def half_values(self) -> tuple[str, ...]:
+        """Names in the source of this graph's FP32 values, not constants, that something reads or writes in half."""
+        half = self.model.half.onnx
+        return tuple(
+            name
+            for name, value in self.values.items()
+            if value.elem_type == _FLOAT and half in value.names and not value.constant
+        )
 
     def find(self, name: str) -> _Value | None:
         scope: _Scope | None = self
@@ -226,6 +242,8 @@ class _Scope:
         floats = any(value is not None and value.elem_type == _FLOAT for value in values)
         if inputs or outputs:
             self.model.half_nodes += 1
+        elif node.op_type != "Cast" and any(v is not None and v.elem_type == self.model.half.onnx for v in values):
+            self.model.already_half += 1
         elif floats and reason:
             self.model.kept[f"{node.op_type}: {reason}"] += 1
         for index, value in enumerate(values):
@@ -233,10 +251,10 @@ class _Scope:
                 node.input[index] = self._name_as(value, self.model.half.onnx if index in inputs else _FLOAT)
             elif value is not None and value.elem_type is not None:
                 node.input[index] = next(iter(value.names.values()))
-        wide = self._makes_wide(node, values)
+        kind = self._range_made(node, values)
         for index, name in enumerate(node.output):
             if name:
-                self._define(node, index, half=index in outputs, constant=constant and not bodies, wide=wide)
+                self._define(node, index, half=index in outputs, constant=constant and not bodies, kind=kind)
 
     def _choose(
         self, node: onnx.NodeProto, values: list[_Value | None], *, constant: bool
@@ -244,7 +262,8 @@ class _Scope:
         """Why the node stays in FP32, or which of its inputs and outputs become half."""
         if node.op_type == "Cast" or constant:
             return "" if node.op_type == "Cast" else "shapes and constants", set(), set()
-        if node.op_type in FP32_OPERATORS or any(entry.name == "reduction" for entry in node.attribute):
+        reduces = any(entry.name == "reduction" for entry in node.attribute)
+        if node.op_type in FP32_OPERATORS or squares(node) or reduces:
             return "range", set(), set()
         read = [value.elem_type if value else None for value, name in _pairs(values, node) if name]
         made = [self.types.get(name, _FLOAT) for name in node.output if name]
@@ -255,13 +274,12 @@ class _Scope:
             return "no half precision in ONNX", set(), set()
         for index in inputs:
             value = values[index]
-            if value is None:
+            if value is None or value.range is Range.FITS:
                 continue
-            if value.wide and not (value.initialiser is not None and _is_bound(node, index)):
-                if node.op_type not in MATRIX_PRODUCTS or value.initialiser is not None:
-                    return "wide values", set(), set()
-            elif value.initialiser is not None and vanishes(value.initialiser, self.model.half):
-                return "tiny constants", set(), set()
+            if value.initialiser is None and node.op_type not in MATRIX_PRODUCTS:
+                return f"{value.range.name.lower()} values", set(), set()
+            if value.initialiser is not None and not (value.range is Range.WIDE and _is_bound(node, index)):
+                return f"{value.range.name.lower()} constants", set(), set()
         return "", inputs, outputs
 
     def _half_ports(self, node: onnx.NodeProto, values: list[_Value | None]) -> tuple[set[int], set[int]]:
@@ -290,20 +308,23 @@ class _Scope:
             return set(), set()
         return inputs, outputs
 
-    def _makes_wide(self, node: onnx.NodeProto, values: list[_Value | None]) -> bool:
-        if node.op_type == "Cast":
-            return values[0] is None or values[0].wide or values[0].elem_type not in {_FLOAT, _BOOL}
+    def _range_made(self, node: onnx.NodeProto, values: list[_Value | None]) -> Range:
+        first = values[0] if values else None
+        if node.op_type in {"Cast", "CastLike"}:
+            return first.range if first and first.elem_type in {_FLOAT, _BOOL} else Range.WIDE
         if node.op_type == "ConstantOfShape":
-            return any(not fits_range(attribute.t, self.model.half) for attribute in node.attribute)
-        return node.op_type in CARRIES_WIDE and any(value is not None and value.wide for value in values)
+            fits = all(fits_range(attribute.t, self.model.half) for attribute in node.attribute)
+            return Range.FITS if fits else Range.WIDE
+        read = [value.range if value else Range.FITS for value in values]
+        return range_made(node, read, of_constant=first is not None and first.constant)
 
-    def _define(self, node: onnx.NodeProto, index: int, *, half: bool, constant: bool, wide: bool) -> None:
+    def _define(self, node: onnx.NodeProto, index: int, *, half: bool, constant: bool, kind: Range) -> None:
         """Enter an output of the newest node, under a name that leaves a graph output's own name to its type."""
         name = node.output[index]
         elem_type = self.types.get(name) or (_FLOAT if half else None)
         now = self.model.half.onnx if half else elem_type
-        wide = wide and elem_type == _FLOAT
-        value = _Value(self, len(self.slots) - 1, elem_type, {}, constant=constant, wide=wide)
+        kind = kind if elem_type == _FLOAT else Range.FITS
+        value = _Value(self, len(self.slots) - 1, elem_type, {}, constant, kind)
         self.values[name] = value
         if name in self.outputs and elem_type == _FLOAT:
             wanted = self.model.half.onnx if self.outputs[name] else _FLOAT

@@ -65,6 +65,13 @@ def close(proto: onnx.ModelProto, result: MixedPrecision, scale: float = 5e-3, *
         np.testing.assert_allclose(actual, expected, rtol=1e-2, atol=limit)
 
 
+def in_half(proto: onnx.ModelProto, **inputs: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """The outputs with every node rounded to its own type; ONNX Runtime's CPU computes most of FP16 in FP32."""
+    with np.errstate(all="ignore"):
+        outputs: Any = ReferenceEvaluator(proto).run(None, inputs)
+    return [np.asarray(output) for output in outputs]
+
+
 def convolution() -> onnx.ModelProto:
     return model(
         [node("Conv", ["x", "w", "b"], ["c"]), node("Relu", ["c"], ["r"]), node("GlobalAveragePool", ["r"], ["y"])],
@@ -386,6 +393,167 @@ def test_functions_and_foreign_operators() -> None:
 
 def test_a_graph_that_is_half_already_is_not_changed() -> None:
     source = converted(convolution(), half_inputs=True, half_outputs=True).proto
+    source_nodes = len(source.graph.node)
     again = converted(source)
-    assert again.half_nodes == 0
+    assert (again.half_nodes, again.already_half) == (0, source_nodes)
     assert [n.op_type for n in again.proto.graph.node] == [n.op_type for n in source.graph.node]
+
+
+def normalised(*nodes: onnx.NodeProto, scale: float = 500, **constants: npt.NDArray[Any]) -> onnx.ModelProto:
+    """``nodes`` make ``d`` from ``h``, which is ``x`` times ``scale`` in half; a matrix product reads it."""
+    return model(
+        [node("Mul", ["x", "scale"], ["h"]), *nodes, node("MatMul", ["d", "w"], ["y"])],
+        {"x": (FP32, ["batch", 16])},
+        {"y": (FP32, ["batch", 4])},
+        {"scale": floats(scale), "w": weights(16, 4), **constants},
+    )
+
+
+AXIS = integers([1])
+NORMALISATIONS = {
+    "rms by Div": normalised(
+        node("Pow", ["h", "two"], ["q"]),
+        node("ReduceMean", ["q"], ["m"], axes=[1]),
+        node("Add", ["m", "eps"], ["e"]),
+        node("Sqrt", ["e"], ["r"]),
+        node("Div", ["h", "r"], ["d"]),
+        two=floats(2),
+        eps=floats(1e-6),
+    ),
+    "rms by Reciprocal": normalised(
+        node("Mul", ["h", "h"], ["q"]),
+        node("ReduceMean", ["q"], ["m"], axes=[1]),
+        node("Sqrt", ["m"], ["r"]),
+        node("Reciprocal", ["r"], ["i"]),
+        node("Mul", ["h", "i"], ["d"]),
+    ),
+    "L1": normalised(
+        node("ReduceL1", ["h"], ["s"], axes=[1]),
+        node("Clip", ["s", "eps"], ["c"]),
+        node("Div", ["h", "c"], ["d"]),
+        scale=20000,
+        eps=floats(1e-12),
+    ),
+    "softmax by Exp": normalised(
+        node("Exp", ["h"], ["e"]),
+        node("ReduceSum", ["e", "axis"], ["s"]),
+        node("Div", ["one", "s"], ["i"]),
+        node("Mul", ["e", "i"], ["d"]),
+        scale=20,
+        one=floats(1),
+        axis=AXIS,
+    ),
+    "division by what may be 0": normalised(
+        node("Relu", ["h"], ["p"]),
+        node("ReduceMax", ["p"], ["m"], axes=[1]),
+        node("Add", ["m", "eps"], ["e"]),
+        node("Div", ["p", "e"], ["d"]),
+        scale=-10,
+        eps=floats(1e-12),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_what_leaves_the_range_stays_fp32_until_it_is_back(name: str) -> None:
+    source = NORMALISATIONS[name]
+    result = converted(source)
+    assert computes_in(result.proto, "MatMul") == {TensorProto.FLOAT16}
+    x = weights(4, 16, seed=5)
+    x[0] = np.abs(x[0])
+    [expected] = run(source, x=x)
+    np.testing.assert_allclose(in_half(result.proto, x=x)[0], expected, atol=5e-3 * float(np.abs(expected).max()))
+
+
+def test_counts_stay_exact_until_they_are_integers() -> None:
+    source = model(
+        [
+            node("CumSum", ["x", "axis"], ["count"]),
+            node("Sub", ["count", "one"], ["index"]),
+            node("Cast", ["index"], ["y"], to=TensorProto.INT64),
+        ],
+        {"x": (FP32, ["batch", 4096])},
+        {"y": (INT64, ["batch", 4096])},
+        {"axis": np.array(1), "one": floats(1)},
+    )
+    [counted] = in_half(converted(source).proto, x=np.ones((1, 4096), np.float32))
+    np.testing.assert_array_equal(counted[0], np.arange(4096))
+
+
+def test_after_a_normalisation_half_goes_on() -> None:
+    """Only the statistics and the division itself are FP32: the scale behind them is half again."""
+    source = model(
+        [
+            node("ReduceMean", ["x"], ["mean"], axes=[1]),
+            node("Sub", ["x", "mean"], ["c"]),
+            node("Pow", ["c", "two"], ["q"]),
+            node("ReduceMean", ["q"], ["m"], axes=[1]),
+            node("Add", ["m", "eps"], ["e"]),
+            node("Sqrt", ["e"], ["r"]),
+            node("Div", ["c", "r"], ["d"]),
+            node("Mul", ["d", "gamma"], ["g"]),
+            node("Add", ["g", "x"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 16])},
+        {"y": (FP32, ["batch", 16])},
+        {"two": floats(2), "eps": floats(1e-12), "gamma": weights(16)},
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "Sub") == computes_in(result.proto, "Mul") == {TensorProto.FLOAT16}
+    assert result.half_nodes == 3
+    close(source, result, x=weights(4, 16))
+
+
+def test_constants_that_the_graph_computes_are_seen() -> None:
+    source = model(
+        [
+            node("Constant", [], ["k"], value_float=1000.0),
+            node("Mul", ["k", "thousand"], ["million"]),
+            node("Unsqueeze", ["million", "axes"], ["c"]),
+            node("MatMul", ["x", "w"], ["m"]),
+            node("Add", ["m", "c"], ["a"]),
+            node("Sub", ["a", "c"], ["s"]),
+            node("Transpose", ["w"], ["wt"]),
+            node("MatMul", ["s", "wt"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 8])},
+        {"y": (FP32, ["batch", 8])},
+        {"w": weights(8, 4), "thousand": floats(1000), "axes": integers([0])},
+    )
+    result = converted(source)
+    assert Counter(n.op_type for n in result.proto.graph.node)["Transpose"] == 0
+    assert computes_in(result.proto, "Add") == {TensorProto.FLOAT}
+    assert computes_in(result.proto, "MatMul") == {TensorProto.FLOAT16}
+    x = weights(3, 8)
+    [expected] = run(source, x=x)
+    np.testing.assert_allclose(in_half(result.proto, x=x)[0], expected, atol=1e-2 * float(np.abs(expected).max()))
+
+
+def test_what_is_quantised_random_or_an_output_is_not_folded() -> None:
+    source = model(
+        [
+            node("DequantizeLinear", ["q", "scale"], ["w"]),
+            node("RandomNormal", [], ["noise"], shape=[4]),
+            node("Mul", ["scale", "scale"], ["z"]),
+            node("MatMul", ["x", "w"], ["m"]),
+            node("Add", ["m", "noise"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4]), "z": (FP32, [])},
+        {"q": np.ones((4, 4), np.int8), "scale": floats(0.5)},
+    )
+    operators = Counter(n.op_type for n in converted(source).proto.graph.node)
+    assert (operators["DequantizeLinear"], operators["RandomNormal"], operators["Mul"]) == (1, 1, 1)
+
+
+def test_a_large_constant_made_from_little_stays_a_node() -> None:
+    source = model(
+        [
+            node("ConstantOfShape", ["shape"], ["w"], value=numpy_helper.from_array(floats([0.25]))),
+            node("MatMul", ["x", "w"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 2048])},
+        {"y": (FP32, ["batch", 2048])},
+        {"shape": integers([2048, 2048])},
+    )
+    assert converted(source).proto.ByteSize() < 10_000
