@@ -146,7 +146,7 @@ def _details(level: Level, result: RunResult) -> Iterator[Table]:
     used = usage_rows(level.usage.process, level.usage.gpus)
     if used:
         cells = tuple((printable(name), text) for name, text in used)
-        yield Table("what the server used", ("", "over the window"), cells, "<<")
+        yield Table("what the server used", ("", "until the last answer"), cells, "<<")
     if statistics.errors:
         kinds = [(kind.kind, f"{kind.count:,}", printable(kind.message)[:80]) for kind in statistics.kinds]
         notes = tuple(

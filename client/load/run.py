@@ -11,8 +11,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from client.client import Client
 from client.errors import ClientError
+from client.load.account import STARTED_ANEW, Account, reconcile
 from client.load.bodies import Bodies, LoadData, make_inputs
 from client.load.check import wrong_answers
 from client.load.delivery import Delivery, Protocol
@@ -20,13 +23,13 @@ from client.load.environment import describe_environment, describe_model
 from client.load.floor import Floor, measure_floor
 from client.load.plan import DEFAULT_TIMEOUT_S, DEFAULT_WARMUP_S, Plan, make_plan
 from client.load.prepare import Prepared, open_client, prepare, target
-from client.load.records import Records, Sample
-from client.load.result import Level, Part, RunResult, Settings
+from client.load.records import WAITED, Outcome, Records, Sample
+from client.load.result import Level, RunResult, Settings
 from client.load.scenario import Scenario, batch_of, judge_scenario
 from client.load.schedule import MAX_CONNECTIONS, Load, Window
-from client.load.server_statistics import Batching, ServerWindow, difference, explain_batching
-from client.load.server_usage import Watch, Whereabouts, grpc_port, locate
-from client.load.statistics import Statistics, summarise
+from client.load.server_statistics import Batching, explain_batching
+from client.load.server_usage import ServerUsage, Watch, Whereabouts, found_anew, grpc_port, locate
+from client.load.statistics import summarise
 from client.load.verdict import Generator, judge
 from client.load.workers import PhaseResult, Workers, resolve
 from client.metadata import ModelMetadata
@@ -144,7 +147,9 @@ def _carry_out(
     levels: list[Level] = []
     samples: list[Sample] = []
     with Workers(prepared.setup, count) as workers:
-        for load in plan.loads:
+        for index, load in enumerate(plan.loads):
+            if index:
+                where = found_anew(where, family, str(address[0]), client.address.port)
             try:
                 level, seen = _run_level(client, model, config, plan, prepared, workers, load, observer, where)
             except KeyboardInterrupt:  # a second one; what was measured before it is a result
@@ -212,6 +217,7 @@ def _run_level(
     phase = PhaseResult()
     if plan.warmup is not None and not load.trace_ns:
         phase = workers.run(load.phases(len(workers), plan.warmup, plan.seed + 1, plan.max_connections))
+    abandoned = _timeouts(phase)
     before = _statistics(client, model)
     observer.level_started(load, window)
     started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
@@ -226,6 +232,7 @@ def _run_level(
     with contextlib.suppress(KeyboardInterrupt):  # the level is over, and not to be lost for impatience
         after = _statistics(client, model)
     cut_short = phase.interrupted or window.requests is not None or not window.seconds
+    last_s = (int(phase.store.done.max()) - phase.start_ns) / 1e9 if len(phase.store) else 0.0
     statistics = summarise(
         phase.store,
         phase.start_ns,
@@ -233,23 +240,24 @@ def _run_level(
         phase.messages,
         open_loop=load.open_loop,
     )
-    server = difference(before, after) if before and after else None
-    answered = statistics.requests - statistics.errors
+    anew = watch.server_ended and after is not None
+    account = Account(notes=(STARTED_ANEW,)) if anew else reconcile(before, after, statistics, phase, abandoned)
+    server = account.server
     generator = _generator(phase, len(workers), prepared)
     batching = Batching.of(config)
-    notes = _notes(server, answered)
+    seconds = max(statistics.window_s, last_s)
     level = Level(
         load=load,
         started=started,
         statistics=statistics,
         server=server,
-        split=_split(statistics, phase, server) if server and server.requests == answered else (),
-        batching=explain_batching(server, batching, prepared.bodies.batch, statistics.window_s) if server else None,
+        split=account.split,
+        batching=explain_batching(server, batching, prepared.bodies.batch, seconds) if server else None,
         generator=generator,
         verdict=judge(statistics, generator, plan.percentile),
         broken_thresholds=tuple(filter(None, (entry.broken_by(statistics) for entry in plan.thresholds))),
-        notes=tuple(notes),
-        usage=watch.usage,
+        notes=account.notes,
+        usage=ServerUsage() if watch.server_ended or server is None else watch.usage,
     )
     return level, phase.samples
 
@@ -270,41 +278,8 @@ def _generator(phase: PhaseResult, workers: int, prepared: Prepared) -> Generato
     )
 
 
-def _split(statistics: Statistics, phase: PhaseResult, server: ServerWindow) -> tuple[Part, ...]:
-    """Where the mean response time went; the parts sum to it."""
-    if statistics.response is None or statistics.service is None:
-        return ()
-    answered = statistics.response.count
-    response, service = statistics.response.mean_ms.value, statistics.service.mean_ms.value
-    send = sum(end.send_ns for end in phase.ends) / max(1, statistics.requests) / 1e6
-    receive = sum(end.receive_ns for end in phase.ends) / answered / 1e6
-    core = server.queue_ms + server.compute_input_ms + server.compute_infer_ms + server.compute_output_ms
-    outside = service - core - receive
-    if outside < 0:  # the server's account is not of these requests alone
-        return ()
-    # What overlaps counts once: on a busy machine a send may return, and Triton's total end, later than what follows.
-    send = min(send, outside)
-    rest = min(max(server.total_ms - core, 0.0), outside - send)
-    return (
-        Part("waiting to be sent", response - service),
-        Part("client send", send),
-        Part("network and server front end", outside - send - rest),
-        Part("server queue", server.queue_ms),
-        Part("server compute input", server.compute_input_ms),
-        Part("server compute infer", server.compute_infer_ms),
-        Part("server compute output", server.compute_output_ms),
-        Part("server, rest", rest),
-        Part("client receive", receive),
-    )
-
-
-def _notes(server: ServerWindow | None, answered: int) -> list[str]:
-    if server is None:
-        return ["the server gave no statistics of the whole window: it was not there, or started anew"]
-    if server.requests != answered:
-        counts = f"the server counts {server.requests:,} requests in the window and this run {answered:,}"
-        return [f"{counts}: somebody else uses the model, or answers were lost"]
-    return []
+def _timeouts(phase: PhaseResult) -> int:
+    return int(np.count_nonzero(phase.store.status & ~np.uint8(WAITED) == Outcome.TIMEOUT))
 
 
 def _statistics(client: Client, model: ModelMetadata) -> dict[str, Any] | None:

@@ -14,6 +14,10 @@ BUSY: float = 0.9
 """Fraction of the time from which on the model's instances count as saturated."""
 
 
+class StartedAnewError(Exception):
+    """A counter went backwards."""
+
+
 @dataclass(frozen=True)
 class BatchSize:
     """Executions of one batch size, and the mean milliseconds of their inference."""
@@ -76,19 +80,20 @@ class Batching:
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> ServerWindow | None:
     """The window between two answers of ``/v2/models/NAME/versions/VERSION/stats``.
 
-    None when they can't be read, or when counters went backwards: the server was started anew in between.
+    None when they can't be read; :class:`StartedAnewError` when a counter went backwards.
     """
     try:
         (old,), (new,) = before["model_stats"], after["model_stats"]
         counts, spent = _inference_stats(old, new)
         requests = counts["success"]
         batches, busy_ns = _batches(old, new)
+        shrunk = _shrunk(old, new)
         inferences = int(new["inference_count"]) - int(old["inference_count"])
         executions = int(new["execution_count"]) - int(old["execution_count"])
     except (KeyError, TypeError, ValueError):
         return None
-    if min(*counts.values(), *spent.values(), inferences, executions) < 0:
-        return None
+    if shrunk or min(*counts.values(), *spent.values(), inferences, executions) < 0:
+        raise StartedAnewError
     mean = {name: ns / requests / 1e6 if requests else 0.0 for name, ns in spent.items()}
     return ServerWindow(
         requests=requests,
@@ -107,7 +112,10 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> ServerWin
 
 
 def explain_batching(window: ServerWindow, config: Batching, batch: int, window_s: float) -> str:
-    """One sentence: whether requests were joined into batches, and if not, why."""
+    """One sentence: whether requests were joined into batches, and if not, why.
+
+    ``window_s`` seconds passed until the last answer, all of which the server's counters hold.
+    """
     if not window.executions:
         return "Dynamic batching: the model was not executed."
     if config.max_batch_size == 0:
@@ -125,7 +133,9 @@ def explain_batching(window: ServerWindow, config: Batching, batch: int, window_
         return "Dynamic batching is off: the configuration has no dynamic_batching, so each request ran alone."
     if batch > most // 2:
         return f"Dynamic batching had nothing to join: two requests of {batch} don't fit in a batch of {most}."
-    return f"Dynamic batching joined nothing: {_why_alone(window, config, window_s, busy)}."
+    some = any(entry.size > batch for entry in window.batches)
+    joined = "hardly anything" if some else "nothing"
+    return f"Dynamic batching joined {joined}: {_why_alone(window, config, window_s, busy)}."
 
 
 def _why_alone(window: ServerWindow, config: Batching, window_s: float, busy: float) -> str:
@@ -140,6 +150,8 @@ def _why_alone(window: ServerWindow, config: Batching, window_s: float, busy: fl
             f"a queue delay of {config.delay_us} us is too short for requests that come {gap_us:.0f} us apart "
             "(max_queue_delay_microseconds)"
         )
+    if in_server < config.instances * 2.2:
+        return f"of {in_server:.1f} requests in the server {config.instances} ran, and the next one waited alone"
     return f"{_instances(config)} busy {busy:.0%} of the time, and still requests were taken one by one"
 
 
@@ -174,6 +186,16 @@ def _batches(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[tuple[Batc
                 _grown(entry, before, stage, "ns") for stage in ("compute_input", "compute_infer", "compute_output")
             )
     return tuple(sorted(found, key=lambda entry: entry.size)), busy_ns
+
+
+def _shrunk(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether executions of some batch size are fewer than before, or gone."""
+    later = {int(entry["batch_size"]): entry for entry in new.get("batch_stats", [])}
+    for entry in old.get("batch_stats", []):
+        now = later.get(int(entry["batch_size"]))
+        if now is None or min(_grown(now, entry, "compute_infer", field) for field in ("count", "ns")) < 0:
+            return True
+    return False
 
 
 def _grown(entry: Mapping[str, Any], before: Mapping[str, Any] | None, stage: str, field: str) -> int:

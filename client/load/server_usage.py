@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -54,6 +54,11 @@ def locate(url: Url, family: int, host: str, port: int, metrics: str | None = No
     return Whereabouts(process, unseen, _metrics(url, process, metrics))
 
 
+def found_anew(where: Whereabouts, family: int, host: str, port: int) -> Whereabouts:
+    """The same with the process that listens there now: a server that was started anew has another."""
+    return where if where.unseen else replace(where, process=find_server(family, host, port))
+
+
 def _metrics(url: Url, process: ServerProcess | None, given: str | None) -> Url | None:
     """Where metrics of at least one GPU are."""
     if given is not None:
@@ -87,7 +92,10 @@ def _port(process: ServerProcess, flag: str) -> int | None:
 
 
 class Watch:
-    """Reads what the server uses twice a second while the ``with`` block lasts; ``usage`` is the result."""
+    """Reads what the server uses twice a second while the ``with`` block lasts; ``usage`` is the result.
+
+    ``server_ended``: the server's process ended meanwhile, and ``usage`` is of a part of the time at most.
+    """
 
     def __init__(self, where: Whereabouts) -> None:
         self._process = ProcessMeter(where.process) if where.process else None
@@ -114,6 +122,10 @@ class Watch:
         )
         if self._gpus:
             self._gpus.close()
+
+    @property
+    def server_ended(self) -> bool:
+        return self._process is not None and self._process.ended
 
     def _go_on(self) -> None:
         while not self._ended.wait(_INTERVAL_S):

@@ -38,6 +38,7 @@ class Script:
     dead: tuple[float, float] | None = None  # from, to: no listener, connections are reset, counters start anew
     dies_at: float | None = None
     refuse_every: int = 0  # every so-manieth inference gets HTTP 400
+    refused_succeed: bool = False  # and counts as a success, as Triton does with an error of the model
     fail_every: int = 0  # or 500
     silent_every: int = 0  # or no answer
     garbage_every: int = 0
@@ -170,8 +171,9 @@ class _Fake:
         chosen = next((k for k in ("refuse", "fail", "silent", "garbage", "wrong") if self.is_turn(k)), None)
         if chosen == "silent":
             return
-        self.failed += chosen in {"refuse", "fail"}
-        self.succeeded += chosen not in {"refuse", "fail"}
+        failed = chosen == "fail" or (chosen == "refuse" and not script["refused_succeed"])
+        self.failed += failed
+        self.succeeded += not failed
         head = f"Inference-Header-Content-Length: {len(OUTPUT)}\r\n"
         answers = {
             "refuse": self.http(400, b'{"error":"refused by the script"}'),

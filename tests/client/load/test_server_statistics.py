@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from client.load.server_statistics import Batching, BatchSize, ServerWindow, difference, explain_batching
+from client.load.server_statistics import (
+    Batching,
+    BatchSize,
+    ServerWindow,
+    StartedAnewError,
+    difference,
+    explain_batching,
+)
 
 STAGES = ("compute_input", "compute_infer", "compute_output")
 
@@ -43,14 +50,27 @@ def test_the_window_is_the_difference() -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (statistics(10, {1: 10}), statistics(5, {1: 5})),
         ({}, statistics(1, {1: 1})),
         ({"model_stats": []}, {"model_stats": []}),
         (statistics(1, {1: 1}), {"model_stats": [{"inference_stats": {}}]}),
     ],
 )
-def test_a_restart_or_nonsense_is_no_window(before: dict[str, Any], after: dict[str, Any]) -> None:
+def test_nonsense_is_no_window(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert difference(before, after) is None
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        statistics(5, {1: 5}),
+        statistics(90, {1: 5, 8: 20}),  # a longer second life, with fewer executions of one size
+        statistics(90, {8: 20}),  # or none
+        statistics(90, {1: 40}, infer_ns=10),
+    ],
+)
+def test_what_goes_backwards_is_a_restart(after: dict[str, Any]) -> None:
+    with pytest.raises(StartedAnewError):
+        difference(statistics(10, {1: 10}), after)
 
 
 def test_reads_a_configuration() -> None:
@@ -66,8 +86,9 @@ def test_reads_a_configuration() -> None:
 
 def window(requests: int, executions: int, *, total_ms: float = 1.0, busy_s: float = 1.0) -> ServerWindow:
     """A window of 10 s."""
-    size = requests // executions if executions else 0
-    sizes = (BatchSize(size, executions, 1.0),) if executions else ()
+    size, more = divmod(requests, executions) if executions else (0, 0)
+    sizes: tuple[BatchSize, ...] = (BatchSize(size, executions - more, 1.0),) if executions else ()
+    sizes += (BatchSize(size + 1, more, 1.0),) if more else ()
     return ServerWindow(requests, 0, requests, executions, 0, total_ms, 0.1, 0.1, 0.5, 0.1, busy_s, sizes)
 
 
@@ -91,6 +112,18 @@ DYNAMIC = Batching(8, dynamic=True, delay_us=0, instances=1)
             "4 instances take 3.0 requests at once, one each",
         ),
         (window(10_000, 10_000, total_ms=9, busy_s=9.8), DYNAMIC, 1, "still requests were taken one by one"),
+        (
+            window(10_000, 9_900, total_ms=9, busy_s=9.8),
+            DYNAMIC,
+            1,
+            "joined hardly anything: the one instance was busy",
+        ),
+        (
+            window(10_000, 10_000, total_ms=2, busy_s=9.8),
+            DYNAMIC,
+            1,
+            "joined nothing: of 2.0 requests in the server 1 ran, and the next one waited alone",
+        ),
         (window(0, 0), DYNAMIC, 1, "was not executed"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from client import ClientError, UsageError
 from client.load.server_metrics import GpuMeter, metrics_url, read_gpus
 from client.load.server_process import ServerProcess, find_server, is_local
-from client.load.server_usage import ServerUsage, Watch, Whereabouts, locate
+from client.load.server_usage import ServerUsage, Watch, Whereabouts, found_anew, locate
 from client.transport import Url
 
 # The lines of a server with two GPUs; the second one's driver tells no power.
@@ -189,13 +190,24 @@ class TestProcess:
             pass
         assert watch.usage == ServerUsage()
 
-    def test_a_process_that_ends_adds_nothing_more(self) -> None:
+    def test_a_process_that_ends_is_told(self) -> None:
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         with Watch(Whereabouts(ServerProcess(process.pid, "python", ()), "", None)) as watch:
             process.kill()
             process.wait()
-        assert watch.usage.process is not None
-        assert watch.usage.process.cpu_s < 1
+        assert watch.server_ended
+        with Watch(Whereabouts(ServerProcess(os.getpid(), "python", ()), "", None)) as watch:
+            pass
+        assert not watch.server_ended
+
+    def test_a_server_that_was_started_anew_is_found_anew(self, listener: tuple[int, int]) -> None:
+        pid, port = listener
+        gone = Whereabouts(ServerProcess(1 << 22, "python", ()), "", None)
+        found = found_anew(gone, socket.AF_INET, "127.0.0.1", port)
+        assert found.process is not None
+        assert found.process.pid == pid
+        elsewhere = Whereabouts(None, "not on this machine", None)
+        assert found_anew(elsewhere, socket.AF_INET, "127.0.0.1", port) == elsewhere
 
     def test_flags_of_its_command_line(self) -> None:
         server = ServerProcess(1, "tritonserver", ("tritonserver", "--model-repository=/a", "--model-repository", "/b"))
