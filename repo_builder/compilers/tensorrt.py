@@ -35,7 +35,13 @@ from repo_builder.trt.messages import tidy
 from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.trt.parse import parse, with_node
 from repo_builder.trt.plugins import copy_plugins, load_plugins
-from repo_builder.trt.profiles import NetworkInput, free_unequal_axes, largest_batch, plan_profiles, refuse_large_minimum
+from repo_builder.trt.profiles import (
+    NetworkInput,
+    free_unequal_axes,
+    largest_batch,
+    plan_profiles,
+    refuse_large_minimum,
+)
 from repo_builder.verify import Runner, Tolerance
 
 if TYPE_CHECKING:
@@ -100,7 +106,7 @@ class TensorRTCompiler:
         graph = folder / GRAPH
         try:
             with self._log() as log:
-                proto = self._write_graph(model, graph, progress)
+                proto = self._write_graph(model, graph, max_batch_size, progress)
 
                 def fill(network: Any) -> tuple[Any, bool]:
                     with held():
@@ -144,7 +150,7 @@ class TensorRTCompiler:
         with contextlib.closing(BuildLog(self.library, _log_path(self.target), verbose=self.options.verbose)) as log:
             yield log
 
-    def _write_graph(self, model: OnnxModel, path: Path, progress: Progress) -> Any:
+    def _write_graph(self, model: OnnxModel, path: Path, max_batch_size: int, progress: Progress) -> Any:
         """Write the graph that TensorRT is to read, in half precision where the graph decides about that."""
         import onnx
 
@@ -169,6 +175,7 @@ class TensorRTCompiler:
                     f"drop --{half.value.lower()}; for BF16 export the model with opset 17 or newer",
                 )
             proto = converted.proto
+        proto = free_unequal_axes(proto, self.options.profiles, max_batch_size)
         large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > 1 << 30
         if large and proto is not model.proto:
             onnx.save_model(proto, path, save_as_external_data=True, location=GRAPH_DATA)
@@ -194,7 +201,6 @@ class TensorRTCompiler:
             _constrain_layers(self.library, network)
         inputs = _network_inputs(network)
         profiles = plan_profiles(inputs, self.options.profiles, batchable=batchable, max_batch_size=max_batch_size)
-        free_unequal_axes(network, profiles)
         if batchable and self.served:
             refuse_large_minimum(inputs, profiles)
         largest = largest_batch(inputs, profiles) if batchable else 0

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from repo_builder.errors import CompileError, UsageError
 from repo_builder.trt.options import Profile
+
+if TYPE_CHECKING:
+    import onnx
 
 LARGEST = 2**31 - 1
 """Of an axis, and of a shape tensor's values: TensorRT 8.6 has 32 bits for them."""
@@ -71,6 +75,30 @@ def plan_profiles(
                 corner[tensor.name] = shape
         planned.append(Profile(*corners))
     return tuple(planned)
+
+
+def free_unequal_axes(source: onnx.ModelProto, given: Sequence[Profile], max_batch_size: int) -> onnx.ModelProto:
+    """The graph without the names of inputs' axes that are not equal: ``?``, and names whose axes differ by ``given``.
+
+    TensorRT takes axes of one name as equal, and refuses a profile that contradicts that.  They have to go before the
+    graph is parsed: cleared in the network they break the build of RTX 1.7.
+    """
+    corners = [corner for p in given for corner in ((p.min, 1), (p.opt, max_batch_size), (p.max, max_batch_size))]
+    ranges: dict[str, set[tuple[int, ...]]] = {}
+    for value in source.graph.input:
+        shapes = [shapes.get(value.name, (batch,)) for shapes, batch in corners]
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            ranges.setdefault(dim.dim_param, set()).add(tuple(shape[axis] for shape in shapes if axis < len(shape)))
+    unequal = {name for name, sizes in ranges.items() if name and (name == "?" or len(sizes) > 1)}
+    if not unequal:
+        return source
+    proto = type(source)()
+    proto.CopyFrom(source)
+    for value in proto.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in unequal:
+                dim.Clear()
+    return proto
 
 
 def largest_batch(inputs: Sequence[NetworkInput], profiles: Sequence[Profile]) -> int:

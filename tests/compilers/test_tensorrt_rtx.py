@@ -102,6 +102,15 @@ def test_two_profiles_of_free_sizes(tmp_path: Path) -> None:
 
 
 @rtx
+@pytest.mark.parametrize("names", [("?", "?"), ("side", "side")])
+def test_axes_of_one_name_may_differ(tmp_path: Path, names: tuple[str, str]) -> None:
+    corners = [{"x": (batch, 3, 48, width)} for batch, width in ((1, 48), (2, 192), (4, 320))]
+    proto = convolution(height=names[0], width=names[1])
+    published = publish(tmp_path, proto, profiles=(Profile(*corners),))
+    assert published.manifest["engine"]["profiles"][0]["max"] == {"x": [4, 3, 48, 320]}
+
+
+@rtx
 def test_integers_booleans_and_their_types(tmp_path: Path) -> None:
     proto = model(
         [
