@@ -169,6 +169,13 @@ class Repository:
             folders = [entry for entry in self.root.iterdir() if entry.is_dir() and not is_stray(entry.name)]
         return [self._read(folder) for folder in sorted(folders)]
 
+    def dangling(self) -> list[Path]:
+        """Links beside the models that lead nowhere: where one is, Triton reads no model of the repository."""
+        if not self.root.is_dir():
+            return []
+        with _readable(self.root):
+            return sorted(entry for entry in self.root.iterdir() if entry.is_symlink() and not entry.exists())
+
     def get(self, name: str) -> Model | None:
         """The model of that name, None if there is none; raises RepositoryError when a file is in its place."""
         folder = self.root / check_name(name)

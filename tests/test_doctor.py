@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from repo_builder.doctor import Finding, Level, examine
+from repo_builder.doctor import examine
+from repo_builder.findings import Finding, Level
 from repo_builder.host import write_image
 from repo_builder.repository import MANIFEST, MANIFEST_SCHEMA
 
@@ -362,6 +363,17 @@ def test_an_image_that_was_named_is_the_one_that_is_judged(machine: Machine, mon
     report = json.loads(doctor(machine, "--json", "--image", "nvcr.io/nvidia/tritonserver:25.08-py3").stdout)
     (model,) = [finding for finding in report["findings"] if finding["subject"] == "model old"]
     assert "nvcr.io/nvidia/tritonserver:25.08-py3 has 10.13.2.6" in model["text"]
+
+
+def test_links_that_a_container_can_t_follow(machine: Machine, tmp_path: Path) -> None:
+    model = machine.model("resnet").parent
+    model.rename(tmp_path / "resnet")
+    (machine.repository / "resnet").symlink_to("../resnet")
+    (machine.repository / "loop").symlink_to("loop")
+    lost, outside = [finding for finding in machine.examine() if finding.subject == "repository"][:2]
+    assert (lost.level, outside.level) == (Level.WRONG, Level.WARNING)
+    assert lost.text.startswith(f"{machine.repository}/loop leads to loop, which is not there")
+    assert outside.text.startswith(f"{machine.repository}/resnet leads to ../resnet, which a container does not have")
 
 
 def test_files_the_container_s_user_can_t_read(machine: Machine) -> None:

@@ -14,7 +14,7 @@ from repo_builder.servers.engine import DEFAULT_IMAGE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from repo_builder.doctor import Finding
+    from repo_builder.findings import Finding
 
 
 def doctor(
@@ -37,7 +37,8 @@ def doctor(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Check this machine and every model; exit code 1 when something would fail."""
-    from repo_builder.doctor import Level, examine
+    from repo_builder.doctor import examine
+    from repo_builder.findings import Level
 
     refusal = None
     if write_env:

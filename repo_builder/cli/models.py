@@ -38,8 +38,10 @@ def list_models(
     from repo_builder.repository import Repository
     from repo_builder.staging import abandoned
 
-    models = Repository(repository).models()
-    rows = [_row(model) for model in models]
+    store = Repository(repository)
+    rows = [_row(model) for model in store.models()]
+    for link in store.dangling():
+        note(f"warning: {link} leads to {link.readlink()}, which is not there, and Triton then reads no model at all")
     for folder in abandoned(Path(repository)):
         note(f"note: {folder} was left by an add that was killed; the next one clears it away")
     if json:

@@ -17,6 +17,7 @@ from repo_builder.errors import MissingExtraError, RepoBuilderError, ServerError
 from repo_builder.repository import Repository
 from repo_builder.servers.base import ServerOptions
 from repo_builder.servers.images import Progress, check_plans, choose_image, ensure_image, explanation
+from repo_builder.servers.mounted import check_mountable
 from repo_builder.servers.ports import Ports, reserve, resolve_host
 from repo_builder.servers.records import ServerRecord, record_path
 from repo_builder.servers.supervised import SupervisedServer, checked_repository, common_flags
@@ -95,6 +96,7 @@ def start(
             container does not start or ends.
     """
     root = checked_repository(Path(repository), options)
+    check_mountable(root, _user())
     address = resolve_host(options.host)
     client = connect()
     plans = find_plans(Repository(root))
@@ -142,11 +144,16 @@ def gpu_requests(gpus: str) -> list[Any]:
     raise UsageError(f"--gpus {gpus!r} is nothing Docker knows", "auto, all, none, a number from 1, or ids: 0,2")
 
 
+def _user() -> int:
+    """Who Triton runs as: the caller, who can read the repository; instead of root, who has nothing to do in there."""
+    return os.getuid() or 1000
+
+
 def _settings(
     root: Path, options: ServerOptions, docker_options: DockerOptions, ports: Ports, address: str, gpus: list[Any]
 ) -> dict[str, Any]:
     """The container: what compose.yaml asks for, with these options."""
-    from docker.types import Ulimit
+    from docker.types import Mount, Ulimit
 
     flags = [f"--model-repository={MODELS}", f"--exit-timeout-secs={GRACE_S - 1}", *common_flags(options)]
     if not gpus:
@@ -156,11 +163,10 @@ def _settings(
         "name": NAME.format(port=ports.http),
         "command": ["tritonserver", *flags],
         "ports": {f"{inside}/tcp": (address, outside) for inside, outside in wanted.items()},
-        "volumes": {str(root): {"bind": MODELS, "mode": "ro"}},
+        "mounts": [Mount(MODELS, str(root), type="bind", read_only=True)],  # a volume's notation takes no colon
         "device_requests": gpus,
         "shm_size": docker_options.shm_size,
-        # The caller's own user can read the repository; root has nothing to do in there.
-        "user": f"{os.getuid()}:{os.getgid()}" if os.getuid() else "1000:1000",
+        "user": f"{_user()}:{os.getgid() or 1000}",
         "ulimits": [Ulimit(name="memlock", soft=-1, hard=-1), Ulimit(name="stack", soft=67108864, hard=67108864)],
         "read_only": True,
         "tmpfs": {"/tmp": ""},  # noqa: S108
@@ -181,8 +187,12 @@ def _free_name(client: Any, name: str) -> None:
     if LABEL in there.labels and there.status in {"created", "exited", "dead"}:
         remove_container(there)
         return
-    what = f"a container named {name} is there already, {there.status}"
-    raise ServerError(what, f"docker rm --force {name}, if nobody needs it; or another port with --http-port")
+    raise _taken_error(name, f", {there.status}")
+
+
+def _taken_error(name: str, state: str = "") -> ServerError:
+    hint = f"docker rm --force {name}, if nobody needs it; or another port with --http-port"
+    return ServerError(f"a container named {name} is there already{state}", hint)
 
 
 def left_container(record: ServerRecord) -> str | None:
@@ -234,6 +244,8 @@ def _run(client: Any, image: str, settings: dict[str, Any]) -> Any:
     try:
         container = client.containers.create(image, **settings)
     except (docker.errors.DockerException, OSError) as error:
+        if getattr(error, "status_code", None) == 409:  # made since we looked
+            raise _taken_error(settings["name"]) from None
         raise _container_error(error, image) from None
     try:
         container.start()

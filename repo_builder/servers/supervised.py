@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from repo_builder.errors import ServerError, UsageError
 from repo_builder.folders import state_folder
-from repo_builder.repository import is_stray
+from repo_builder.repository import Repository, is_stray
 from repo_builder.servers.base import ModelState, ModelStatus, ServerOptions
 from repo_builder.servers.load_errors import (
     explain,
@@ -223,6 +223,11 @@ def checked_repository(root: Path, options: ServerOptions) -> Path:
         raise UsageError(
             f"the repository {root} {what}", "repo-builder add MODEL.onnx makes a repository; --repository names one"
         )
+    for link in Repository(root).dangling():
+        raise UsageError(
+            f"{link} leads to {link.readlink()}, which is not there, and Triton then reads no model at all",
+            f"rm {link}, or put back what it leads to",
+        )
     names = sorted(entry.name for entry in root.iterdir() if looks_like_model(entry))
     if not names:
         raise UsageError(f"{root} has no models", f"repo-builder add MODEL.onnx --repository {root} puts one there")
@@ -266,8 +271,11 @@ def model_states(url: str, log_file: Path) -> tuple[ModelStatus, ...]:
         index = request_json("POST", url, "/v2/repository/index")
         listed = {entry["name"] for entry in index}
         removed = [state for name in loaded_models(log) if name not in listed for state in _removed(url, name)]
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         raise ServerError(f"the server at {url} does not answer: {error}", f"see its log in {log_file}") from None
+    except http.client.HTTPException as error:
+        what = f"the server at {url} can't tell its models: {error}"
+        raise ServerError(what, f"mend that in the repository, or see its log in {log_file}") from None
     unread, plans = reasons_in_log(log), plan_errors_in_log(log)
     entries = [*index, *({"name": name} for name in unread if name not in listed)]
     if "MODE_EXPLICIT" in log:  # only some were asked for: Triton lists the others too, without a state or a reason
@@ -323,5 +331,6 @@ def request_json(method: str, url: str, path: str) -> Any:
     finally:
         connection.close()
     if response.status != 200:
-        raise http.client.HTTPException(f"{method} {path} answered {response.status}")
+        why = " ".join(body[:1000].decode(errors="replace").split())
+        raise http.client.HTTPException(f"{method} {path} answered {response.status}: {why}")
     return json.loads(body)

@@ -101,6 +101,14 @@ class TestList:
             assert alive.exists()
             assert cli("list").err == ""
 
+    def test_a_link_that_leads_nowhere_is_told(self, published: Path, cli: Cli) -> None:
+        (published / "lost").symlink_to("nowhere")
+        told = f"{Path(published.name) / 'lost'} leads to nowhere, which is not there"
+        assert told in cli("list").err
+        found = {finding["text"]: finding["level"] for finding in cli("doctor", "--json").json["findings"]}
+        assert [level for text, level in found.items() if text.startswith(told)] == ["wrong"]
+        assert told in cli("serve", "--engine", "local").error
+
     @pytest.mark.parametrize("made", [True, False])
     def test_of_nothing(self, made: bool, cli: Cli, tmp_path: Path) -> None:
         if made:

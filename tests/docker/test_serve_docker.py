@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,40 @@ def test_a_container_of_the_same_name_that_is_someone_else_s_is_left_alone(
         assert engine.containers.get(other.id)
     finally:
         other.remove(force=True)
+
+
+def test_of_two_at_once_on_a_port_one_is_told_what_is_there(image: str, repository: Path, run: Run) -> None:
+    port = str(steady_port())
+    with ThreadPoolExecutor(2) as pool:
+        command = (*serve(image, repository), "--http-port", port, "--detach")
+        one, other = sorted(pool.map(lambda _: run(*command), range(2)), key=lambda done: done.returncode)
+    assert run(*REPO_BUILDER, "stop").returncode == 0
+    assert one.returncode == 0, one.stderr
+    told = rf"error: (a container named repo-builder-{port} is there|port {port} is in use)"
+    assert re.match(told, only_error(other))
+
+
+def test_a_repository_with_a_colon_in_its_path(image: str, repository: Path, run: Run, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    shutil.copytree(repository, tmp_path / "models: mine")
+    record = start_detached(image, tmp_path / "models: mine", run)
+    assert [model["state"] for model in record["models"]] == ["READY"]
+    assert run(*REPO_BUILDER, "stop").returncode == 0
+
+
+def test_a_repository_that_a_container_can_t_read_is_refused(repository: Path, run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    root.mkdir()
+    (root / "elsewhere").symlink_to(repository / "efficientnet-lite0")
+    error = only_error(run(*serve("any", root)))
+    assert error == f"error: {root}/elsewhere leads to {repository}/efficientnet-lite0, which a container does not have"
+    if os.getuid() == 0:
+        (root / "elsewhere").unlink()
+        shutil.copytree(repository / "efficientnet-lite0", root / "model")
+        root.chmod(0o700)
+        error = only_error(run(*serve("any", root)))
+        assert error == f"error: {root} can't be read by the container, which runs as user 1000"
 
 
 def test_python_api(image: str, repository: Path) -> None:

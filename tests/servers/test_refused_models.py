@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from repo_builder.errors import ServerError, UsageError
 from repo_builder.servers.base import ServerOptions
 from repo_builder.servers.load_errors import explain
 from repo_builder.servers.local import LocalServer, start
@@ -179,3 +180,13 @@ def test_reasons_that_are_hard_to_make(reason: str, cause: str, hint: str | None
     explanation = explain("m", reason)
     assert cause in explanation.cause
     assert explanation.hint is None if hint is None else hint in str(explanation.hint)
+
+
+def test_a_link_that_leads_nowhere_is_named_when_triton_reads_no_model_for_it(tmp_path: Path) -> None:
+    write_identity(tmp_path / "models", "good")
+    with start(tmp_path / "models", ServerOptions(0, 0, 0)) as server:
+        (tmp_path / "models/lost").symlink_to("nowhere")
+        with pytest.raises(ServerError, match=r"can't tell its models: .* 500: .*/models/lost"):
+            _ = server.models
+    with pytest.raises(UsageError, match="/lost leads to nowhere, which is not there"):
+        start(tmp_path / "models", ServerOptions(0, 0, 0))

@@ -1,0 +1,195 @@
+"""``doctor``'s look at every model of a repository, against this machine and the image that is to serve."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from repo_builder.compatibility import (
+    Plan,
+    Version,
+    container_for,
+    containers_for,
+    find_plans,
+    loads,
+    parse_version,
+    plugins_setting,
+    version_text,
+)
+from repo_builder.config.problems import find_problems
+from repo_builder.config.proto import ModelConfig, read_config
+from repo_builder.errors import RepoBuilderError
+from repo_builder.findings import Finding, Level, ok
+from repo_builder.host import Host
+from repo_builder.repository import CONFIG, Model, Repository
+from repo_builder.servers.mounted import links_outside
+from repo_builder.staging import abandoned
+
+MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}  # by backend, unless the config names another
+
+
+def examine_models(root: Path, host: Host) -> Iterator[Finding]:
+    for folder in abandoned(root):
+        mend = "the next repo-builder add clears it away, and brings back what it may have moved there"
+        yield Finding("repository", Level.WARNING, f"{folder} was left by an add that was killed", mend)
+    if not root.is_dir():
+        mend = "repo-builder add MODEL.onnx makes it; --repository names another"
+        yield Finding("repository", Level.WARNING, f"{root} does not exist", mend)
+        return
+    repository = Repository(root)
+    models = repository.models()
+    if not models:
+        yield Finding("repository", Level.WARNING, f"{root} has no models", "repo-builder add MODEL.onnx")
+        return
+    for link in repository.dangling():
+        text = f"{link} leads to {link.readlink()}, which is not there, and Triton then reads no model at all"
+        yield Finding("repository", Level.WRONG, text, f"rm {link}, or put back what it leads to")
+    for link in links_outside(root):
+        text = f"{link} leads to {link.readlink()}, which a container does not have: only --engine local serves it"
+        yield Finding("repository", Level.WARNING, text, "copy the model into the repository")
+    yield _unreadable(root) or ok("repository", f"{root}: {len(models)} model{'s' * (len(models) > 1)}")
+    plans = find_plans(repository)
+    for model in models:
+        yield from _model(model, [plan for plan in plans if plan.model == model.name], host)
+    yield from _container([plan for plan in plans if not plan.rtx], host)
+
+
+def _container(plans: list[Plan], host: Host) -> Iterator[Finding]:
+    """The one container that loads all plans; an image that a person named may do so, whatever it is."""
+    versions, release = {plan.tensorrt for plan in plans}, host.release
+    if plans and host.image_named and release and all(loads(release, plan) for plan in plans):
+        yield ok("container", f"{host.image} loads every plan")
+    elif len(versions) == 1 and host.image_named and release is None:
+        yield _unknown_image(host.image, versions.pop())
+    else:
+        try:
+            container = container_for(plans)
+        except RepoBuilderError as error:
+            yield Finding("container", Level.WRONG, error.message, error.hint)
+            return
+        if container:
+            doubt = f" ({container.doubt})" if container.doubt else ""
+            yield ok("container", f"{container.release.image} loads every plan{doubt}")
+
+
+def _unknown_image(image: str, tensorrt: Version) -> Finding:
+    text = f"which TensorRT {image} has is not known here, and the plans are of {version_text(tensorrt)}"
+    known = containers_for(tensorrt)
+    mend = f"if it has another: TRITON_IMAGE={known[0].release.image} in .env" if known else ""
+    return Finding("container", Level.WARNING, text, mend or "see that it has it: no container of NVIDIA's is known to")
+
+
+def _unreadable(root: Path) -> Finding | None:
+    """The first file that the container's user, who is not its owner, can't read."""
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder), *(Path(folder, name) for name in names)):
+            mode = path.lstat().st_mode
+            if not mode & 0o004 or (path.is_dir() and not mode & 0o001):
+                text = f"{path} is not readable by others, and Triton's container runs as user 1000"
+                mend = f"chmod -R a+rX {root}, or TRITON_USER=$(id -u):$(id -g) in .env"
+                return Finding("repository", Level.WARNING, text, mend)
+    return None
+
+
+def _model(model: Model, plans: list[Plan], host: Host) -> Iterator[Finding]:
+    subject = f"model {model.name}"
+    if model.config_text is None:
+        mend = "move what is not a model out of the repository, or publish it again with repo-builder add"
+        yield Finding(subject, Level.WRONG, f"has no readable {CONFIG}", mend)
+        return
+    try:
+        config = read_config(model.folder / CONFIG)
+    except RepoBuilderError as error:
+        yield Finding(subject, Level.WRONG, error.message, error.hint)
+        return
+    if not model.versions and config.platform != "ensemble":
+        yield Finding(subject, Level.WRONG, "has no version", "publish it again with repo-builder add")
+        return
+    problems = [*_damages(subject, model), *_configuration(subject, model, config, host)]
+    problems += [*_missing_files(subject, model, config), *_missing_plans(subject, plans, host)]
+    problems += [problem for plan in plans for problem in _plan(subject, plan, host)]
+    if problems:
+        yield from problems
+    else:
+        platform = config.platform or config.backend
+        yield ok(subject, f"{platform}, version{'s' * (len(model.versions) > 1)} {_numbers(model)}")
+
+
+def _damages(subject: str, model: Model) -> Iterator[Finding]:
+    for version in model.versions:
+        if damage := model.damage(version):
+            level = Level.WRONG if version == model.latest else Level.WARNING
+            mend = f"publish it again with repo-builder add, or repo-builder remove {model.name}@{version}"
+            yield Finding(subject, level, f"version {version} is damaged: {damage}", mend)
+
+
+def _configuration(subject: str, model: Model, config: ModelConfig, host: Host) -> Iterator[Finding]:
+    if config.name not in {"", model.name}:
+        text = f"{CONFIG} is for a model named {config.name!r}"
+        yield Finding(subject, Level.WRONG, text, "rename the folder, or set or leave out name in config.pbtxt")
+    anywhere = find_problems(config, versions=model.versions)
+    for problem in find_problems(config, versions=model.versions, gpus=len(host.gpus)):
+        here = problem not in anywhere  # a GPU that this machine lacks
+        yield Finding(subject, Level.WRONG if problem.fatal or here else Level.WARNING, problem.text, problem.hint)
+
+
+def _missing_files(subject: str, model: Model, config: ModelConfig) -> Iterator[Finding]:
+    """Files that Triton looks for; those of a version that has a manifest are :func:`_damages`'s."""
+    labels = {output.label_filename for output in config.output if output.label_filename}
+    samples = {tensor.input_data_file for sample in config.model_warmup for tensor in sample.inputs.values()}
+    named = [*sorted(labels), *(f"warmup/{file}" for file in sorted(samples) if file)]
+    for file in named:
+        if not (model.folder / file).is_file():
+            mend = f"put it there, or take its name out of {CONFIG}"
+            yield Finding(subject, Level.WRONG, f"{file} is missing, which {CONFIG} names", mend)
+    usual = MODEL_FILES.get(config.backend or config.platform.partition("_")[0])
+    if model.latest and usual and not config.cc_model_filenames and not model.manifest(model.latest):
+        file = f"{model.latest}/{config.default_model_filename or usual}"
+        if not (model.folder / file).exists():
+            yield Finding(subject, Level.WRONG, f"{file} is missing", "put it there, or publish the model again")
+
+
+def _numbers(model: Model) -> str:
+    return ", ".join(map(str, model.versions)) or "none"
+
+
+def _missing_plans(subject: str, plans: list[Plan], host: Host) -> Iterator[Finding]:
+    """GPUs here for which a version with a plan for each of several types has none."""
+    for folder in dict.fromkeys(plan.path.parent for plan in plans if plan.by_capability):
+        there = [plan.compute_capability or "?" for plan in plans if plan.path.parent == folder]
+        there.sort(key=parse_version)
+        if missing := {gpu.compute_capability for gpu in host.gpus}.difference(there):
+            text = f"version {folder.name} has plans for compute capability {', '.join(there)}, none for "
+            mend = "on this machine, with the options of its other plans: repo-builder add ... --cc-plan"
+            yield Finding(subject, Level.WRONG, text + ", ".join(sorted(missing)), mend)
+
+
+def _plan(subject: str, plan: Plan, host: Host) -> Iterator[Finding]:
+    """What keeps a plan from being loaded here: no GPU, another GPU, another TensorRT in the image."""
+    file = f"{plan.path.parent.name}/{plan.path.name}"
+    again = f"publish it again on this machine: repo-builder add ... --name {plan.model}"
+    if not host.gpus:
+        mend = f"serve it where there is one, or as ONNX: repo-builder add ... --target onnxruntime --name {plan.model}"
+        yield Finding(subject, Level.WRONG, f"{file} needs an NVIDIA GPU, and there is none here", mend)
+        return
+    here = {gpu.compute_capability for gpu in host.gpus}
+    if plan.compute_capability and plan.compute_capability not in here:
+        if plan.by_capability:
+            return  # for the GPUs of another machine
+        text = f"{file} was built for compute capability {plan.compute_capability}, here is {', '.join(sorted(here))}"
+        yield Finding(subject, Level.WRONG, text, again)
+    if plan.rtx:
+        return
+    release = host.release
+    fitting = containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
+    if release and not loads(release, plan):
+        text = (
+            f"{file} is of TensorRT {version_text(plan.tensorrt) or '(unknown)'}, "
+            f"and {host.image} has {version_text(release.tensorrt) or 'another'}"
+        )
+        mend = f"TRITON_IMAGE={fitting[0].release.image} in .env" if fitting else again
+        yield Finding(subject, Level.WRONG, text, mend)
+    if layers := plugins_setting([plan], "/models"):
+        mend = f"add {layers!r} to the command of triton in compose.yaml; repo-builder serve does so by itself"
+        yield Finding(subject, Level.WARNING, f"{file} has custom layers, which compose.yaml does not load", mend)
