@@ -218,9 +218,14 @@ class Build:
         return Reference.open(self.model.spec, session, sampler)
 
     def samples(self) -> SampleOptions:
-        """What is known of the inputs, the shapes too that an engine is tuned for."""
+        """What is known of the inputs, the shapes too that an engine is tuned for.
+
+        An input of fixed sizes has its shape from the model; what a profile gives of it may be its values.
+        """
         profiles = self.build.tensorrt.profiles
-        return known_shapes(self.build.samples, profiles[0].opt) if profiles else self.build.samples
+        free = {tensor.name for tensor in self.model.spec.inputs if -1 in tensor.dims}
+        shapes = {name: shape for name, shape in profiles[0].opt.items() if name in free} if profiles else {}
+        return known_shapes(self.build.samples, shapes)
 
     def _plan_warmup(self) -> Warmup | None:
         """Zeros where the source takes them, else the very inputs that it was verified on."""

@@ -27,6 +27,13 @@ def _option(*names: str, **settings: Any) -> Any:
     return typer.Option(*names, show_default=False, **settings)
 
 
+def _take_as_model(context: typer.Context, value: str) -> str:
+    """Trtexec's ``--onnx=FILE`` is the argument MODEL where there is none; eager, so that it is not missed first."""
+    if value:
+        context.default_map = {**(context.default_map or {}), "model": value}
+    return value
+
+
 def tensorrt_options(
     fp16: Annotated[bool, _option("--fp16", "--best", help="TensorRT: allow FP16.")] = False,
     bf16: Annotated[bool, _option("--bf16", help="TensorRT: allow BF16.")] = False,
@@ -55,6 +62,7 @@ def tensorrt_options(
             help="TensorRT: largest shapes; all three again for each further profile.",
         ),
     ] = None,
+    shapes: Annotated[list[str] | None, _option("--shapes", hidden=True)] = None,
     workspace: Annotated[
         int | None, _option("--workspace", metavar="MIB", min=0, help="TensorRT: scratch memory while building.")
     ] = None,
@@ -116,6 +124,9 @@ def tensorrt_options(
         bool, _option("--verbose-build", "--verbose", help="TensorRT: everything it says goes to the build's log.")
     ] = False,
     explicit_batch: Annotated[bool, _option("--explicitBatch", hidden=True)] = False,  # noqa: ARG001
+    onnx: Annotated[  # noqa: ARG001
+        str, _option("--onnx", hidden=True, is_eager=True, callback=_take_as_model)
+    ] = "",
 ) -> TensorRTOptions:
     """What the options say, as the library takes it; raises UsageError."""
     from repo_builder.trt.options import TensorRTOptions, parse_profiles
@@ -124,6 +135,11 @@ def tensorrt_options(
         raise UsageError(
             "--int8 needs a model that holds its quantisation: QuantizeLinear and DequantizeLinear nodes",
             "quantise it with onnxruntime.quantization.quantize_static(quant_format=QDQ), then add that without --int8",
+        )
+    if shapes and (min_shapes or opt_shapes or max_shapes):
+        raise UsageError(
+            "--shapes is min, opt and max in one, and there are --min-shapes, --opt-shapes or --max-shapes, too",
+            "drop --shapes: what trtexec measures at by it, --benchmark measures at the opt shapes",
         )
     pools = _pools(mem_pool_size or [])
     if workspace is not None:
@@ -138,12 +154,12 @@ def tensorrt_options(
         tf32=tf32,
         half_inputs=half_inputs,
         half_outputs=half_outputs,
-        profiles=parse_profiles(min_shapes or [], opt_shapes or [], max_shapes or []),
+        profiles=parse_profiles(shapes or min_shapes or [], shapes or opt_shapes or [], shapes or max_shapes or []),
         memory_pools=pools,
         builder_optimization_level=builder_optimization_level,
         version_compatible=version_compatible,
-        hardware_compatibility=_LEVELS.get(hardware_compatibility.lower(), hardware_compatibility),
-        compute_capabilities=tuple(part for text in compute_capability or [] for part in text.split(",")),
+        hardware_compatibility=_level(hardware_compatibility),
+        compute_capabilities=tuple(part for text in compute_capability or [] for part in text.split(",") if part),
         plugins=tuple(plugin or ()),
         sparsity=_is_enabled(sparsity),
         tactic_sources=tactic_sources,
@@ -174,11 +190,20 @@ def describe_plans(manifest: Mapping[str, Any]) -> list[str]:
 
 
 _LEVELS = {
+    "": "",
     "none": "",
     "ampere+": "ampere_plus",
     "samecomputecapability": "same_compute_capability",
     "same-compute-capability": "same_compute_capability",
 }
+
+
+def _level(text: str) -> str:
+    """TensorRT's name of a level of hardware compatibility, "" for none."""
+    known = {**_LEVELS, **{level: level for level in _LEVELS.values()}}
+    if text.lower() not in known:
+        raise UsageError(f"--hardware-compatibility {text}: no such level", "none, ampere+ or same-compute-capability")
+    return known[text.lower()]
 
 
 def takes_tensorrt_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -188,6 +213,8 @@ def takes_tensorrt_options(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         asked = {name: given.pop(name) for name in added.parameters}
+        if asked["onnx"] and Path(asked["onnx"]) != Path(given["model"]):
+            raise UsageError(f"--onnx {asked['onnx']} and {given['model']} are two models", "name one")
         command(**given, tensorrt=tensorrt_options(**asked))
 
     hints = {**_hints(command), **_hints(tensorrt_options)}

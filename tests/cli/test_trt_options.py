@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
@@ -13,17 +14,17 @@ from repo_builder.errors import UsageError
 from repo_builder.trt.options import Profile, TensorRTOptions
 
 
-def options_of(*arguments: str) -> TensorRTOptions:
-    """What a command with these arguments gets."""
+def options_of(*arguments: str, model: tuple[str, ...] = ("net.onnx",)) -> TensorRTOptions:
+    """What a command with ``model`` and these arguments gets."""
     got: list[TensorRTOptions] = []
 
-    def command(model: str, *, tensorrt: TensorRTOptions) -> None:
+    def command(model: Annotated[str, typer.Argument()], *, tensorrt: TensorRTOptions) -> None:
         assert model == "net.onnx"
         got.append(tensorrt)
 
     app = typer.Typer()
     app.command()(takes_tensorrt_options(command))
-    result = CliRunner().invoke(app, ["net.onnx", *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(app, [*model, *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return got[0]
 
@@ -44,12 +45,22 @@ def options_of(*arguments: str) -> TensorRTOptions:
         (["--plugin", "a.so"], ["--dynamicPlugins=a.so"]),
         (["--tactic-sources", "-CUBLAS,-CUDNN"], ["--tacticSources=-CUBLAS,-CUDNN"]),
         (["--strip-weights"], ["--stripWeights"]),
+        (["--compute-capability", "8.6"], ["--compute-capability", "8.6,"]),
+        (["--min-shapes", "x:1x3", "--opt-shapes", "x:1x3", "--max-shapes", "x:1x3"], ["--shapes=x:1x3"]),
+        (["--hardware-compatibility", "same-compute-capability"], ["--hardware-compatibility=SameComputeCapability"]),
         ([], ["--explicitBatch"]),
         ([], ["--sparsity=disable"]),
     ],
 )
 def test_trtexec_spellings(ours: list[str], trtexecs: list[str]) -> None:
     assert options_of(*ours) == options_of(*trtexecs)
+
+
+def test_trtexecs_way_to_name_the_model() -> None:
+    assert options_of("--onnx=net.onnx", "--fp16", model=()) == options_of("--fp16")
+    assert options_of("--fp16", "--onnx", "net.onnx", model=()) == options_of("--fp16")
+    with pytest.raises(UsageError, match=r"--onnx other\.onnx and net\.onnx are two models"):
+        options_of("--onnx=other.onnx")
 
 
 def test_a_line_of_trtexec_flags() -> None:
@@ -109,6 +120,8 @@ def test_the_timing_cache_does_not_make_another_build() -> None:
         (["--bf16", "--outputIOFormats=fp16:chw"], "only bf16:chw"),
         (["--sparsity=force"], "enable or disable"),
         (["--min-shapes", "x"], "can't be read"),
+        (["--shapes=x:1x3", "--maxShapes=x:8x3"], "--shapes is min, opt and max in one"),
+        (["--hardwareCompatibilityLevel=bogus"], "--hardware-compatibility bogus: no such level"),
         (["--compute-capability", "86"], "not a compute capability"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from repo_builder.config.proto import read_config
 from repo_builder.errors import CompileError, ConfigError, MissingExtraError, ModelError, RepoBuilderError, UsageError
 from repo_builder.model import DataType
 from repo_builder.plans import compile_plan, inspect_plan
+from repo_builder.samples import SampleOptions
 from repo_builder.trt.cuda import find_gpu
 from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
@@ -108,6 +110,22 @@ def test_axes_of_one_name_may_differ(tmp_path: Path, names: tuple[str, str]) -> 
     proto = convolution(height=names[0], width=names[1])
     published = publish(tmp_path, proto, profiles=(Profile(*corners),))
     assert published.manifest["engine"]["profiles"][0]["max"] == {"x": [4, 3, 48, 320]}
+
+
+@rtx
+def test_a_shape_tensors_profile_has_values(tmp_path: Path) -> None:
+    proto = model(
+        [node("Slice", ["x", "start", "end", "axis"], ["y"])],
+        {"x": (FP32, [4, 6]), "end": (INT64, [1])},
+        {"y": (FP32, [4, "n"])},
+        {"start": np.array([0]), "axis": np.array([1])},
+    )
+    source = save(proto, tmp_path / "net.onnx")
+    profiles = (Profile({"end": (1,)}, {"end": (3,)}, {"end": (6,)}),)
+    asked = replace(build(profiles=profiles), samples=SampleOptions(ranges={"end": (1, 6)}))
+    published = add_model(source, repository=tmp_path / "models", build=asked)
+    assert published.manifest["engine"]["profiles"] == [{"min": {"end": [1]}, "opt": {"end": [3]}, "max": {"end": [6]}}]
+    assert [tensor["shape"] for tensor in published.manifest["inputs"]] == [[4, 6], [1]]
 
 
 @rtx
