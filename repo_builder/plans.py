@@ -12,6 +12,7 @@ from typing import Any
 
 from repo_builder.compatibility import read_plan_version, version_text
 from repo_builder.compilers.base import Artifact, Progress, Target
+from repo_builder.compilers.exchange import DISK_FULL
 from repo_builder.compilers.tensorrt import TensorRTCompiler, describe_profile
 from repo_builder.config.build import DEFAULT_MAX_BATCH_SIZE
 from repo_builder.errors import CompileError, ModelError, UsageError
@@ -72,6 +73,7 @@ def compile_plan(
     compiler = TensorRTCompiler.open(target, options or TensorRTOptions(), served=False)
     progress(f"reading {source}")
     model = read_model(source)
+    _refuse_source(output, source, *(source.parent / file for file in model.spec.external_files))
     model = model.with_graph(free_zero_axes(model.proto))
     batchable = static_batching(model).batchable
     progress(f"compiling for {target.value}")
@@ -89,10 +91,20 @@ def compile_plan(
             )
             (Path(folder) / artifact.filename).replace(output)
     except OSError as error:
+        if error.errno in DISK_FULL:
+            full = f"the disk of {output} is full; nothing was changed"
+            raise CompileError(full, "free some space and run it again") from None
         raise UsageError(
             f"{output} can't be written: {error.strerror}", "check the folder and its permissions"
         ) from None
     return _compiled(output, artifact)
+
+
+def _refuse_source(output: Path, *files: Path) -> None:
+    """Raise UsageError where the plan would take the place of a file that it is made from, by whatever name."""
+    for file in files:
+        if output.exists() and output.samefile(file):
+            raise UsageError(f"-o {output} is {file}, which the plan is made from", "name another file: -o model.plan")
 
 
 def _compiled(output: Path, artifact: Artifact) -> Compiled:
@@ -200,6 +212,14 @@ def inspect_plan(path: Path, plugins: tuple[Path, ...] = ()) -> dict[str, Any]:
         "layers_by_precision": dict(info.layers),
         "device_memory_bytes": info.device_memory,
     }
+
+
+def require_gpu_to_measure() -> None:
+    """Raise CompileError where :func:`benchmark_plan` has no GPU, which is better known before a build."""
+    if find_gpu() is None:
+        raise CompileError(
+            "--benchmark runs the plan, and there is no GPU here", "leave it out, or run it on a machine with a GPU"
+        )
 
 
 def benchmark_plan(path: Path) -> Performance:

@@ -281,6 +281,12 @@ def _load(folder: Path, recorded: _Recorded) -> Artifact:
             f"{folder} has plans for compute capability {', '.join(files)} and none for this GPU",
             "repo-builder add --cc-plan here adds one; or verify on a machine with such a GPU",
         )
+    if gpu is None:
+        raise CompileError(
+            f"{folder.parent.name}@{folder.name}: its files are the ones published, by their SHA-256, but its numbers "
+            "were not compared: there is no GPU here that runs the plan",
+            "verify it on a machine with a GPU, or through its server: --served URL",
+        )
     plan = load_plan(folder / (here or recorded.target.filename))
     runner = EngineRunner(plan.library, plan.engine, plan.info, plan.errors)
     return dataclasses.replace(

@@ -44,6 +44,13 @@ def snapshot(root: Path) -> Tree:
     return found
 
 
+def fill(disk: Path) -> None:
+    """Leave no byte of a small filesystem free."""
+    with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
 @contextlib.contextmanager
 def untouched(root: Path) -> Iterator[None]:
     """The body must leave everything below ``root`` as it was, staging folders included."""

@@ -77,18 +77,22 @@ def numpy_convnet(inputs: dict[str, npt.NDArray[Any]]) -> dict[str, Array]:
 
 def main() -> None:
     from repo_builder import BuildOptions, Target, add_model
+    from repo_builder.errors import RepoBuilderError
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", choices=["tensorrt", "tensorrt-rtx"], default="tensorrt")
     parser.add_argument("--repository", default="model_repository")
     arguments = parser.parse_args()
-    published = add_model(
-        convnet,
-        reference=numpy_convnet,
-        repository=arguments.repository,
-        build=BuildOptions(target=Target(arguments.target)),
-        progress=print,
-    )
+    try:
+        published = add_model(
+            convnet,
+            reference=numpy_convnet,
+            repository=arguments.repository,
+            build=BuildOptions(target=Target(arguments.target)),
+            progress=print,
+        )
+    except RepoBuilderError as error:
+        parser.exit(error.exit_code, f"error: {error}\n\nhint: {error.hint}, or try another --target\n")
     print(f"published {published.name} version {published.version} in {published.folder}")
     print(f"verified: {published.manifest['verification'] or published.manifest['unverified']}")
 

@@ -34,8 +34,10 @@ def compile_command(
     from dataclasses import asdict
 
     from repo_builder.compilers.base import Target
-    from repo_builder.plans import benchmark_plan, compile_plan
+    from repo_builder.plans import benchmark_plan, compile_plan, require_gpu_to_measure
 
+    if benchmark:
+        require_gpu_to_measure()
     with Steps() as progress:
         compiled = compile_plan(
             model,

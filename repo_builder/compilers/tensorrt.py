@@ -7,13 +7,11 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repo_builder.compilers.base import Artifact, Maker, Progress, Target
 from repo_builder.errors import CompileError, ModelError, UsageError
-from repo_builder.folders import state_folder
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.runtime import open_session
 from repo_builder.trt.build import (
@@ -30,7 +28,7 @@ from repo_builder.trt.definition import Definition, describe_definition, has_bat
 from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
 from repo_builder.trt.interrupts import held
 from repo_builder.trt.library import Library, load_library
-from repo_builder.trt.log import BuildLog
+from repo_builder.trt.log import BuildLog, keep_newest, log_path
 from repo_builder.trt.messages import tidy
 from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.trt.parse import parse, with_node
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
     from repo_builder.runtime import Arrays
 
 GRAPH, GRAPH_DATA = "graph.onnx", "graph.onnx.data"
-KEPT_LOGS = 20
 
 TOLERANCES = {
     # Unit roundoff u of the products: TF32 and FP16 2^-11, BF16 2^-8.  Errors of independent layers add up like a
@@ -147,7 +144,7 @@ class TensorRTCompiler:
     def _log(self) -> Iterator[BuildLog]:
         if self.target is Target.TENSORRT:
             require_gpu("building for TensorRT")
-        with contextlib.closing(BuildLog(self.library, _log_path(self.target), verbose=self.options.verbose)) as log:
+        with contextlib.closing(BuildLog(self.library, log_path(self.target), verbose=self.options.verbose)) as log:
             yield log
 
     def _write_graph(self, model: OnnxModel, path: Path, max_batch_size: int, progress: Progress) -> Any:
@@ -216,11 +213,10 @@ class TensorRTCompiler:
         memory = build(self.library, builder, network, config, log, lambda detail: progress(f"{label}\t{detail}"))
         seconds = time.monotonic() - began
         times.note(seconds)
-        if cache:
-            cache.save()
+        lost = cache.save() if cache else ""
         plan = bytes(memory)
         del kept
-        _keep_newest(log.path.parent)
+        keep_newest(log.path.parent)
         with held():
             runnable, obstacle = self._deserialise(plan, gpu, log)
             info = (
@@ -229,7 +225,7 @@ class TensorRTCompiler:
                 else inspect_build(self.library, network, profiles, log.engine_text)
             )
         self._check_precision(info)
-        return _Engine(plan, info, runnable, obstacle, largest, seconds, cache.hit if cache else None, gpu)
+        return _Engine(plan, info, runnable, obstacle, largest, seconds, cache.hit if cache else None, gpu, lost)
 
     def _timing_cache(self, config: Any, gpu: Gpu | None) -> TimingCache | None:
         if self.target is not Target.TENSORRT_RTX:
@@ -251,7 +247,7 @@ class TensorRTCompiler:
             return engine, ""
         said = tidy(log.errors[-1]) if log.errors else "it gave no reason"
         if self.target is Target.TENSORRT and not (self.options.hardware_compatibility or self.options.strip_weights):
-            raise CompileError(f"the engine was built but does not load: {said}", f"see {log.path}")
+            raise CompileError(f"the engine was built but does not load: {said}", log.place)
         return None, f"this GPU ({gpu.name}, compute capability {gpu.compute_capability}) can't run it: {said}"
 
     def _check_precision(self, info: EngineInfo) -> None:
@@ -281,7 +277,7 @@ class TensorRTCompiler:
             profiles=engine.info.profiles,
             shape_tensors=engine.info.shape_tensors,
             gpu_only=True,
-            hints=self._hints(plugins, log),
+            hints=self._hints(plugins, engine.lost, log),
             details={"engine": {**self._facts(engine, log), "plugins": list(plugins)}},
         )
 
@@ -309,8 +305,10 @@ class TensorRTCompiler:
 
         return run, f"{start}; what was compared is its {half.value} graph under ONNX Runtime"
 
-    def _hints(self, plugins: tuple[str, ...], log: BuildLog) -> tuple[str, ...]:
-        hints = []
+    def _hints(self, plugins: tuple[str, ...], lost: str, log: BuildLog) -> tuple[str, ...]:
+        hints = [lost] if lost else []
+        if log.trouble:
+            hints.append(log.place)
         if self.options.version_compatible and self.target is Target.TENSORRT:
             hints.append("Triton loads it only with --backend-config=tensorrt,version-compatible=true")
         if self.options.plugins and not self.served:
@@ -325,7 +323,7 @@ class TensorRTCompiler:
             hints.append(f"{', '.join(idle)}: no effect, TensorRT-RTX makes the same engine without")
         matter = [message for message in log.warnings if _WARNINGS_THAT_MATTER.search(message)]
         if matter:
-            more = f" (and {len(matter) - 1} more in {log.path})" if len(matter) > 1 else ""
+            more = f" (and {len(matter) - 1} more; {log.place})" if len(matter) > 1 else ""
             hints.append(f"{self.library.name} warns: {tidy(matter[0])[:200]}{more}")
         return tuple(hints)
 
@@ -341,13 +339,16 @@ class TensorRTCompiler:
             "build_seconds": round(engine.seconds, 2),
             "timing_cache_hit": engine.cache_hit,
             "verified_by_running": engine.runnable is not None,
-            "log": str(log.path),
+            "log": None if log.trouble else str(log.path),
         }
 
 
 @dataclass(frozen=True)
 class _Engine:
-    """A finished build.  ``runnable`` is the ``ICudaEngine``, None with the ``obstacle`` where it can't run here."""
+    """A finished build.  ``runnable`` is the ``ICudaEngine``, None with the ``obstacle`` where it can't run here.
+
+    ``lost`` says why the timing cache could not be kept, "" where it was.
+    """
 
     plan: bytes
     info: EngineInfo
@@ -357,6 +358,7 @@ class _Engine:
     seconds: float
     cache_hit: bool | None
     gpu: Gpu | None
+    lost: str
 
 
 def _network_inputs(network: Any) -> list[NetworkInput]:
@@ -391,13 +393,3 @@ def describe_profile(profile: Profile) -> dict[str, Mapping[str, list[int]]]:
         corner: {name: list(shape) for name, shape in getattr(profile, corner).items()}
         for corner in ("min", "opt", "max")
     }
-
-
-def _keep_newest(folder: Path) -> None:
-    for old in sorted(folder.glob("*.log"), key=lambda file: file.stat().st_mtime)[:-KEPT_LOGS]:
-        old.unlink(missing_ok=True)
-
-
-def _log_path(target: Target) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    return state_folder() / "builds" / f"{target.value}-{stamp}.log"

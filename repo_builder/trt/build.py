@@ -104,7 +104,7 @@ def make_builder(library: Library, log: BuildLog) -> Any:
         return library.module.Builder(log.logger)
     except TypeError:  # what pybind11 raises where the library gives no object
         said = "; ".join(map(tidy, log.errors)) or "it gave no reason"
-        hint = f"is memory left on it? nvidia-smi tells; everything it said is in {log.path}"
+        hint = f"is memory left on it? nvidia-smi tells; {log.place}"
         raise CompileError(f"{library.name} can't start on the GPU: {said}", hint) from None
 
 
@@ -171,6 +171,18 @@ def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> N
         raise CompileError(f"TensorRT refuses the profile {profile}", "see --min-shapes, --opt-shapes, --max-shapes")
 
 
+def _put(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all; raises OSError."""
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 class TimingCache:
     """Measured tactics of earlier builds: of one TensorRT version on one type of GPU, in a file.
 
@@ -199,17 +211,13 @@ class TimingCache:
         if not self.hit:
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
-    def save(self) -> None:
-        """Write it back, whole or not at all; a default one that can't be written is no error."""
-        with self._told_if_asked():
-            handle, name = tempfile.mkstemp(dir=self.path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(bytes(self._config.get_timing_cache().serialize()))
-                Path(name).replace(self.path)
-            except OSError:
-                Path(name).unlink(missing_ok=True)
-                raise
+    def save(self) -> str:
+        """Write it back, whole or not at all; return why that can't be, "" where it is done: no build fails of it."""
+        try:
+            _put(self.path, bytes(self._config.get_timing_cache().serialize()))
+        except OSError as error:
+            return f"the timing cache {self.path} can't be written: {error.strerror}; the next build takes as long"
+        return ""
 
     @contextlib.contextmanager
     def _told_if_asked(self) -> Iterator[None]:
@@ -233,10 +241,9 @@ class BuildTimes:
         return seconds if isinstance(seconds, float) else None
 
     def note(self, seconds: float) -> None:
+        times = {**dict(list(self._read().items())[-200:]), self._key: round(seconds, 1)}
         with contextlib.suppress(OSError):
-            times = {**dict(list(self._read().items())[-200:]), self._key: round(seconds, 1)}
-            self._path.with_suffix(".new").write_text(json.dumps(times), encoding="utf-8")
-            self._path.with_suffix(".new").replace(self._path)
+            _put(self._path, json.dumps(times).encode())
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -311,7 +318,7 @@ def _make_monitor(library: Library, cancelled: threading.Event) -> Any:
 def _build_error(library: Library, log: BuildLog, failure: BaseException | None) -> CompileError:
     told = [text for text in map(tidy, log.errors) if text][:3]
     said = "; ".join(told) or tidy(str(failure or "it gave no reason"))
-    hint = f"everything it said is in {log.path}"
+    hint = log.place
     lowered = said.lower()
     if "workspace" in lowered or "could not find any implementation" in lowered:
         hint = f"give it more room, --workspace MiB, or lower --max-shapes or --max-batch-size; {hint}"

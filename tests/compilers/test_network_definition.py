@@ -15,6 +15,7 @@ from repo_builder import BuildOptions, ServingOptions, Target, add_model, verify
 from repo_builder.config.proto import read_config
 from repo_builder.errors import CompileError, ModelError, UsageError
 from repo_builder.runtime import open_session
+from repo_builder.trt.cuda import find_gpu
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.conftest import Cli
 from tests.models import FP32, Tensors, linear, model, node, save
@@ -44,6 +45,21 @@ def doubled(network: Any, trt: Any) -> None:
 
 def numpy_doubled(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"y": inputs["x"] * 2}
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+def test_the_example_tells_what_is_missing(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["network.py", "--repository", str(tmp_path / "models")])
+
+    with pytest.raises(SystemExit) as ended:
+        example.main()
+
+    error, _, hint = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 1
+    assert error.startswith("error: tensorrt is not installed") or "needs an NVIDIA GPU" in error
+    assert hint.endswith("or try another --target")
 
 
 @rtx
@@ -156,7 +172,7 @@ def test_verify_wants_the_function_again(repository: Path) -> None:
     if published.manifest["engine"]["verified_by_running"]:
         assert verify_model("doubled", repository=repository, reference=numpy_doubled).verification.outputs
     else:
-        with pytest.raises(CompileError, match="can't be opened"):
+        with pytest.raises(CompileError, match="there is no GPU here that runs the plan"):
             verify_model("doubled", repository=repository, reference=numpy_doubled)
 
 

@@ -13,6 +13,8 @@ from repo_builder.compilers.base import Target
 from repo_builder.errors import UsageError
 from repo_builder.trt.build import TimingCache
 from repo_builder.trt.library import Library
+from tests.conftest import SmallDisk
+from tests.support import fill
 
 
 class FakeConfig:
@@ -68,3 +70,14 @@ def test_nobody_hears_of_one_that_was_not_asked_for(tmp_path: Path, monkeypatch:
 
     assert not cache.hit
     assert cache.path.parent == tmp_path / "repo-builder/timing"
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_build(small_disk: SmallDisk) -> None:
+    disk = small_disk(16)
+    cache = open_cache(disk / "t.cache")
+    fill(disk)
+
+    said = cache.save()
+
+    assert said.startswith(f"the timing cache {disk / 't.cache'} can't be written: No space left on device")
+    assert [file.name for file in disk.iterdir()] == ["full"]

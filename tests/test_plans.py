@@ -1,0 +1,91 @@
+"""Plans by themselves, where something is in the way: refused in one line, with nothing half-written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import pytest
+
+from repo_builder.trt.cuda import find_gpu
+from tests.conftest import Cli, SmallDisk
+from tests.models import convolution, save
+from tests.support import fill, rtx, untouched
+
+pytestmark = pytest.mark.usefixtures("own_folders")
+RTX = ("--target", "tensorrt-rtx")
+
+
+@rtx
+@pytest.mark.parametrize("output", ["net.onnx", "./folder/../net.onnx", "hard.onnx", "soft.onnx", "net.data"])
+def test_what_the_plan_is_made_from_is_not_overwritten(output: str, tmp_path: Path, cli: Cli) -> None:
+    onnx.save_model(
+        convolution(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0
+    )
+    (tmp_path / "folder").mkdir()
+    os.link(tmp_path / "net.onnx", tmp_path / "hard.onnx")
+    (tmp_path / "soft.onnx").symlink_to("net.onnx")
+
+    with untouched(tmp_path):
+        result = cli("compile", "net.onnx", "-o", output, *RTX)
+
+    assert result.code == 2
+    assert "which the plan is made from\n\nhint: name another file: -o model.plan" in result.err
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+def test_nothing_is_built_that_can_not_be_measured(tmp_path: Path, cli: Cli) -> None:
+    save(convolution(), tmp_path / "net.onnx")
+
+    with untouched(tmp_path):
+        result = cli("compile", "net.onnx", *RTX, "--benchmark")
+
+    assert (result.code, result.err.splitlines()[0]) == (
+        1,
+        "error: --benchmark runs the plan, and there is no GPU here",
+    )
+
+
+@rtx
+def test_a_full_disk_for_the_plan(tmp_path: Path, cli: Cli, small_disk: SmallDisk) -> None:
+    disk = small_disk(64)
+    fill(disk)
+
+    result = cli("compile", save(convolution(), tmp_path / "net.onnx"), "-o", disk / "net.plan", *RTX)
+
+    assert result.code == 1
+    assert f"error: the disk of {disk / 'net.plan'} is full; nothing was changed" in result.err
+    assert [file.name for file in disk.iterdir()] == ["full"]
+
+
+@rtx
+@pytest.mark.parametrize("command", [("compile", "-o", "net.plan"), ("add", "-r", "models")])
+def test_a_full_disk_for_logs_and_caches_costs_the_log_only(
+    command: tuple[str, ...], tmp_path: Path, cli: Cli, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk(64)
+    monkeypatch.setenv("XDG_STATE_HOME", str(disk))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(disk))
+    (disk / "repo-builder/builds").mkdir(parents=True)
+    fill(disk)
+
+    result = cli(command[0], save(convolution(), tmp_path / "net.onnx"), *RTX, *command[1:])
+
+    assert result.code == 0
+    assert f"its log {disk}/repo-builder/builds/tensorrt-rtx-" in result.err
+    assert "can't be written: No space left on device" in result.err
+    assert {file.name for file in disk.rglob("*") if file.is_file()} == {"full"}
+
+
+@rtx
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+def test_verify_without_a_gpu_tells_what_it_checked(tmp_path: Path, cli: Cli) -> None:
+    save(convolution(), tmp_path / "net.onnx")
+    assert cli("add", "net.onnx", *RTX).code == 0
+
+    result = cli("verify", "net", "--source", "net.onnx")
+
+    assert result.code == 1
+    assert "error: net@1: its files are the ones published, by their SHA-256, but its numbers were not" in result.err
+    assert "hint: verify it on a machine with a GPU" in result.err
