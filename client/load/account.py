@@ -13,6 +13,7 @@ from client.load.statistics import Statistics
 from client.load.workers import PhaseResult
 
 STARTED_ANEW: Final = "the server was started anew during the run (or loaded the model anew): it has no figures of it"
+SEND_AND_NETWORK: Final = "client send, network and server front end"
 _NOT_THERE: Final = "the server gave no statistics of the whole window: it was not there, or they can't be read"
 _NO_SPLIT: Final = "where the time goes can't be told"
 
@@ -80,7 +81,7 @@ def _split(statistics: Statistics, phase: PhaseResult, server: ServerWindow) -> 
     way = (
         (Part("client send", send), Part("network and server front end", network))
         if network >= 0
-        else (Part("client send, network and server front end", outside - rest),)
+        else (Part(SEND_AND_NETWORK, outside - rest),)
     )
     return (
         Part("waiting to be sent", response - service),

@@ -56,7 +56,7 @@ BUCKETS: Final = int(bucket_index(np.array([HIGHEST_NS], np.int64))[0]) + 1
 
 def encode(counts: Counts) -> str:
     """Counts of the first buckets in HdrHistogram's V2 encoding, compressed, in base64."""
-    used = np.trim_zeros(counts, "b")
+    used = counts[: int(np.flatnonzero(counts).max(initial=-1)) + 1]
     payload = bytearray()
     zeros = 0
     for count in used.tolist():

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from client.load.account import SEND_AND_NETWORK
 from client.load.result import Level, RunResult, ScenarioResult
 from client.load.server_metrics import GpuUsage
 from client.load.server_process import ProcessUsage
@@ -20,6 +21,7 @@ _CSV_SERVER: Final = (
     ("Server Compute Infer", "server compute infer"),
     ("Server Compute Output", "server compute output"),
 )
+_CSV_NETWORK: Final = ("network and server front end", SEND_AND_NETWORK, "server, rest")
 _CSV_QUANTILES: Final = (0.50, 0.90, 0.95, 0.99)
 
 
@@ -210,7 +212,8 @@ def _support(result: RunResult) -> tuple[str, ...]:
 def perf_analyzer_csv(result: RunResult) -> str:
     """The rows that perf_analyzer's ``-f`` writes, in its columns and order: microseconds, service time.
 
-    Levels of which nothing was answered have no row, as there.
+    Levels of which nothing was answered have no row, as there.  What was not measured is an empty field, where
+    perf_analyzer leaves out the server's columns for the whole file.
     """
     open_loop = any(level.load.open_loop for level in result.levels)
     text = io.StringIO()
@@ -224,11 +227,11 @@ def perf_analyzer_csv(result: RunResult) -> str:
         if statistics.service is None:
             continue
         parts = {part.name: part.ms for part in level.split}
-        network = parts.get("network and server front end", 0.0) + parts.get("server, rest", 0.0)
-        times = [parts.get("client send", 0.0), network, *(parts.get(part, 0.0) for _, part in _CSV_SERVER)]
-        times.append(parts.get("client receive", 0.0))
+        network = sum(parts[name] for name in _CSV_NETWORK if name in parts) if parts else None
+        times = [parts.get("client send"), network, *(parts.get(part) for _, part in _CSV_SERVER)]
+        times.append(parts.get("client receive"))
         times += [statistics.service.percentile(q).ms.value for q in _CSV_QUANTILES]
         load = level.load.concurrency if level.load.rate is None else f"{level.load.rate:g}"
         rate = f"{statistics.throughput.value * result.settings.batch:.6g}"
-        writer.writerow([load, rate, *(round(ms * 1e3) for ms in times)])
+        writer.writerow([load, rate, *("" if ms is None else round(ms * 1e3) for ms in times)])
     return text.getvalue()

@@ -78,6 +78,9 @@ class Threshold:
         service, metric, comparison, number, unit = match.groups()
         latency = metric in _QUANTILES or metric in {"mean", "max"}
         allowed = set(_TIMES) if latency else {"%", None} if metric == "errors" else {None}
+        if metric == "errors" and unit is None and "." in number:
+            share = f"'errors{comparison}{number}%' is in percent"
+            raise UsageError(f"--fail-if {text!r} may be a share or a number of errors", share)
         known = latency or (metric in {"throughput", "errors"} and not service)
         try:
             value = float(number)

@@ -88,6 +88,14 @@ class TestOutput:
         assert 2900 <= int(first["p50 latency"]) < 100_000
         assert int(first["Network+Server Send/Recv"]) > 2000
 
+    def test_csv_leaves_empty_what_was_not_measured(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.csv"
+        script = Script(delays_s=(0.003,), refuse_every=10, refused_succeed=True)
+        bench(script, "--concurrency", 2, "--requests", 100, "-f", file)
+        (row,) = csv.DictReader(file.read_text().splitlines())
+        assert row["Client Send"] == row["Network+Server Send/Recv"] == row["Server Queue"] == row["Client Recv"] == ""
+        assert int(row["p50 latency"]) >= 2900
+
     def test_csv_of_rates_names_them(self, tmp_path: Path) -> None:
         file = tmp_path / "run.csv"
         bench(Script(), "--rate", "100,200", "--duration", "200ms", "-f", file)
@@ -224,6 +232,41 @@ class TestInterruption:
         assert document["levels"][0]["requests"] > 50
         assert document["levels"][0]["errors"] == 0
         jsonschema.validate(document, SCHEMA)
+
+    def test_sigterm_is_the_same(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.json"
+        options = (*QUICK[:-1], "--workers", "2", "--duration", "60s", "--shared-memory", "system")
+        line = [sys.executable, "-m", "client.bench", MODEL, *options, "--output", str(file)]
+        with fake_server(Script(delays_s=(0.002,))) as url:
+            process = subprocess.Popen(
+                [*line, "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+            assert process.stderr is not None
+            assert any("requests/s" in line for line in process.stderr)
+            os.killpg(process.pid, signal.SIGTERM)  # as ``timeout`` does
+            out, err = process.communicate(timeout=20)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "INVALID: interrupted before its end" in out
+        assert "leaked" not in err
+        assert "Traceback" not in err
+        assert json.loads(file.read_text())["levels"][0]["requests"] > 50
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("after_s", [0.3, 0.6, 0.9, 1.2])
+    def test_before_anything_is_measured(self, idle: str, number: signal.Signals, after_s: float) -> None:
+        """In imports, while workers start or in the warm-up, whatever the machine is at by then."""
+        line = [sys.executable, "-m", "client.bench", MODEL, "--url", idle, "--quiet", "--workers", "2"]
+        process = subprocess.Popen(
+            [*line, "--warmup", "60s"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        time.sleep(after_s)
+        os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, out, err) == (128 + number, "", "interrupted, nothing measured\n")
 
     def test_the_second_time_answers_are_not_waited_for(self, tmp_path: Path) -> None:
         """A server that has stopped answering doesn't keep what was measured before."""

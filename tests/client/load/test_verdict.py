@@ -111,6 +111,12 @@ def test_thresholds(text: str, broken: bool) -> None:
     assert (Threshold.parse(text).broken_by(measured(status=status)) is not None) is broken
 
 
+def test_a_fraction_of_errors_needs_its_unit() -> None:
+    with pytest.raises(UsageError, match="may be a share or a number of errors") as caught:
+        Threshold.parse("errors>0.1")
+    assert caught.value.hint == "'errors>0.1%' is in percent"
+
+
 def test_a_latency_that_nobody_has_breaks_its_threshold() -> None:
     statistics = measured(status=int(Outcome.REFUSED))
     assert Threshold.parse("p99>20ms").broken_by(statistics) == "p99>20ms: nothing was answered"
