@@ -6,14 +6,14 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from client.command import report_error, run_app
-from client.errors import UsageError
+from client.errors import ClientError, UsageError
 
 if TYPE_CHECKING:
     from client.load.comparison import LevelChange, Saved
@@ -30,7 +30,8 @@ app = typer.Typer(
 
 _EPILOG = (
     "Confidence comes from the variation within each run.  Between runs there may be more: measure a baseline twice "
-    "and compare it with itself.  Exit code: 0, 1 failed, 2 misuse, 99 a result is slower than --fail-if-slower."
+    "and compare the two.  Exit code: 0, 1 failed, 2 misuse, 99 a result is slower than --fail-if-slower.  What is "
+    "INVALID is never called slower: if nothing else is, --fail-if-slower ends with 1, as it can't tell."
 )
 
 
@@ -57,17 +58,17 @@ def compare(
 
 def _run(baseline: Path, others: Sequence[Path], limit: str | None, html: Path | None, *, as_json: bool) -> int:
     from client.load.comparison import compare as compare_runs
-    from client.load.comparison import differences, read_result, slower
+    from client.load.comparison import differences, read_results, slower
     from client.load.html import tables_page
     from client.load.result import write_text
     from client.report import show
 
     most = None if limit is None else _percent(limit)
-    before = read_result(baseline)
-    results = [(after, compare_runs(before, after)) for after in map(read_result, others)]
+    before, *saved = read_results([baseline, *others])
+    results = [(after, compare_runs(before, after)) for after in saved]
     tables = [_table(before, after, levels) for after, levels in results]
     if as_json:
-        document = [_entry(after, levels) for after, levels in results]
+        document = [_entry(before, after, levels) for after, levels in results]
         sys.stdout.write(json.dumps({"baseline": str(baseline), "comparisons": document}, indent=1) + "\n")
     else:
         for (after, _), table in zip(results, tables, strict=True):
@@ -75,12 +76,22 @@ def _run(baseline: Path, others: Sequence[Path], limit: str | None, html: Path |
             for text in differences(before, after):
                 sys.stdout.write(f"note: {text}\n")
     if html is not None:
-        write_text(html, tables_page(f"{before.model}: runs compared", tables), "--html")
+        noted = [
+            replace(table, notes=(*table.notes, *differences(before, after)))
+            for (after, _), table in zip(results, tables, strict=True)
+        ]
+        write_text(html, tables_page(f"{before.model}: runs compared", noted), "--html")
     if most is None:
         return 0
     found = [text for _, levels in results for text in slower(levels, most)]
     for text in found:
         sys.stderr.write(f"slower: {text}\n")
+    unsure = [(level.load, level.invalid[0]) for _, levels in results for level in levels if level.invalid]
+    if unsure and not found:
+        load, reason = unsure[0]
+        raise ClientError(
+            f"--fail-if-slower can't tell of {load}: INVALID: {reason}", "measure again what is INVALID, for longer"
+        )
     return SLOWER_EXIT if found else 0
 
 
@@ -107,13 +118,16 @@ def _table(before: Saved, after: Saved, levels: Sequence[LevelChange]) -> Table:
             values = (shown(change.before), shown(change.after), f"{change.relative:+.1%}")
             rows.append((level.load if not index else "", f"{change.metric}, {change.unit}", *values, interval, judged))
     notes = tuple(f"{level.load}: INVALID: {reason}" for level in levels for reason in level.invalid)
-    header = ("load", "", before.path.name, after.path.name, "change", "95% confidence", "")
-    return Table(f"{after.path.name} against {before.path.name}", header, tuple(rows), "<<>>>><", notes)
+    header = ("load", "", before.label, after.label, "change", "95% confidence", "")
+    return Table(f"{after.label} against {before.label}", header, tuple(rows), "<<>>>><", notes)
 
 
-def _entry(after: Saved, levels: Sequence[LevelChange]) -> dict[str, Any]:
+def _entry(before: Saved, after: Saved, levels: Sequence[LevelChange]) -> dict[str, Any]:
+    from client.load.comparison import differences
+
     return {
         "run": str(after.path),
+        "differences": list(differences(before, after)),
         "levels": [
             {
                 "load": level.load,

@@ -22,10 +22,11 @@ _NORMAL_95: Final = 1.96
 
 @dataclass(frozen=True)
 class Saved:
-    """A document of ``python -m client.bench --output``."""
+    """A document of ``python -m client.bench --output``, and what it is called beside others."""
 
     path: Path
     document: dict[str, Any]
+    label: str
 
     @property
     def model(self) -> str:
@@ -71,8 +72,20 @@ class LevelChange:
     invalid: tuple[str, ...]
 
 
-def read_result(path: Path) -> Saved:
-    """Load a result; :class:`InputError` when it is not one."""
+def read_results(paths: Sequence[Path]) -> list[Saved]:
+    """Load results; :class:`InputError` when one is none.
+
+    They are called by their files' names; those of the same name by their folders, too, and the same file by its turn.
+    """
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.resolve().parent.name}/{path.name}" for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({turn})" for turn, name in enumerate(names, 1)]
+    return [_read_result(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _read_result(path: Path, label: str) -> Saved:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -83,7 +96,7 @@ def read_result(path: Path) -> Saved:
     if found != FORMAT:
         reason = "not a result" if found is None else f"of the format {found!r}, and this reads {FORMAT!r}"
         raise InputError(f"{path} is {reason}", WRITES_ONE)
-    return Saved(path, document)
+    return Saved(path, document, label)
 
 
 def compare(before: Saved, after: Saved) -> tuple[LevelChange, ...]:
@@ -109,13 +122,14 @@ def compare(before: Saved, after: Saved) -> tuple[LevelChange, ...]:
 def differences(before: Saved, after: Saved) -> Iterator[str]:
     """What differs between two runs besides the results: reasons for care."""
     pairs = (
-        ("the models", "model", ("name", "version")),
         ("the model's configurations", "model", ("config_sha256",)),
         ("the requests", "settings", ("requests_sha256",)),
         ("the ways of sending", "settings", ("protocol", "shared_memory", "compression")),
         ("the machines of the generators", "environment", ("cpu", "cpus", "hostname")),
         ("the servers", "environment", ("server",)),
     )
+    if before.model != after.model:
+        yield f"the models differ: {printable(before.model)}, and {printable(after.model)}"
     for what, part, names in pairs:
         if any(before.document[part].get(name) != after.document[part].get(name) for name in names):
             yield f"{what} differ"
@@ -130,10 +144,11 @@ def differences(before: Saved, after: Saved) -> Iterator[str]:
 
 
 def slower(levels: Sequence[LevelChange], limit: float) -> list[str]:
-    """Changes for the worse that are more than noise and more than ``limit`` (0.05: 5%)."""
+    """Changes for the worse that are more than noise and more than ``limit`` (0.05: 5%), of loads that are valid."""
     return [
         f"{level.load}: {change.metric} {change.relative:+.1%}"
         for level in levels
+        if not level.invalid
         for change in level.changes
         if not change.noise and change.worse > limit
     ]
@@ -178,4 +193,4 @@ def _spread(estimate: dict[str, Any]) -> float | None:
 
 
 def _invalid(*runs: tuple[Saved, dict[str, Any]]) -> tuple[str, ...]:
-    return tuple(f"{saved.path.name}: {reason}" for saved, level in runs for reason in level["reasons"])
+    return tuple(f"{saved.label}: {reason}" for saved, level in runs for reason in level["reasons"])

@@ -319,7 +319,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run, and one against a server that takes three times as long."""
     folder = tmp_path_factory.mktemp("runs")
     for name, delay in (("fast", 0.002), ("slow", 0.006)):
-        saved(folder / f"{name}.json", "--requests", 500, "--concurrency", 4, script=Script(delays_s=(delay,)))
+        file = folder / f"{name}.json"
+        document = saved(file, "--requests", 500, "--concurrency", 4, script=Script(delays_s=(delay,)))
+        document["levels"][0]["reasons"] = []  # such as that it isn't stable, on a busy machine
+        file.write_text(json.dumps(document))
     return folder / "fast.json", folder / "slow.json"
 
 
@@ -341,6 +344,36 @@ class TestCompare:
         changes = comparison["levels"][0]["changes"]
         assert {change["metric"] for change in changes} == {"throughput", "mean", "p50", "p90", "p99"}
         assert all(change["noise"] and change["relative"] == 0 for change in changes)
+
+    def test_an_invalid_run_is_not_called_slower(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
+        document = json.loads(runs[1].read_text())
+        document["levels"][0]["reasons"] = ["not stable"]
+        (tmp_path / "slow.json").write_text(json.dumps(document))
+        done = command("compare", runs[0], tmp_path / "slow.json", "--fail-if-slower", "5%")
+        assert done.returncode == 1
+        assert "can't tell of concurrency 4: INVALID: slow.json: not stable" in done.stderr
+        assert "slower: " not in done.stderr
+        both = command("compare", runs[0], tmp_path / "slow.json", runs[1], "--fail-if-slower", "5%")
+        assert both.returncode == 99
+
+    def test_files_of_one_name_are_told_apart(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
+        (tmp_path / "fast.json").write_bytes(runs[0].read_bytes())
+        folders = [runs[0].parent.name, tmp_path.name]
+        done = command("compare", runs[0], tmp_path / "fast.json")
+        assert done.stdout.startswith(f"{folders[1]}/fast.json against {folders[0]}/fast.json\n")
+        done = command("compare", runs[0], runs[0])
+        assert done.stdout.startswith(f"{folders[0]}/fast.json (2) against {folders[0]}/fast.json (1)\n")
+
+    def test_models_of_other_names_are_named(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
+        document = json.loads(runs[0].read_text())
+        document["model"]["name"] = "other"
+        (tmp_path / "other.json").write_text(json.dumps(document))
+        note = f"the models differ: {MODEL}, version 1, and other, version 1"
+        done = command("compare", runs[0], tmp_path / "other.json", "--html", tmp_path / "page.html")
+        assert f"note: {note}\n" in done.stdout
+        assert note in (tmp_path / "page.html").read_text()
+        (entry,) = json.loads(command("compare", runs[0], tmp_path / "other.json", "--json").stdout)["comparisons"]
+        assert note in entry["differences"]
 
     def test_another_model_is_told_of(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
         documents = [json.loads(runs[0].read_text()) for _ in range(2)]
