@@ -1,13 +1,22 @@
 """``python -m client.bench``: put a model under load and measure what can be trusted."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
-import os
 import signal
+
+_ENDING = {signal.SIGINT, signal.SIGTERM}
+
+if __name__ == "__main__":  # Ctrl-C in an import would show a traceback, or be lost: it waits for bench()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+import os
 import sys
+import threading
 import traceback
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +24,9 @@ from client.command import report_error, run_app
 from client.infer import split_version
 from client.load.delivery import Compression, Delivery, Protocol, SharedMemory
 from client.tls import Tls
+
+if TYPE_CHECKING:
+    from client.load.result import RunResult
 
 app = typer.Typer(
     add_completion=False,
@@ -25,7 +37,8 @@ app = typer.Typer(
 
 _EPILOG = (
     "Response time counts from when a request was due, so a stall of the server is in it; service time counts from "
-    "when it was sent.  Exit code: 0 VALID, 1 INVALID or failed, 2 misuse, 99 a --fail-if was met."
+    "when it was sent.  Exit code: 0 VALID, 1 INVALID or failed, 2 misuse, 99 a --fail-if was met, 130 Ctrl-C before "
+    "anything was measured, 143 SIGTERM."
 )
 
 
@@ -129,9 +142,12 @@ def bench(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Put a model under load and measure it: latency, throughput, batches, and whether to believe them."""
+    result: RunResult | None = None
+    terminated = _terminate_as_interrupted()
     try:
-        from client.load.session import Options, run
+        from client.load.session import Options, measure, present
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         if model and model_option:
             # perf_analyzer's -m leaves the whole of the arguments to pictures.
             pictures, model = [Path(model), *(pictures or [])], None
@@ -168,8 +184,10 @@ def bench(
             csv=csv,
             html=html,
         )
-        code = run(options, as_json=as_json, quiet=quiet)
+        result = measure(options, quiet=quiet)
+        code = present(options, result, as_json=as_json)
     except KeyboardInterrupt:
+        typer.echo("interrupted" if result else "interrupted, nothing measured", err=True)
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -178,7 +196,24 @@ def bench(
         if debug:
             traceback.print_exc()
         code = report_error(error)
-    raise typer.Exit(code)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # all is said
+    raise typer.Exit(128 + signal.SIGTERM if terminated.is_set() else code)
+
+
+def _terminate_as_interrupted() -> threading.Event:
+    """Have SIGTERM do what Ctrl-C does: what was measured is saved, and regions of shared memory end.
+
+    The event is set when it came.
+    """
+    came = threading.Event()
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        came.set()
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    signal.signal(signal.SIGTERM, interrupt)
+    return came
 
 
 def main() -> None:

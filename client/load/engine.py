@@ -13,7 +13,6 @@ import gc
 import heapq
 import itertools
 import select
-import signal
 import sys
 import time
 from array import array
@@ -43,6 +42,10 @@ _SPIN_NS: Final = 60_000
 """How long before a request is due the loop stops waiting and looks at the clock: a wake-up takes that long."""
 
 _FLUSH_NS: Final = 50_000_000
+_CHECK_NS: Final = 1_000_000
+"""The least time from one look for what takes too long to the next: each of them goes through all that is in flight."""
+
+_POLL_NS: Final = 10_000_000
 _SAMPLE_NS: Final = 100_000_000
 _FAR: Final = 2**62
 _PR_SET_TIMERSLACK: Final = 29
@@ -56,6 +59,7 @@ class Engine:
     def __init__(self, setup: Setup, control: Connection) -> None:
         self._setup = setup
         self._control = control
+        self._too_late = f"no answer within {setup.timeout_ns / 1e9:g} s"
         self._epoll = select.epoll()
         self._epoll.register(control.fileno(), select.EPOLLIN)
         self._connections = Connections(setup, self._epoll)
@@ -69,7 +73,7 @@ class Engine:
         self._told: set[Outcome] = set()
         self._stopped = False
         self._in_flight = self._send_ns = self._receive_ns = 0
-        self._next_sample = self._next_check = 0
+        self._next_sample = self._next_check = self._next_flush = 0
         self._again = False  # a call sends its next request when the last one is answered
         self._budget = self._end = _FAR
 
@@ -108,8 +112,9 @@ class Engine:
         calls, self._free = self._free, []
         for call in calls:
             self._next(call)
+        now = _now()
         while self._in_flight or self._resting:
-            for fd, mask in self._epoll.poll(0.01):
+            for fd, mask in self._epoll.poll(max(0, min(self._next_check - now, _POLL_NS)) / 1e9):
                 self._handle(fd, mask)
             now = _now()
             while self._resting and (self._resting[0][0] <= now or self._stopped):
@@ -156,13 +161,18 @@ class Engine:
         return events
 
     def _check(self, now: int) -> None:
-        """What is done a few times a second: hand the records on, end what takes too long."""
-        self._flush()
-        self._next_check = now + _FLUSH_NS
-        oldest = now - self._setup.timeout_ns
+        """Hand the records on, a few times a second; end what takes too long, when its time is over."""
+        if now >= self._next_flush:
+            self._flush()
+            self._next_flush = now + _FLUSH_NS
+        limit, oldest = self._setup.timeout_ns, now
         calls = itertools.chain.from_iterable(channel.calls for channel in self._connections.by_fd.values())
-        for call in [call for call in calls if 0 < call.sent < oldest]:
-            self._fail(call, Outcome.TIMEOUT, f"no answer within {self._setup.timeout_ns / 1e9:g} s")
+        for call in [call for call in calls if call.sent]:
+            if now - call.sent > limit:
+                self._fail(call, Outcome.TIMEOUT, self._too_late)
+            else:
+                oldest = min(oldest, call.sent)
+        self._next_check = min(self._next_flush, max(oldest + limit + 1, now + _CHECK_NS))
 
     # A request
 
@@ -244,9 +254,11 @@ class Engine:
         if answer.outcome is Outcome.NOT_UNDERSTOOD:
             self._fail(call, answer.outcome, answer.message)
             return
-        self._record(call, answer.outcome, done)
-        if answer.outcome:
-            self._tell(answer.outcome, answer.message)
+        late = done - call.sent > self._setup.timeout_ns
+        outcome = Outcome.TIMEOUT if late else answer.outcome
+        self._record(call, outcome, done)
+        if outcome:
+            self._tell(outcome, self._too_late if late else answer.message)
             self._next_sample = 0
         elif call.kept is not None and call.keep:
             outputs = self._connections.outputs(call)
@@ -314,7 +326,6 @@ def _ended(call: Call) -> str:
 
 def main(fd: int) -> None:
     """Serve the parent's commands on the socket ``fd``: a Setup, then a Phase and its start time, again and again."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     # A timer of Linux may be 50 us late to save wake-ups; a schedule of microseconds can't be.
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
     gc.disable()  # nothing here makes cycles

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -21,7 +19,7 @@ from client.errors import ClientError
 from client.load.http2 import MESSAGE_PREFIX
 from client.load.records import Sample, Setup
 from client.load.schedule import Load, Window
-from client.load.workers import Workers, child_environment
+from client.load.workers import Workers, start_child
 from client.protocol import HEADER_LENGTH
 
 FLOOR_S: Final = 0.5
@@ -72,12 +70,7 @@ def serve_floor(answer: bytes, *, grpc: bool = False) -> Iterator[int]:
     """
     ours, theirs = socket.socketpair()
     with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "client.load.floor_server", str(theirs.fileno()), *(["grpc"] if grpc else [])],
-            pass_fds=[theirs.fileno()],
-            env=child_environment(),
-            stdin=subprocess.DEVNULL,
-        )
+        process = start_child("client.load.floor_server", theirs.fileno(), *(["grpc"] if grpc else []))
     try:
         with Connection(ours.detach()) as control:
             control.send_bytes(answer)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import select
-import signal
 import socket
 import sys
 from multiprocessing.connection import Connection
@@ -123,7 +122,6 @@ class _GrpcServer(_Server):
 
 def main(fd: int, *, grpc: bool) -> None:
     """Be the server: the parent sends the answer on the socket ``fd``, is told the port, and ends this by leaving."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Connection(fd) as control:
         server = (_GrpcServer if grpc else _Server)(control.recv_bytes())
         control.send(server.port)

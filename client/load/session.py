@@ -64,13 +64,17 @@ class Options:
     html: Path | None
 
 
-def run(options: Options, *, as_json: bool, quiet: bool) -> int:
-    """Measure, show and save; what was measured is saved and shown even when one of the files can't be written."""
+def measure(options: Options, *, quiet: bool) -> RunResult:
+    """Carry out what the options ask for; KeyboardInterrupt when it ends before anything was measured."""
     plan = plan_of(options)
     _check_folders(options)
     with open_client(options.url, plan.delivery, min(options.timeout, 30.0)) as client:
         observer = Observer() if quiet else Progress()
-        result = carry_out(client, options.model, options.version, plan, observer)
+        return carry_out(client, options.model, options.version, plan, observer)
+
+
+def present(options: Options, result: RunResult, *, as_json: bool) -> int:
+    """Save and show a result, even when one of the files can't be written; the exit code."""
     problem = _save(options, result)  # first: a reader of the table may go away, as ``head`` does
     if as_json:
         sys.stdout.write(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")

@@ -187,14 +187,7 @@ class Workers:
     def _start(self, setup: Setup) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "client.load.engine", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    env=child_environment(),
-                    stdin=subprocess.DEVNULL,
-                )
-            )
+            self._processes.append(start_child("client.load.engine", theirs.fileno()))
         self._controls.append(Connection(ours.detach()))
         self._tell(self._controls[-1], setup)
 
@@ -255,8 +248,20 @@ def resolve(url: Url) -> tuple[int, tuple[object, ...]]:
     raise ConnectionFailed(f"no server answers at {url}: {problem}", "say where it is with --url") from problem
 
 
-def child_environment() -> dict[str, str]:
-    """The environment of a child that must find this very package, wherever this process found it."""
-    here = str(Path(client.__file__).parents[1])
-    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path}
+def start_child(module: str, fd: int, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start ``python -m module FD ...``, which is to be told by ``fd`` alone when to end.
+
+    Ctrl-C and ``timeout`` signal the whole group: those signals are blocked in the child from its first instruction.
+    """
+    # The child must find this very package, wherever this process found it.
+    path = os.pathsep.join([str(Path(client.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(fd), *arguments],
+            pass_fds=[fd],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)

@@ -106,6 +106,19 @@ class TestErrors:
         assert found.statistics.response is not None
         assert found.statistics.response.count == 96
 
+    @pytest.mark.parametrize("load", [{"concurrency": 4}, {"rate": 150}])
+    def test_an_answer_after_the_timeout_is_none(self, load: dict[str, Any]) -> None:
+        found = level(Script(delays_s=(0.01, 0.055, 0.066, 0.08)), requests=100, timeout_s=0.06, **load)
+        assert kinds(found)["timeout"] > 5
+        assert found.statistics.service is not None
+        assert 50 < found.statistics.service.max_ms <= 60
+
+    def test_a_timeout_is_noticed_when_it_is_over(self) -> None:
+        found = level(Script(silent_every=1), concurrency=1, requests=20, timeout_s=0.005)
+        assert kinds(found) == {"timeout": 20}
+        # 5 ms of silence and 10 ms of rest each; looking 20 times a second would take a second.
+        assert 0.25 < found.statistics.window_s < 0.9
+
     def test_garbage(self) -> None:
         found = level(Script(garbage_every=20), concurrency=1, requests=100)
         assert kinds(found) == {"answer not understood": 5}
