@@ -16,13 +16,15 @@ from repo_builder.compatibility import (
     version_text,
 )
 from repo_builder.doctor_models import examine_models
-from repo_builder.errors import MissingExtraError, RepoBuilderError
+from repo_builder.errors import MissingExtraError, RepoBuilderError, UsageError
 from repo_builder.findings import Finding, Level, ok
-from repo_builder.host import Host, configured, look
+from repo_builder.folders import state_folder
+from repo_builder.host import Host, check_image_name, configured, look
 
 PORTS = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
 COMPOSE_SINCE = (2, 24, 4)  # `!reset` in compose.cpu.yaml
-MODEL_SPACE, IMAGE_SPACE = 2 * 10**9, 25 * 10**9  # bytes; NVIDIA's image, unpacked, with room to unpack
+LOG_SPACE, MODEL_SPACE = 10**8, 2 * 10**9  # bytes
+IMAGE_SPACE = 25 * 10**9  # bytes; NVIDIA's image, unpacked, with room to unpack
 
 
 def examine(
@@ -148,6 +150,11 @@ def _toolkit(host: Host, runtimes: object) -> Finding:
 
 def _image(host: Host) -> Iterator[Finding]:
     release = host.release
+    try:
+        check_image_name(host.image)
+    except UsageError as error:
+        yield Finding("image", Level.WRONG, error.message, error.hint)
+        return
     if release and host.gpus and release.driver > host.gpus[0].driver:
         newest = newest_for_driver(host.gpus[0].driver)
         text = f"{host.image} needs driver {version_text(release.driver)}, here is {version_text(host.gpus[0].driver)}"
@@ -189,14 +196,18 @@ def _ports(folder: Path) -> Iterator[Finding]:
 
 def _disk(repository: Path, host: Host) -> Iterator[Finding]:
     info = host.docker.json()
-    places = {"disk": (_existing(repository.absolute()), MODEL_SPACE)}
+    places = {
+        "disk": (_existing(repository.absolute()), MODEL_SPACE, ""),
+        "disk of logs": (state_folder(), LOG_SPACE, ", or set XDG_STATE_HOME to a folder elsewhere"),
+    }
     if isinstance(info, dict) and info.get("DockerRootDir") and not host.image_present.output:
-        places["disk of Docker"] = (_existing(Path(info["DockerRootDir"])), IMAGE_SPACE)
-    for subject, (place, wanted) in places.items():
+        places["disk of Docker"] = (_existing(Path(info["DockerRootDir"])), IMAGE_SPACE, "")
+    for subject, (place, wanted, otherwise) in places.items():
         free = shutil.disk_usage(place).free
         text = f"{free / 1e9:.1f} GB free at {place}"
         if free < wanted:
-            yield Finding(subject, Level.WARNING, f"only {text}", f"free {(wanted - free) / 1e9:.0f} GB")
+            level = Level.WARNING if free else Level.WRONG
+            yield Finding(subject, level, f"only {text}", f"free {(wanted - free) / 1e9:.1f} GB{otherwise}")
         else:
             yield ok(subject, text)
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -23,10 +24,17 @@ from repo_builder.compatibility import (
     release_of_environment,
     release_of_image,
 )
-from repo_builder.errors import RepositoryError
+from repo_builder.errors import RepositoryError, UsageError
 from repo_builder.servers.engine import DEFAULT_IMAGE
 
 TIMEOUT_S = 2.0
+_NAME = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    rf"(?:(?:[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(?::\d+)?/)?{_NAME}(?:/{_NAME})*"
+    r"(?::\w[\w.-]{0,127})?(?:@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9A-Fa-f]{32,})?",
+    re.ASCII,
+)
+"""A reference: host, path, tag, digest; https://github.com/distribution/reference, at the head of reference.go."""
 MARK = "# TRITON_IMAGE is kept by repo-builder"
 _LINE = re.compile(
     r"""\s*(?:export\s+)?(?P<name>\w+)\s*[=:]\s*(?:(?P<mark>["'])(?P<quoted>.*?)(?P=mark)|(?P<bare>.*?))\s*(?:\s#.*)?$"""
@@ -84,7 +92,7 @@ def look(folder: Path = Path(), image: str | None = None) -> Host:
 
     ``folder`` is where compose.yaml and .env are; ``image`` goes before the one that they name.
     """
-    named = image or configured_image(folder)
+    named = configured_image(folder) if image is None else image
     image = named or DEFAULT_IMAGE
     with ThreadPoolExecutor(max_workers=6) as pool:
         gpus = pool.submit(ask, "nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader")
@@ -125,6 +133,13 @@ def ask(*command: str) -> Answer:
     return Answer(done.stdout.strip())
 
 
+def check_image_name(image: str, where: str = "--image, or TRITON_IMAGE in .env,") -> None:
+    """Raise UsageError where ``image`` can't be the name of one; ``where`` it comes from."""
+    if not _IMAGE.fullmatch(image):
+        hint = f"{where} takes HOST/NAME:TAG, the name in small letters, such as {DEFAULT_IMAGE}"
+        raise UsageError(f"{image!r} is not the name of an image", hint)
+
+
 def configured_image(folder: Path) -> str | None:
     """TRITON_IMAGE of the environment or of ``folder``'s .env, None without one."""
     return configured("TRITON_IMAGE", folder)
@@ -132,8 +147,11 @@ def configured_image(folder: Path) -> str | None:
 
 def configured(variable: str, folder: Path) -> str | None:
     """What Compose takes for ``variable``: of the environment or of ``folder``'s .env, None without one."""
-    if value := os.environ.get(variable):
-        return value
+    return os.environ.get(variable) or in_dotenv(variable, folder)
+
+
+def in_dotenv(variable: str, folder: Path) -> str | None:
+    """What ``folder``'s .env sets ``variable`` to, None without it."""
     try:
         text = (folder / ".env").read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
@@ -151,22 +169,30 @@ def _sets_image(line: str) -> bool:
 def write_image(folder: Path, image: str, *, asked: bool) -> Path | None:
     """Set TRITON_IMAGE in ``folder``'s .env, for Docker Compose; None where the file isn't ours and nobody asked.
 
-    Other lines stay as they are.
+    Other lines stay as they are, and so do its permissions; one that is a link is written where it leads.
 
     Raises:
         RepositoryError: the file can't be read or written.
     """
+    check_image_name(image)
     path = folder / ".env"
+    written: Path | None = None
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
         if not asked and MARK not in lines:
             return None
         kept = [line for line in lines if line != MARK and not _sets_image(line)]
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".env.", delete=False, encoding="utf-8") as file:
-            file.write("\n".join([*kept, MARK, f"TRITON_IMAGE={image}", ""]))
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(path)
+        target = path.resolve()
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o644
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".env.")
+        os.close(descriptor)
+        written = Path(name)
+        written.write_text("\n".join([*kept, MARK, f"TRITON_IMAGE={image}", ""]), encoding="utf-8")
+        written.chmod(mode)
+        written.replace(target)
     except (OSError, UnicodeDecodeError) as error:
+        if written:
+            written.unlink(missing_ok=True)
         raise RepositoryError(f"can't write {path}: {error}", f"write it by hand: TRITON_IMAGE={image}") from None
     return path
 

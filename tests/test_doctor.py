@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from repo_builder.doctor import examine
+from repo_builder.errors import RepositoryError, UsageError
 from repo_builder.findings import Finding, Level
-from repo_builder.host import write_image
+from repo_builder.host import check_image_name, write_image
 from repo_builder.repository import MANIFEST, MANIFEST_SCHEMA
+from repo_builder.servers.base import ServerOptions
+from repo_builder.servers.local import start
+from tests.conftest import SmallDisk
 
 CONFIG = 'name: "{name}"\nplatform: "{platform}"\nmax_batch_size: 8\n'
 DOCKER = """\
@@ -452,3 +457,56 @@ def test_write_env_writes_the_image_that_is_named(machine: Machine) -> None:
     assert not dotenv.exists()
     assert "wrote TRITON_IMAGE=mine:1" in doctor(machine, "--write-env", "--image", "mine:1").stderr
     assert dotenv.read_text().endswith("\nTRITON_IMAGE=mine:1\n")
+
+
+@pytest.mark.parametrize("image", ["Bad Image!!\nX=1", "", "Capitals:x", "a:b:c", "x@sha256:0", "mine:1\n"])
+def test_what_can_t_be_the_name_of_an_image_is_refused(
+    machine: Machine, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = doctor(machine, "--write-env", "--image", image)
+    assert done.returncode == 2
+    assert "is not the name of an image\n\nhint: --image" in done.stderr
+    assert not (machine.repository.parent / ".env").exists()
+    monkeypatch.setenv("TRITON_IMAGE", image or "A")
+    machine.docker()
+    assert machine.find("image").level is Level.WRONG
+
+
+def test_names_of_images_that_docker_takes() -> None:
+    digest = "sha256:" + "0" * 64
+    for name in ("triton", "nvcr.io/nvidia/tritonserver:25.11-py3", "localhost:5000/a__b/c-d.e:X_1", f"a/b:1@{digest}"):
+        check_image_name(name)
+
+
+def test_write_env_tells_what_it_replaces_and_writes_where_a_link_leads(machine: Machine, tmp_path: Path) -> None:
+    shared = tmp_path / "shared.env"
+    shared.write_text('export TRITON_IMAGE="other:1" # mine\nA=1\n')
+    shared.chmod(0o600)
+    dotenv = machine.repository.parent / ".env"
+    dotenv.symlink_to(shared)
+    assert (
+        "wrote TRITON_IMAGE=mine:1 to .env, instead of other:1\n"
+        in doctor(machine, "--write-env", "--image", "mine:1").stderr
+    )
+    assert dotenv.is_symlink()
+    assert shared.read_text() == "A=1\n# TRITON_IMAGE is kept by repo-builder\nTRITON_IMAGE=mine:1\n"
+    assert shared.stat().st_mode & 0o777 == 0o600
+
+
+def test_full_disks_are_wrong_and_left_as_they_are(
+    machine: Machine, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.environ["PATH"] + ":/usr/sbin:/usr/bin:/sbin:/bin")
+    disk = small_disk(64)
+    with contextlib.suppress(OSError):
+        (disk / "ballast").write_bytes(bytes(1 << 20))
+    with pytest.raises(RepositoryError, match="No space left"):
+        write_image(disk, "mine:1", asked=True)
+    monkeypatch.setenv("XDG_STATE_HOME", str(disk))
+    machine.model("resnet")
+    found = machine.find("disk of logs")
+    assert (found.level, found.text) == (Level.WRONG, f"only 0.0 GB free at {disk}/repo-builder")
+    assert "XDG_STATE_HOME" in str(found.mend)
+    with pytest.raises(UsageError, match=f"the log can't go to {disk}/.*: No space left on device"):
+        start(machine.repository, ServerOptions(0, 0, 0))
+    assert sorted(path.name for path in disk.rglob("*") if path.is_file()) == ["ballast"]

@@ -39,7 +39,10 @@ def doctor(
     """Check this machine and every model; exit code 1 when something would fail."""
     from repo_builder.doctor import examine
     from repo_builder.findings import Level
+    from repo_builder.host import check_image_name
 
+    if image is not None:
+        check_image_name(image)
     refusal = None
     if write_env:
         try:
@@ -57,7 +60,7 @@ def doctor(
 
 def _write_env(repository: str, image: str | None) -> None:
     from repo_builder.compatibility import container_for, find_plans
-    from repo_builder.host import write_image
+    from repo_builder.host import in_dotenv, write_image
     from repo_builder.repository import Repository
     from repo_builder.servers.images import choose_image
 
@@ -66,7 +69,9 @@ def _write_env(repository: str, image: str | None) -> None:
         raise UsageError(f"{repository} has no plans, so any image serves it", "leave out --write-env, or --image NAME")
     container = None if image else container_for(plans)
     chosen = container.release.image if container else choose_image(image, plans)
-    note(f"wrote TRITON_IMAGE={chosen} to {write_image(Path(), chosen, asked=True)}")
+    before = in_dotenv("TRITON_IMAGE", Path())
+    instead = f", instead of {before}" if before not in {None, chosen} else ""
+    note(f"wrote TRITON_IMAGE={chosen} to {write_image(Path(), chosen, asked=True)}{instead}")
 
 
 def _show(findings: Sequence[Finding], *, failed: bool, as_json: bool) -> None:

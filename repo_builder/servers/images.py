@@ -18,7 +18,7 @@ from repo_builder.compatibility import (
     version_text,
 )
 from repo_builder.errors import ServerError
-from repo_builder.host import configured_image
+from repo_builder.host import check_image_name, configured_image
 from repo_builder.servers.engine import DEFAULT_IMAGE
 
 Progress = Callable[[str], None]
@@ -32,13 +32,15 @@ def choose_image(image: str | None, plans: Iterable[Plan], folder: Path = Path()
     An image that the Docker engine of ``client`` has is judged by what it says of itself, another by its tag.
 
     Raises:
+        UsageError: what a person chose is not the name of an image.
         ServerError: the image chosen by a person can't load one of the plans.
         RepositoryError: no one image loads all plans.
     """
-    wanted, listed = image or configured_image(folder), list(plans)
+    wanted, listed = configured_image(folder) if image is None else image, list(plans)
     if wanted is None:
         container = container_for(listed)
         return container.release.image if container else DEFAULT_IMAGE
+    check_image_name(wanted)
     check_plans(wanted, listed, client)
     return wanted
 
@@ -65,6 +67,7 @@ def ensure_image(client: Any, image: str, progress: Progress, *, flag: str = "--
     """Pull ``image``, which ``flag`` names, unless the engine has it; raises ServerError where it can't be had."""
     import docker.errors
 
+    check_image_name(image, flag)
     repository, tag = _split_tag(image)
     layers: dict[str, tuple[int, int, bool]] = {}
     reported = 0.0

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import signal
-import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -74,10 +74,16 @@ def record_path(http_port: int | str) -> Path:
 
 
 def write_record(record: ServerRecord) -> None:
+    """Write ``record`` for other processes; raises ServerError where it can't be written."""
     path = record_path(record.http_port)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(asdict(record), file, indent=2)
-    Path(file.name).replace(path)
+    written = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    try:
+        written.write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
+        written.replace(path)
+    except OSError as error:
+        written.unlink(missing_ok=True)
+        why = f"{path.parent} can't be written, where servers are noted: {error.strerror}"
+        raise ServerError(why, "free some space there, or set XDG_STATE_HOME to a folder elsewhere") from None
 
 
 def known_servers() -> list[ServerRecord]:

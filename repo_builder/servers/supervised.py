@@ -61,10 +61,13 @@ class SupervisedServer:
         self.log_file = options.log_file or _new_log_file(ports.http)
         try:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            self.log_file.open("ab").close()
+            with self.log_file.open("ab") as log:
+                log.write(b"\n")  # a full disk takes new files, but nothing in them
         except OSError as error:
+            if options.log_file is None:
+                self.log_file.unlink(missing_ok=True)
             why = f"the log can't go to {self.log_file}: {error.strerror}"
-            raise UsageError(why, "--log-file takes a file that can be written") from None
+            raise UsageError(why, "free some space there; or --log-file takes a file that can be written") from None
         self.detached = False
         self._timeout_s = options.timeout_s
         self._poll_seconds = options.poll_seconds

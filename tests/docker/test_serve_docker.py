@@ -359,10 +359,22 @@ def test_socket_of_others(repository: Path, run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("name", ["127.0.0.1:1/tritonserver:x", "no name", "Capitals:x", "a:b:c", "x@sha256:0"])
-def test_image_that_can_t_be_had(name: str, repository: Path, run: Run) -> None:
+def test_image_that_can_t_be_had(repository: Path, run: Run) -> None:
+    name = "127.0.0.1:1/tritonserver:x"
     error = only_error(run(*serve(name, repository)))
     assert error.startswith(f"error: {name} is not here and can't be pulled: ")
+
+
+@pytest.mark.usefixtures("engine")
+def test_image_whose_name_can_t_be_one(repository: Path, run: Run) -> None:
+    told = "error: 'Bad Image!!' is not the name of an image"
+    assert only_error(run(*serve("Bad Image!!", repository))) == told
+    assert only_error(run(*serve("", repository))) == "error: '' is not the name of an image"
+    command = (*REPO_BUILDER, "serve", "--engine", "docker", "-r", str(repository), *FREE_PORTS)
+    assert only_error(run(*command, TRITON_IMAGE="Bad Image!!")) == told
+    add = (*REPO_BUILDER, "add", "examples/efficientnet-lite0/model.onnx", "-r", str(repository), "--name", "other")
+    build = ("--build-in-container", "--target", "tensorrt-rtx", "--container-image", "Bad Image!!")
+    assert only_error(run(*add, *build)) == told
 
 
 def test_gpus_without_nvidia_s_toolkit(image: str, engine: Any, repository: Path, run: Run) -> None:
