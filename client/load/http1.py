@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -13,6 +14,8 @@ Heads: TypeAlias = dict[bytes, tuple[Head, Answer]]
 """Heads seen before, and what they mean when nothing else is wrong: most are the same."""
 
 _MOST_HEADS: Final = 1000
+_LONGEST: Final = 1000
+"""Characters of a refusal that are told: ONNX Runtime names the node before it comes to the cause."""
 
 
 class Http1Channel(Channel):
@@ -79,6 +82,15 @@ class Http1Channel(Channel):
         # An answer to half a request, such as "too large", leaves the other half on the way.
         self.spoiled = head.close or self.out is not None
         if answer.outcome:
-            text = bytes(call.kept or b"")[:500].decode(errors="replace")
-            return Answer(answer.outcome, f"HTTP {head.status}: {text}")
+            return Answer(answer.outcome, f"HTTP {head.status}: {_reason(bytes(call.kept or b''))}")
         return answer
+
+
+def _reason(body: bytes) -> str:
+    """What a refusal says: Triton's ``{"error": ...}``, or the text of another's."""
+    try:
+        text = str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = body[:_LONGEST].decode(errors="replace")
+    text = " ".join(text.split())
+    return text if len(text) < _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -98,7 +98,8 @@ def _resolve(url: Url, delivery: Delivery) -> tuple[int, tuple[object, ...]]:
     try:
         family, address = resolve(url)
     except ConnectionFailed as error:
-        raise ConnectionFailed(error.message, "--grpc-url HOST:PORT says where the server speaks gRPC") from error
+        message = error.message.replace(str(url), url.netloc)  # a gRPC address has no scheme
+        raise ConnectionFailed(message, "--grpc-url HOST:PORT says where the server speaks gRPC") from error
     if url.scheme == "http" and not _speaks_http2(family, address):
         raise BadResponse(
             f"{url.netloc} does not speak gRPC",

@@ -231,7 +231,7 @@ def _await_ready(control: Connection) -> None:
 
 def resolve(url: Url) -> tuple[int, tuple[object, ...]]:
     """Address family and address of a server, the first of its name's that accepts a connection."""
-    problem: Exception | None = None
+    problem: OSError | None = None
     try:
         found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -245,7 +245,8 @@ def resolve(url: Url) -> tuple[int, tuple[object, ...]]:
                 problem = error
                 continue
             return family, address
-    raise ConnectionFailed(f"no server answers at {url}: {problem}", "say where it is with --url") from problem
+    reason = f": {problem.strerror or problem}" if problem else ""
+    raise ConnectionFailed(f"no server answers at {url}{reason}", "say where it is with --url") from problem
 
 
 def start_child(module: str, fd: int, *arguments: str) -> subprocess.Popen[bytes]:

@@ -106,6 +106,7 @@ class TestGrpc:
     def test_nobody_there(self) -> None:
         with fake_server() as url, pytest.raises(ConnectionFailed) as caught:
             run_load(url=url, delivery=Delivery(Protocol.GRPC, grpc_url="127.0.0.1:9"))
+        assert caught.value.message == "no server answers at 127.0.0.1:9: Connection refused"
         assert caught.value.hint is not None
         assert "--grpc-url" in caught.value.hint
 

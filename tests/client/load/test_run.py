@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from client import ClientError, ConnectionFailed, UsageError, run_load
+from client.load.channel import Call
 from client.load.histogram import decode
+from client.load.http1 import Http1Channel
 from client.load.result import Level, RunResult
 from tests.client.command import command
 from tests.client.load.fake_server import Script, fake_server
@@ -95,8 +97,8 @@ class TestErrors:
         found = level(Script(refuse_every=10, fail_every=3), concurrency=2, requests=90)
         assert kinds(found) == {"server error": 27, "refused": 9}
         assert {kind.message for kind in found.statistics.kinds} == {
-            'HTTP 400: {"error":"refused by the script"}',
-            'HTTP 500: {"error":"failed by the script"}',
+            "HTTP 400: refused by the script",
+            "HTTP 500: failed by the script",
         }
         assert not found.verdict.valid
 
@@ -148,6 +150,26 @@ class TestErrors:
         found = level(Script(delays_s=(0.002,), dead=(0.2, 0.6)), rate=200, duration_s=1)
         assert found.statistics.requests + found.generator.unsent == 200
         assert 60 <= found.statistics.errors <= 100
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("body", "told"),
+        [
+            (b'{"error":"[ONNXRuntimeError] : 2 : \\"x\\"\\nGot: 3"}', '[ONNXRuntimeError] : 2 : "x" Got: 3'),
+            (b"<html>\nBad Gateway", "<html> Bad Gateway"),
+            (json.dumps({"error": "x" * 1100}).encode(), "x" * 997 + "..."),
+            (b"[1]", "[1]"),
+        ],
+    )
+    def test_the_servers_words_are_told(self, body: bytes, told: str) -> None:
+        channel, call = Http1Channel({}), Call(0)
+        channel.calls.append(call)
+        channel.begin(call, memoryview(b"POST"))
+        call.sent = 1
+        data = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        ((_, answer),) = channel.take(bytearray(data), len(data), 2)
+        assert answer.message == f"HTTP 400: {told}"
 
 
 class TestConnections:
