@@ -19,7 +19,7 @@ from repo_builder.doctor_models import examine_models
 from repo_builder.errors import MissingExtraError, RepoBuilderError, UsageError
 from repo_builder.findings import Finding, Level, ok
 from repo_builder.folders import state_folder
-from repo_builder.host import Host, check_image_name, configured, look
+from repo_builder.host import Host, check_image_name, configured, engine_memlock, look
 
 PORTS = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
 COMPOSE_SINCE = (2, 24, 4)  # `!reset` in compose.cpu.yaml
@@ -39,7 +39,7 @@ def examine(
         _python(),
         *_extras(host),
         *_gpu(host),
-        *_docker(host),
+        *_docker(host, folder),
         *_ports(folder),
         *_disk(Path(repository), host),
         *examine_models(Path(repository), host),
@@ -103,7 +103,7 @@ def _gpu(host: Host) -> Iterator[Finding]:
         yield Finding("driver", Level.WRONG, text, "install a newer driver")
 
 
-def _docker(host: Host) -> Iterator[Finding]:
+def _docker(host: Host, folder: Path) -> Iterator[Finding]:
     if host.programs["docker"] is None:
         mend = "install Docker, or use repo-builder serve, which needs none"
         yield Finding("docker", Level.WARNING, "not installed", mend)
@@ -111,10 +111,12 @@ def _docker(host: Host) -> Iterator[Finding]:
     info = host.docker.json()
     problem = host.docker.problem or " ".join((info or {}).get("ServerErrors") or [])
     if problem or not isinstance(info, dict):
-        yield Finding("docker", Level.WARNING, problem or "docker info is not JSON", docker_mend(problem))
+        text = "this user may not use the engine" if "permission denied" in problem.lower() else problem
+        yield Finding("docker", Level.WARNING, text or "docker info is not JSON", docker_mend(problem))
         return
     yield ok("docker", f"engine {info.get('ServerVersion')}")
     yield _compose(host)
+    yield from _memlock(folder)
     if host.gpus:
         yield _toolkit(host, info.get("Runtimes") or {})
     yield from _image(host)
@@ -138,6 +140,16 @@ def _compose(host: Host) -> Finding:
         text = f"{host.compose.output} can't read compose.cpu.yaml"
         return Finding("compose", Level.WARNING, text, f"update Docker Compose to {wanted} or newer")
     return ok("compose", host.compose.output)
+
+
+def _memlock(folder: Path) -> Iterator[Finding]:
+    """Whether the engine here can raise the limit that compose.yaml asks for; without, it does not start Triton."""
+    most = None if os.environ.get("DOCKER_HOST") else engine_memlock()
+    wanted = configured("TRITON_MEMLOCK", folder) or "-1"
+    if most is not None and not (wanted.isdecimal() and int(wanted) <= most):
+        asked = "no limit" if wanted == "-1" else wanted
+        text = f"the engine lets containers lock {most} bytes at most, and compose.yaml asks for {asked}"
+        yield Finding("locked memory", Level.WRONG, text, f"TRITON_MEMLOCK={most} in .env, or serve --engine docker")
 
 
 def _toolkit(host: Host, runtimes: object) -> Finding:

@@ -106,7 +106,8 @@ def _model(model: Model, plans: list[Plan], host: Host) -> Iterator[Finding]:
     if not model.versions and config.platform != "ensemble":
         yield Finding(subject, Level.WRONG, "has no version", "publish it again with repo-builder add")
         return
-    problems = [*_damages(subject, model), *_configuration(subject, model, config, host)]
+    gpus = len(host.gpus) or (None if plans else 0)  # of plans without a GPU there is a line of its own
+    problems = [*_damages(subject, model), *_configuration(subject, model, config, gpus)]
     problems += [*_missing_files(subject, model, config), *_missing_plans(subject, plans, host)]
     problems += [problem for plan in plans for problem in _plan(subject, plan, host)]
     if problems:
@@ -124,12 +125,12 @@ def _damages(subject: str, model: Model) -> Iterator[Finding]:
             yield Finding(subject, level, f"version {version} is damaged: {damage}", mend)
 
 
-def _configuration(subject: str, model: Model, config: ModelConfig, host: Host) -> Iterator[Finding]:
+def _configuration(subject: str, model: Model, config: ModelConfig, gpus: int | None) -> Iterator[Finding]:
     if config.name not in {"", model.name}:
         text = f"{CONFIG} is for a model named {config.name!r}"
         yield Finding(subject, Level.WRONG, text, "rename the folder, or set or leave out name in config.pbtxt")
     anywhere = find_problems(config, versions=model.versions)
-    for problem in find_problems(config, versions=model.versions, gpus=len(host.gpus)):
+    for problem in find_problems(config, versions=model.versions, gpus=gpus):
         here = problem not in anywhere  # a GPU that this machine lacks
         yield Finding(subject, Level.WRONG if problem.fatal or here else Level.WARNING, problem.text, problem.hint)
 

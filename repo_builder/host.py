@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -28,6 +29,8 @@ from repo_builder.errors import RepositoryError, UsageError
 from repo_builder.servers.engine import DEFAULT_IMAGE
 
 TIMEOUT_S = 2.0
+PROC = Path("/proc")
+CAP_SYS_RESOURCE = 1 << 24  # <linux/capability.h>
 _NAME = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _IMAGE = re.compile(
     rf"(?:(?:[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(?::\d+)?/)?{_NAME}(?:/{_NAME})*"
@@ -131,6 +134,25 @@ def ask(*command: str) -> Answer:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         return Answer(None, said[-1] if said else f"{command[0]} ended with exit status {done.returncode}")
     return Answer(done.stdout.strip())
+
+
+def engine_memlock() -> int | None:
+    """The most memory in bytes that the local engine lets a container lock; None: no limit, or it can't be told.
+
+    Containers are started by containerd, dockerd's child or its neighbour, and can't be given more than it has itself
+    unless it has CAP_SYS_RESOURCE, which it only has as the machine's root.
+    """
+    for name in ("containerd", "dockerd"):
+        for process in PROC.glob("[0-9]*"):
+            with contextlib.suppress(OSError, KeyError, ValueError, IndexError):
+                status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+                if status["Name"].strip() != name:
+                    continue
+                if status["Uid"].split()[1] == "0" and int(status["CapEff"], 16) & CAP_SYS_RESOURCE:
+                    return None
+                (limit,) = re.findall(r"^Max locked memory +\S+ +(\S+)", (process / "limits").read_text(), re.MULTILINE)
+                return None if limit == "unlimited" else int(limit)
+    return None
 
 
 def check_image_name(image: str, where: str = "--image, or TRITON_IMAGE in .env,") -> None:

@@ -81,6 +81,7 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path)
     monkeypatch.setenv("PATH", str(made.programs))
+    monkeypatch.setattr("repo_builder.host.PROC", tmp_path / "proc")
     for variable in ("TRITON_IMAGE", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "DOCKER_HOST"):
         monkeypatch.delenv(variable, raising=False)
     return made
@@ -111,7 +112,9 @@ def test_broken_driver(machine: Machine) -> None:
 def test_docker_missing_refused_or_down(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.find("docker").text == "not installed"
     machine.program("docker", "echo 'permission denied while trying to connect to the Docker daemon' >&2; exit 1")
-    assert "usermod -aG docker" in str(machine.find("docker").mend)
+    refused = machine.find("docker")
+    assert refused.text == "this user may not use the engine"
+    assert "usermod -aG docker" in str(refused.mend)
     machine.program("docker", "echo 'Cannot connect to the Docker daemon at unix:///x' >&2; exit 1")
     assert machine.find("docker").mend == "start the engine: sudo systemctl start docker (or Docker Desktop)"
     monkeypatch.setenv("DOCKER_HOST", "unix:///x")
@@ -131,6 +134,31 @@ def test_container_toolkit_matters_only_with_a_gpu(machine: Machine) -> None:
     assert machine.find("container toolkit").level is Level.WRONG
     machine.docker()
     assert machine.find("container toolkit").level is Level.OK
+
+
+def test_locked_memory_that_the_engine_can_t_give(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = machine.repository.parent / "proc/12"
+    process.mkdir(parents=True)
+    (process / "limits").write_text("Max locked memory         65536                8388608              bytes     \n")
+    machine.docker()
+
+    def found(name: str, user: int, capabilities: int) -> list[Finding]:
+        status = f"Name:\t{name}\nUid:\t{user}\t{user}\t{user}\t{user}\nCapEff:\t{capabilities:016x}\n"
+        (process / "status").write_text(status)
+        return [finding for finding in machine.examine() if finding.subject == "locked memory"]
+
+    every = (1 << 41) - 1
+    (refused,) = found("dockerd", 0, every & ~(1 << 24))
+    assert refused == Finding(
+        "locked memory",
+        Level.WRONG,
+        "the engine lets containers lock 8388608 bytes at most, and compose.yaml asks for no limit",
+        "TRITON_MEMLOCK=8388608 in .env, or serve --engine docker",
+    )
+    assert found("containerd", 1000, every) == [refused]  # rootless: root in a namespace only
+    assert found("dockerd", 0, every) == found("other", 1000, 0) == []
+    monkeypatch.setenv("TRITON_MEMLOCK", "8388608")
+    assert found("dockerd", 1000, every) == []
 
 
 def test_compose_too_old(machine: Machine) -> None:
@@ -510,3 +538,11 @@ def test_full_disks_are_wrong_and_left_as_they_are(
     with pytest.raises(UsageError, match=f"the log can't go to {disk}/.*: No space left on device"):
         start(machine.repository, ServerOptions(0, 0, 0))
     assert sorted(path.name for path in disk.rglob("*") if path.is_file()) == ["ballast"]
+
+
+def test_a_plan_without_a_gpu_is_one_line(machine: Machine) -> None:
+    machine.plan("det", (10, 14, 1, 48))
+    config = machine.repository / "det/config.pbtxt"
+    config.write_text(config.read_text() + "instance_group [{ count: 1 kind: KIND_GPU }]\n")
+    (found,) = [finding for finding in machine.examine() if finding.subject == "model det"]
+    assert found.text == "1/model.plan needs an NVIDIA GPU, and there is none here"

@@ -287,7 +287,7 @@ RULES = (
     _rule(
         r"shared memory.*--shm-size|No space left on device",
         "/dev/shm is too small for it",  # noqa: S108
-        "make /dev/shm larger (docker run --shm-size=1g), or lower count in instance_group",
+        "make /dev/shm larger (serve --shm-size 4g, TRITON_SHM_SIZE=4g for Compose), or lower count in instance_group",
     ),
     _rule(
         r"bad_alloc|[Oo]ut of memory|[Ff]ailed to allocate memory|AllocateRawInternal|Cannot allocate memory",
