@@ -142,7 +142,8 @@ def _load_error(path: Path, message: str) -> ModelError:
         domain = name.rpartition(":")[0]
         return ModelError(
             f"ONNX Runtime has no operator {name!r}, which {path} uses",
-            f"export the model without operators of the domain {domain!r}",
+            f"export the model without operators of the domain {domain!r}, or, for TensorRT, give their layers with "
+            "--plugin LIB.so --no-verify",
         )
     too_new = re.search(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)", message)
     if too_new:

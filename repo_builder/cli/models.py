@@ -19,7 +19,7 @@ from repo_builder.cli.output import (
     say,
     table,
 )
-from repo_builder.cli.trt_options import describe_plans
+from repo_builder.cli.trt_options import describe_engine, describe_plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,6 +161,8 @@ def _manifest_lines(manifest: dict[str, Any]) -> Iterator[str]:
     else:
         yield f"  source    {source['file']}, SHA-256 {source['sha256']}, opset {source['opset']}"
     yield f"  target    {manifest['target']} ({manifest['target_reason']})"
+    if manifest.get("engine"):
+        yield f"  engine    {describe_engine(manifest['engine'])}"
     for line in describe_plans(manifest):
         yield f"  plan      {line}"
     for role in ("inputs", "outputs"):

@@ -29,7 +29,7 @@ from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
 from repo_builder.trt.interrupts import held
 from repo_builder.trt.library import Library, load_library
 from repo_builder.trt.log import BuildLog, keep_newest, log_path
-from repo_builder.trt.messages import tidy
+from repo_builder.trt.messages import name_nodes, tidy
 from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.trt.parse import parse, with_node
 from repo_builder.trt.plugins import copy_plugins, load_plugins
@@ -172,6 +172,7 @@ class TensorRTCompiler:
                     f"drop --{half.value.lower()}; for BF16 export the model with opset 17 or newer",
                 )
             proto = converted.proto
+            name_nodes(proto, model.proto)
         proto = free_unequal_axes(proto, self.options.profiles, max_batch_size)
         large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > 1 << 30
         if large and proto is not model.proto:
@@ -255,7 +256,9 @@ class TensorRTCompiler:
         if half and info.ran_in(half.value) is False and not (self.options.bf16 and info.ran_in("BF16")):
             raise CompileError(
                 f"--{half.value.lower()} was asked for, but no layer of the engine computes in it: {info.layers}",
-                "--strict takes the precision of every layer from a converted graph; or drop the flag",
+                "drop the flag"
+                if is_strongly_typed(self.library, self.options)
+                else "--strict takes the precision of every layer from a converted graph; or drop the flag",
             )
 
     def _artifact(self, engine: _Engine, graph: Path | None, folder: Path, log: BuildLog) -> Artifact:

@@ -54,7 +54,8 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
             else:
                 later.append(node)
         if len(later) == len(waiting):
-            raise ModelError(f"the graph has a cycle through node {later[0].name!r}", "export the model again")
+            name = later[0].name or later[0].output[0]
+            raise ModelError(f"the graph has a cycle through node {name!r}", "export the model again")
         waiting = later
     if any(one is not other for one, other in zip(order, graph.node, strict=True)):
         replace_nodes(graph, order)

@@ -20,6 +20,8 @@ _ASSERTION = re.compile(
     r"|Assertion failed: .*?(?<!:): (?P<said>[A-Z].*)"
 )
 
+UNSUPPORTED = "operator not supported"
+
 
 def tidy(message: str) -> str:
     """``message`` on one line, without where in TensorRT's own source it was written."""
@@ -33,8 +35,10 @@ def tidy(message: str) -> str:
 def tidy_assertion(text: str) -> str:
     """What the parser says of a node: of a failed assertion in C++ only what it was to tell; of ``false`` our words."""
     if text in {"", "false"}:
-        return "operator not supported"
-    text = re.sub(r"^Invalid Node - \S+ ", "", text)
+        return UNSUPPORTED
+    text = re.sub(r"^(?:Invalid Node - \S+ )?(?:node_of_\S+: )?", "", text)
+    if re.search(r"\w plugin creator version \d+ was not found", text):  # TensorRT has some operators as plugins
+        return UNSUPPORTED
     found = _ASSERTION.match(text)
     return (found["text"] or found["said"]) if found else text
 
@@ -47,6 +51,17 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         yield node
         for body in subgraphs(node):
             yield from nodes_of(body)
+
+
+def name_nodes(converted: onnx.ModelProto, source: onnx.ModelProto) -> None:
+    """Name nodes of ``converted`` that have no name, in place, after what they make in the user's ``source``."""
+    from repo_builder.passes.graph import all_names
+
+    known = all_names(source.graph)
+    for node in nodes_of(converted.graph):
+        if not node.name and node.output:
+            made = node.output[0]
+            node.name = made if made in known else re.sub(r"_(?:fp16|bf16|fp32)(?:_\d+)?$", "", made)
 
 
 def node_in(message: str, proto: onnx.ModelProto) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from repo_builder.errors import CompileError
 from repo_builder.model import DataType
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
-from repo_builder.trt.messages import node_in, nodes_of, tidy, tidy_assertion
+from repo_builder.trt.messages import UNSUPPORTED, node_in, nodes_of, tidy, tidy_assertion
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +28,7 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     """
     _refuse_types(library, proto)
     _refuse_passed_through(library, proto)
+    _refuse_cycle(library, proto)
     parser = library.module.OnnxParser(network, log.logger)
     log.errors.clear()
     if parser.parse_from_file(str(path)):
@@ -36,14 +38,14 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
         where, what = _describe(parser.get_error(index), proto)
         problems.setdefault(where or what, f"{where}: {what}" if where else what)
     for where in _unsupported(parser, proto):
-        problems.setdefault(where, f"{where}: operator not supported")
+        problems.setdefault(where, f"{where}: {UNSUPPORTED}")
     listed = list(problems.values()) or [tidy(message) for message in log.errors] or ["it gave no reason"]
     shown = "; ".join(listed[:_SHOWN])
     more = f"; and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    raise CompileError(
-        f"{library.name} {library.version} can't take the model: {shown}{more}",
-        "export those parts otherwise, give their layers with --plugin LIB.so, or use --target onnxruntime",
-    )
+    hint = "the graph is wrong there, or TensorRT stricter than others: export the model again, or --target onnxruntime"
+    if any(UNSUPPORTED in problem or "Plugin not found" in problem for problem in listed):
+        hint = "export those parts otherwise, give their layers with --plugin LIB.so, or use --target onnxruntime"
+    raise CompileError(f"{library.name} {library.version} can't take the model: {shown}{more}", hint)
 
 
 def _refuse_types(library: Library, proto: onnx.ModelProto) -> None:
@@ -68,6 +70,22 @@ def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
             )
 
 
+def _refuse_cycle(library: Library, proto: onnx.ModelProto) -> None:
+    """Raise CompileError for nodes that wait for each other: the parser names none, and writes to stderr of it."""
+    nodes = proto.graph.node
+    maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    order = {index: {maker[name] for name in node.input if name in maker} for index, node in enumerate(nodes)}
+    try:
+        TopologicalSorter(order).prepare()
+    except CycleError as error:
+        node = nodes[error.args[1][0]]
+        raise CompileError(
+            f"{library.name} can't take the model: {_node(node.name or node.output[0], node.op_type)} waits for its "
+            "own output",
+            "the graph has a cycle: export the model again",
+        ) from None
+
+
 _NEVER = {DataType.STRING, DataType.INT16, DataType.UINT16, DataType.UINT32, DataType.UINT64}
 
 
@@ -78,7 +96,7 @@ def _describe(error: Any, proto: onnx.ModelProto) -> tuple[str, str]:
     name = error.node_name() if hasattr(error, "node_name") else node.name if node else ""
     operator = error.node_operator() if hasattr(error, "node_operator") else node.op_type if node else ""
     where = _node(name or (node.output[0] if node else f"number {index}"), operator) if operator else ""
-    return where, tidy_assertion(tidy(error.desc()))
+    return where, tidy_assertion(tidy(error.desc())).removeprefix(f"{name}: ")
 
 
 def _node(name: str, operator: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from repo_builder.trt.cuda import find_gpu
 from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.conftest import Cli
-from tests.models import FP32, INT64, convolution, model, node, save, weights
+from tests.models import FP32, INT64, Shape, convolution, model, node, save, weights
 from tests.support import compile_library, rtx
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -80,6 +81,7 @@ def test_what_has_not_run_is_called_unverified(tmp_path: Path, cli: Cli) -> None
     assert output["cosine_error"] < 1e-4
     assert cli("list", "-r", tmp_path / "models", "--json").json[0]["verified"] is False
     shown = cli("show", "net", "-r", tmp_path / "models").out
+    assert re.search(r"^  engine    TensorRT-RTX .*; layers: \d+ FP16", shown, re.MULTILINE)
     assert "  verified  NO: the engine has not run" in shown
     assert "  compared  y: largest relative error" in shown
 
@@ -194,6 +196,7 @@ def test_unsupported_operators_are_all_named(tmp_path: Path) -> None:
     assert said == (
         "node /first/Unique (Unique): operator not supported; node /second/Det (Det): operator not supported"
     )
+    assert "--plugin LIB.so" in (caught.value.hint or "")
     assert not (tmp_path / "net.plan").exists()
 
 
@@ -320,6 +323,32 @@ def test_a_node_that_can_not_be_typed_is_named(tmp_path: Path) -> None:
 
 
 @rtx
+def test_a_node_without_a_name_has_the_users_name_of_its_output(tmp_path: Path) -> None:
+    proto = model(
+        [node("MatMul", ["x", "w"], ["h"]), node("MatMul", ["h", "v"], ["y"])],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+        {"w": weights(4, 4), "v": weights(5, 4)},
+    )
+    for node_ in proto.graph.node:
+        node_.ClearField("name")
+    source = save(proto, tmp_path / "net.onnx")
+    options = TensorRTOptions(fp16=True)
+    with pytest.raises(CompileError, match=r"the model: node y \(MatMul\): last dimension of input0 = 4") as caught:
+        compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=options)
+    assert "--plugin" not in (caught.value.hint or "")
+
+
+@rtx
+def test_nodes_that_wait_for_each_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nodes = [node("Add", ["x", "b"], ["a"], name="/first"), node("Relu", ["a"], ["b"]), node("Relu", ["b"], ["y"])]
+    proto = model(nodes, {"x": (FP32, [4])}, {"y": (FP32, [4])})
+    with pytest.raises(CompileError, match=r"node (/first \(Add\)|b \(Relu\)) waits for its own output"):
+        compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
+    assert capfd.readouterr().err == ""
+
+
+@rtx
 def test_a_node_that_fails_in_the_build_is_named(tmp_path: Path) -> None:
     def branch(name: str, nodes: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
         return onnx.helper.make_graph(nodes, name, [], [onnx.helper.make_tensor_value_info(output, FP32.onnx, None)])
@@ -356,8 +385,8 @@ def test_an_input_of_a_type_that_tensorrt_has_not(tmp_path: Path, dtype: DataTyp
 @rtx
 @pytest.mark.parametrize("options", [{}, {"fp16": True}])
 def test_an_input_that_is_an_output_too(tmp_path: Path, options: dict[str, Any]) -> None:
-    tensors = {"x": (FP32, ["batch", 4])}
-    proto = model([node("Relu", ["x"], ["y"])], tensors, {"y": (FP32, ["batch", 4]), **tensors})
+    rows: tuple[DataType, Shape] = (FP32, ["batch", 4])
+    proto = model([node("Relu", ["x"], ["y"])], {"x": rows}, {"y": rows, "x": rows})
     with pytest.raises(CompileError, match="its input 'x' is one of its outputs, too"):
         publish(tmp_path, proto, **options)
     assert nothing_published(tmp_path)
