@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from repo_builder.compilers.base import Artifact, Maker, Progress, Target
 from repo_builder.errors import CompileError, ModelError, UsageError
+from repo_builder.model import DataType
 from repo_builder.onnx_model import OnnxModel
-from repo_builder.runtime import open_session
+from repo_builder.passes.half_graph import HalfGraph
 from repo_builder.trt.build import (
     BuildTimes,
     TimingCache,
@@ -41,9 +42,6 @@ from repo_builder.trt.profiles import (
     refuse_large_minimum,
 )
 from repo_builder.verify import Runner, Tolerance
-
-if TYPE_CHECKING:
-    from repo_builder.runtime import Arrays
 
 GRAPH, GRAPH_DATA = "graph.onnx", "graph.onnx.data"
 
@@ -103,7 +101,7 @@ class TensorRTCompiler:
         graph = folder / GRAPH
         try:
             with self._log() as log:
-                proto = self._write_graph(model, graph, max_batch_size, progress)
+                proto, half_graph = self._write_graph(model, graph, max_batch_size, progress)
 
                 def fill(network: Any) -> tuple[Any, bool]:
                     with held():
@@ -113,7 +111,7 @@ class TensorRTCompiler:
                     engine = self._build(fill, str(model.spec.path.resolve()), log, max_batch_size, progress)
                 except CompileError as error:
                     raise with_node(error, proto) from None
-                return self._artifact(engine, graph, folder, log)
+                return self._artifact(engine, half_graph, folder, log)
         finally:
             for file in (graph, folder / GRAPH_DATA, *(folder / name for name in model.spec.external_files)):
                 file.unlink(missing_ok=True)
@@ -147,12 +145,17 @@ class TensorRTCompiler:
         with contextlib.closing(BuildLog(self.library, log_path(self.target), verbose=self.options.verbose)) as log:
             yield log
 
-    def _write_graph(self, model: OnnxModel, path: Path, max_batch_size: int, progress: Progress) -> Any:
-        """Write the graph that TensorRT is to read, in half precision where the graph decides about that."""
+    def _write_graph(
+        self, model: OnnxModel, path: Path, max_batch_size: int, progress: Progress
+    ) -> tuple[Any, HalfGraph | None]:
+        """Write the graph that TensorRT is to read, in half precision where the graph decides about that.
+
+        Returns it, and what to compare with should its engine not run.
+        """
         import onnx
 
         proto = model.proto
-        half = self.options.half
+        half, half_graph = self.options.half, None
         ports = self.options.half_inputs or self.options.half_outputs
         if half and (is_strongly_typed(self.library, self.options) or ports or self.options.strict):
             from repo_builder.passes.precision import to_half
@@ -165,12 +168,14 @@ class TensorRTCompiler:
                 half_inputs=self.options.half_inputs,
                 half_outputs=self.options.half_outputs,
             )
-            if not converted.half_nodes:
+            if not (converted.half_nodes or converted.already_half):
+                newer = "; for BF16 export the model with opset 17 or newer" if half is DataType.BF16 else ""
                 why = ", ".join(f"{count} {reason}" for reason, count in converted.kept.items())
                 raise CompileError(
                     f"nothing of the model can compute in {half.value}: {why or 'it has no FP32 nodes'}",
-                    f"drop --{half.value.lower()}; for BF16 export the model with opset 17 or newer",
+                    f"drop --{half.value.lower()}{newer}",
                 )
+            half_graph = HalfGraph(path, proto, half, converted.half_values)
             proto = converted.proto
             name_nodes(proto, model.proto)
         proto = free_unequal_axes(proto, self.options.profiles, max_batch_size)
@@ -179,7 +184,7 @@ class TensorRTCompiler:
             onnx.save_model(proto, path, save_as_external_data=True, location=GRAPH_DATA)
         else:
             onnx.save(proto, path)
-        return proto
+        return proto, half_graph
 
     def _build(
         self,
@@ -261,7 +266,7 @@ class TensorRTCompiler:
                 else "--strict takes the precision of every layer from a converted graph; or drop the flag",
             )
 
-    def _artifact(self, engine: _Engine, graph: Path | None, folder: Path, log: BuildLog) -> Artifact:
+    def _artifact(self, engine: _Engine, graph: HalfGraph | None, folder: Path, log: BuildLog) -> Artifact:
         """Write the plan, with its plugins where it is to be served, and describe it."""
         (folder / self.target.filename).write_bytes(engine.plan)
         plugins = copy_plugins(self.options.plugins, folder) if self.served else ()
@@ -284,29 +289,25 @@ class TensorRTCompiler:
             details={"engine": {**self._facts(engine, log), "plugins": list(plugins)}},
         )
 
-    def _runner(self, engine: _Engine, graph: Path | None, log: BuildLog) -> tuple[Runner | None, str | None]:
+    def _runner(self, engine: _Engine, graph: HalfGraph | None, log: BuildLog) -> tuple[Runner | None, str | None]:
         """What to verify by: the engine itself, or the graph it was built from where the engine can't run."""
         if engine.runnable is not None:
             from repo_builder.trt.runner import EngineRunner
 
             return EngineRunner(self.library, engine.runnable, engine.info, log.errors).run, None
-        half = self.options.half
         if not self.served:
             return None, None
         start = f"the engine has not run ({engine.obstacle}): its numbers are unverified"
-        if not half or graph is None:
+        if graph is None:
             return None, start
+        half = graph.half.value
         try:
-            session = open_session(graph, fused=False)  # its fusions of FP16 graphs can crash ONNX Runtime 1.31
+            run = graph.open()
         except ModelError:
-            return None, f"{start}, and ONNX Runtime can't run its {half.value} graph either"
-
-        def run(arrays: Arrays) -> Arrays:
-            return session.run(
-                {spec.name: arrays[spec.name].astype(spec.dtype.numpy_dtype(), copy=False) for spec in session.inputs}
-            )
-
-        return run, f"{start}; what was compared is its {half.value} graph under ONNX Runtime"
+            return None, f"{start}, and ONNX Runtime can't run its {half} graph either"
+        in_range = "on the inputs of the comparison no value leaves FP16's range; " if graph.watches_range else ""
+        compared = f"its {half} graph under ONNX Runtime, which computes most of it in FP32"
+        return run, f"{start}; {in_range}what was compared is {compared}"
 
     def _hints(self, plugins: tuple[str, ...], lost: str, log: BuildLog) -> tuple[str, ...]:
         hints = [lost] if lost else []

@@ -14,6 +14,7 @@ _SMALLEST_NORMAL = {DataType.FP16: 2.0**-14, DataType.BF16: 2.0**-126}
 
 
 def range_of(tensor: onnx.TensorProto, half: DataType) -> Range:
+    """How the elements of an FP32 constant lie to the range of ``half``."""
     if not fits_range(tensor, half):
         return Range.WIDE
     return Range.TINY if vanishes(tensor, half) else Range.FITS
@@ -43,6 +44,7 @@ def vanishes(tensor: onnx.TensorProto, half: DataType) -> bool:
 
 
 def as_half(tensor: onnx.TensorProto, name: str, half: DataType) -> onnx.TensorProto:
+    """The constant in ``half`` under another name; finite numbers beyond FP16 become its largest."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -52,3 +54,11 @@ def as_half(tensor: onnx.TensorProto, name: str, half: DataType) -> onnx.TensorP
         limit = float(np.finfo(np.float16).max)
         array = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
     return helper.make_tensor(name, half.onnx, tensor.dims, array.astype(dtype).tobytes(), raw=True)
+
+
+def as_number(tensor: onnx.TensorProto) -> float | None:
+    """The value of a tensor with one element."""
+    from onnx import numpy_helper
+
+    array = numpy_helper.to_array(tensor)
+    return float(array.item()) if array.size == 1 else None

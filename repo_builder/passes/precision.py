@@ -37,7 +37,7 @@ from repo_builder.passes.graph import (
     sort_nodes,
     subgraphs,
 )
-from repo_builder.passes.half_constants import as_half, fits_range, range_of
+from repo_builder.passes.half_constants import as_half, as_number, fits_range, range_of
 from repo_builder.passes.ranges import Range, range_made, squares
 
 if TYPE_CHECKING:
@@ -316,7 +316,9 @@ class _Scope:
             fits = all(fits_range(attribute.t, self.model.half) for attribute in node.attribute)
             return Range.FITS if fits else Range.WIDE
         read = [value.range if value else Range.FITS for value in values]
-        return range_made(node, read, of_constant=first is not None and first.constant)
+        second = values[1].initialiser if len(values) > 1 and values[1] else None
+        exponent = as_number(second) if second is not None and node.op_type == "Pow" else None
+        return range_made(node, read, of_constant=first is not None and first.constant, exponent=exponent)
 
     def _define(self, node: onnx.NodeProto, index: int, *, half: bool, constant: bool, kind: Range) -> None:
         """Enter an output of the newest node, under a name that leaves a graph output's own name to its type."""

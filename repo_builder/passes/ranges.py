@@ -21,7 +21,7 @@ CARRIES = frozenset({
     "Unsqueeze", "Where",
 })  # fmt: skip
 
-_FP16_MAX = 65504.0
+FP16_MAX = 65504.0
 
 
 class Range(Enum):
@@ -40,19 +40,27 @@ def squares(node: onnx.NodeProto) -> bool:
     return node.op_type == "Mul" and len(set(node.input)) == 1
 
 
-def range_made(node: onnx.NodeProto, read: Sequence[Range], *, of_constant: bool) -> Range:
-    """What ``node`` makes of inputs of these ranges; ``of_constant`` when the first of them is a constant.
+def range_made(
+    node: onnx.NodeProto, read: Sequence[Range], *, of_constant: bool, exponent: float | None = None
+) -> Range:
+    """What ``node`` makes of inputs of these ranges.
 
     What is divided by something wide, or multiplied by one over it, is in range again: that is how values are
-    normalised.
+    normalised.  So are roots: that of FP16's largest number squared is FP16's largest number.
+
+    Args:
+        node: any node.
+        read: the ranges of all its inputs.
+        of_constant: its first input is a constant.
+        exponent: its second input where that is a constant number, for Pow.
     """
     match node.op_type:
-        case "Div" if read[1] is not Range.FITS:
-            return _INVERSE[read[1]] if of_constant else Range.FITS
-        case "Div":
+        case "Pow" if exponent is not None and 0 < abs(exponent) <= 0.5:
+            return Range.FITS if exponent > 0 else Range.TINY
+        case "Div" if read[1] is Range.FITS:
             return read[0]
-        case "Reciprocal":
-            return _INVERSE[read[0]]
+        case "Div" | "Reciprocal":
+            return _INVERSE[read[-1]] if of_constant or node.op_type == "Reciprocal" else Range.FITS
         case "Mul" if Range.TINY in read:
             return Range.FITS
         case "Clip":
@@ -68,4 +76,4 @@ def _limited(node: onnx.NodeProto, read: Sequence[Range]) -> bool:
     """Whether a Clip has an upper bound in range; up to opset 10 it is an attribute."""
     if len(node.input) > 2 and node.input[2]:
         return read[2] is Range.FITS
-    return any(entry.name == "max" and entry.f <= _FP16_MAX for entry in node.attribute)
+    return any(entry.name == "max" and entry.f <= FP16_MAX for entry in node.attribute)

@@ -14,8 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from repo_builder.errors import ModelError
+from repo_builder.errors import CompileError, ModelError
 from repo_builder.model import DataType
+from repo_builder.passes.half_graph import HalfGraph, with_magnitudes
 from repo_builder.passes.precision import MixedPrecision, to_half
 from tests.models import FP32, INT64, model, node, weights
 
@@ -427,6 +428,14 @@ NORMALISATIONS = {
         node("Reciprocal", ["r"], ["i"]),
         node("Mul", ["h", "i"], ["d"]),
     ),
+    "rms by Pow": normalised(
+        node("Pow", ["h", "two"], ["q"]),
+        node("ReduceMean", ["q"], ["m"], axes=[1]),
+        node("Pow", ["m", "exponent"], ["i"]),
+        node("Mul", ["h", "i"], ["d"]),
+        two=floats(2),
+        exponent=floats(-0.5),
+    ),
     "L1": normalised(
         node("ReduceL1", ["h"], ["s"], axes=[1]),
         node("Clip", ["s", "eps"], ["c"]),
@@ -478,6 +487,25 @@ def test_counts_stay_exact_until_they_are_integers() -> None:
     )
     [counted] = in_half(converted(source).proto, x=np.ones((1, 4096), np.float32))
     np.testing.assert_array_equal(counted[0], np.arange(4096))
+
+
+def test_attention_scores_over_the_root_of_a_size_stay_half() -> None:
+    source = model(
+        [
+            node("MatMul", ["x", "w"], ["scores"]),
+            node("Shape", ["x"], ["size"], start=1),
+            node("Cast", ["size"], ["length"], to=TensorProto.FLOAT),
+            node("Pow", ["length", "exponent"], ["root"]),
+            node("Div", ["scores", "root"], ["scaled"]),
+            node("Softmax", ["scaled"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 16])},
+        {"y": (FP32, ["batch", 4])},
+        {"w": weights(16, 4), "exponent": floats(0.5)},
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "Div") == computes_in(result.proto, "Softmax") == {TensorProto.FLOAT16}
+    close(source, result, x=weights(3, 16))
 
 
 def test_after_a_normalisation_half_goes_on() -> None:
@@ -557,3 +585,55 @@ def test_a_large_constant_made_from_little_stays_a_node() -> None:
         {"shape": integers([2048, 2048])},
     )
     assert converted(source).proto.ByteSize() < 10_000
+
+
+def test_the_magnitudes_of_what_becomes_half() -> None:
+    source = model(
+        [
+            node("Mul", ["x", "scale"], ["h"], name="scaled"),
+            node("GlobalAveragePool", ["h"], ["g"]),
+            node("Div", ["g", "scale"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 3, 8, 8])},
+        {"y": (FP32, ["batch", 3, 1, 1])},
+        {"scale": floats(60000)},
+    )
+    names = converted(source).half_values
+    assert set(names) == {"x", "h", "g", "y"}
+    largest = dict(zip(names, run(with_magnitudes(source, names), x=X), strict=True))
+    assert largest["x"] == np.abs(X).max()
+    assert largest["h"] == pytest.approx(60000 * np.abs(X).max())
+
+
+def half_graph(source: onnx.ModelProto, folder: Path) -> HalfGraph:
+    result = converted(source)
+    onnx.save(result.proto, folder / "graph.onnx")
+    return HalfGraph(folder / "graph.onnx", source, FP16, result.half_values)
+
+
+def test_a_value_out_of_range_is_refused_by_node(tmp_path: Path) -> None:
+    source = model(
+        [node("Mul", ["x", "scale"], ["h"], name="/scaled"), node("Softmax", ["h"], ["y"])],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+        {"scale": floats(60000)},
+    )
+    compare = half_graph(source, tmp_path).open()
+    assert [file.name for file in tmp_path.iterdir()] == ["graph.onnx"]
+    fits = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(compare({"x": fits})["y"], run(source, x=fits)[0])
+    with pytest.raises(CompileError, match=r"node /scaled \(Mul\) reaches 1.2e\+05 .* FP16 holds 65504") as error:
+        compare({"x": 2 * fits})
+    assert "--bf16" in str(error.value.hint)
+
+
+def test_infinities_of_the_source_itself_are_not_refused(tmp_path: Path) -> None:
+    source = model(
+        [node("Where", ["keep", "x", "lowest"], ["m"]), node("Softmax", ["m"], ["y"])],
+        {"x": (FP32, ["batch", 4]), "keep": (DataType.BOOL, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+        {"lowest": floats(-np.inf)},
+    )
+    compare = half_graph(source, tmp_path).open()
+    arrays = {"x": weights(2, 4), "keep": np.array([[True, True, False, True]] * 2)}
+    np.testing.assert_allclose(compare(arrays)["y"], run(source, **arrays)[0], atol=1e-3)

@@ -1,0 +1,74 @@
+"""What becomes of a half graph that nothing here can run, by way of real TensorRT-RTX builds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from repo_builder.add import BuildOptions, add_model
+from repo_builder.compilers.base import Target
+from repo_builder.errors import CompileError
+from repo_builder.model import DataType
+from repo_builder.trt.options import TensorRTOptions
+from tests.models import FP32, INT64, linear, model, node, save, weights
+from tests.support import rtx
+
+pytestmark = [rtx, pytest.mark.usefixtures("own_folders")]
+
+
+def publish(tmp_path: Path, proto: onnx.ModelProto, **precision: Any) -> Any:
+    tmp_path.mkdir(exist_ok=True)
+    build = BuildOptions(target=Target.TENSORRT_RTX, tensorrt=TensorRTOptions(**precision))
+    return add_model(save(proto, tmp_path / "net.onnx"), repository=tmp_path / "models", build=build)
+
+
+def scaled_up() -> onnx.ModelProto:
+    return model(
+        [node("Mul", ["x", "scale"], ["h"], name="/scaled"), node("Softmax", ["h"], ["y"])],
+        {"x": (FP32, ["batch", 64])},
+        {"y": (FP32, ["batch", 64])},
+        {"scale": np.array(60000, np.float32)},
+    )
+
+
+def test_a_value_beyond_fp16_publishes_nothing(tmp_path: Path) -> None:
+    if publish(tmp_path / "fp32", scaled_up()).manifest["engine"]["verified_by_running"]:
+        pytest.skip("this machine's GPU runs the engine")
+    with pytest.raises(CompileError, match=r"node /scaled \(Mul\) reaches .* FP16 holds 65504"):
+        publish(tmp_path, scaled_up(), fp16=True)
+    assert not (tmp_path / "models" / "net").exists()
+
+
+def test_what_the_comparison_is_worth_is_said(tmp_path: Path) -> None:
+    manifest = publish(tmp_path, linear(), fp16=True).manifest
+    if manifest["engine"]["verified_by_running"]:
+        pytest.skip("this machine's GPU runs the engine")
+    assert "no value leaves FP16's range" in manifest["unverified"]
+    assert "which computes most of it in FP32" in manifest["unverified"]
+
+
+def test_a_model_that_is_fp16_already_goes_through(tmp_path: Path) -> None:
+    half = DataType.FP16
+    proto = model(
+        [node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["y"])],
+        {"x": (half, ["batch", 16])},
+        {"y": (half, ["batch", 4])},
+        {"w": weights(16, 4).astype(np.float16)},
+    )
+    assert publish(tmp_path, proto, fp16=True).manifest["engine"]["layers_by_precision"]["FP16"] >= 1
+
+
+@pytest.mark.parametrize(("precision", "hinted"), [("fp16", False), ("bf16", True)])
+def test_newer_opsets_are_advised_for_bf16_alone(tmp_path: Path, precision: str, hinted: bool) -> None:
+    proto = model(
+        [node("Add", ["x", "x"], ["y"])],
+        {"x": (INT64, ["batch", 4])},
+        {"y": (INT64, ["batch", 4])},
+    )
+    with pytest.raises(CompileError, match="it has no FP32 nodes") as error:
+        publish(tmp_path, proto, **{precision: True})
+    assert ("opset 17" in str(error.value.hint)) is hinted
