@@ -73,7 +73,7 @@ def test_a_full_disk_for_logs_and_caches_costs_the_log_only(
     result = cli(command[0], save(convolution(), tmp_path / "net.onnx"), *RTX, *command[1:])
 
     assert result.code == 0
-    assert f"its log {disk}/repo-builder/builds/tensorrt-rtx-" in result.err
+    assert f"the log {disk}/repo-builder/builds/tensorrt-rtx-" in result.err
     assert "can't be written: No space left on device" in result.err
     assert {file.name for file in disk.rglob("*") if file.is_file()} == {"full"}
 

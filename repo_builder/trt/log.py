@@ -78,7 +78,7 @@ class BuildLog:
     @property
     def place(self) -> str:
         """A clause for hints: where everything is that TensorRT said."""
-        return f"its log {self.path} {self.trouble}" if self.trouble else f"everything it said is in {self.path}"
+        return f"the log {self.path} {self.trouble}" if self.trouble else f"everything it said is in {self.path}"
 
     def write(self, severity: str, message: str) -> None:
         file = self._file
