@@ -33,6 +33,7 @@ from client.load.records import (
     Records,
     Sample,
     Setup,
+    Waiting,
 )
 
 REST_NS: Final = 10_000_000
@@ -45,6 +46,7 @@ _FLUSH_NS: Final = 50_000_000
 _CHECK_NS: Final = 1_000_000
 """The least time from one look for what takes too long to the next: each of them goes through all that is in flight."""
 
+_WAITING_NS: Final = 1_000_000_000
 _POLL_NS: Final = 10_000_000
 _SAMPLE_NS: Final = 100_000_000
 _FAR: Final = 2**62
@@ -73,9 +75,9 @@ class Engine:
         self._told: set[Outcome] = set()
         self._stopped = False
         self._in_flight = self._send_ns = self._receive_ns = 0
-        self._next_sample = self._next_check = self._next_flush = 0
+        self._next_sample = self._next_check = self._next_flush = self._next_waiting = 0
         self._again = False  # a call sends its next request when the last one is answered
-        self._budget = self._end = _FAR
+        self._budget = self._end = _FAR  # of requests, 0 when all are sent; the time of the last
 
     # A phase
 
@@ -142,6 +144,8 @@ class Engine:
                 due = next(dues, _FAR) + start
                 sending = due < self._end
                 now = _now()
+            if due >= _FAR:
+                self._budget = 0
             wake = due if sending and not blocked else _FAR
             for fd, mask in self._wait(min(wake, self._next_check)):
                 self._handle(fd, mask)
@@ -164,6 +168,7 @@ class Engine:
         """Hand the records on, a few times a second; end what takes too long, when its time is over."""
         if now >= self._next_flush:
             self._flush()
+            self._tell_waiting(now)
             self._next_flush = now + _FLUSH_NS
         limit, oldest = self._setup.timeout_ns, now
         calls = itertools.chain.from_iterable(channel.calls for channel in self._connections.by_fd.values())
@@ -173,6 +178,13 @@ class Engine:
             else:
                 oldest = min(oldest, call.sent)
         self._next_check = min(self._next_flush, max(oldest + limit + 1, now + _CHECK_NS))
+
+    def _tell_waiting(self, now: int) -> None:
+        if self._budget and now < self._end and not self._stopped:
+            self._next_waiting = now + _WAITING_NS
+        elif now >= self._next_waiting and self._in_flight:
+            self._control.send(Waiting(self._in_flight))
+            self._next_waiting = now + _WAITING_NS
 
     # A request
 

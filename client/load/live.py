@@ -66,6 +66,13 @@ class Progress(Observer):
             else:
                 self._write(text)
 
+    def waiting(self, requests: int) -> None:
+        text = f"waiting for the last {requests:,} answer{'s' * (requests != 1)}"
+        if self._view is not None:
+            self._view.update(f"{self._load}  {text}", refresh=True)
+        else:
+            self._write(f"{time.monotonic() - self._start:6.1f} s  {text}")
+
     def level_ended(self, level: Level) -> None:
         if self._view is not None:
             self._view.stop()

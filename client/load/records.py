@@ -186,6 +186,13 @@ class Records:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Nothing more is sent, and so many requests have no answer yet: told once a second."""
+
+    requests: int
+
+
+@dataclass(frozen=True)
 class Sample:
     """One whole answer, for the parent to check; ``outputs`` is what it left in shared memory."""
 

@@ -48,6 +48,8 @@ class Observer:
 
     def records(self, records: Records) -> None: ...
 
+    def waiting(self, requests: int) -> None: ...
+
     def level_ended(self, level: Level) -> None: ...
 
 
@@ -227,7 +229,7 @@ def _run_level(
     else:
         phases = load.phases(len(workers), window, plan.seed, plan.max_connections)
         with watch:
-            phase = workers.run(phases, observer.records)
+            phase = workers.run(phases, observer.records, on_waiting=observer.waiting)
     after = None
     with contextlib.suppress(KeyboardInterrupt):  # the level is over, and not to be lost for impatience
         after = _statistics(client, model)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 import client
 from client.errors import ClientError, ConnectionFailed
-from client.load.records import Failure, Outcome, Phase, PhaseEnd, Ready, Records, Sample, Setup, Stop
+from client.load.records import Failure, Outcome, Phase, PhaseEnd, Ready, Records, Sample, Setup, Stop, Waiting
 from client.transport import Url
 
 _START_DELAY_NS: Final = 20_000_000
@@ -81,6 +81,7 @@ class PhaseResult:
     samples: list[Sample] = field(default_factory=list)
     messages: dict[Outcome, str] = field(default_factory=dict)
     ends: list[PhaseEnd] = field(default_factory=list)
+    waiting: dict[int, int] = field(default_factory=dict)  # requests without an answer, by worker
     interrupted: bool = False
     lost_workers: int = 0
 
@@ -152,11 +153,13 @@ class Workers:
         phases: Sequence[Phase],
         on_records: _OnRecords | None = None,
         before: Callable[[], None] | None = None,
+        on_waiting: Callable[[int], None] | None = None,
     ) -> PhaseResult:
         """Let every worker carry out its phase, and return when the last one has.
 
         ``before`` is called when all connections are open and nothing has been sent.  Ctrl-C ends the sending, and a
         second one the waiting for answers; what was measured until then is returned with ``interrupted`` set.
+        While nothing more is sent, ``on_waiting`` is told every second how many answers are still to come.
         """
         result = PhaseResult(interrupted=self.interrupted)
         if result.interrupted:
@@ -180,6 +183,9 @@ class Workers:
             heard = wait(left, _POLL_S)
             for control in [control for control in left if control in heard]:
                 self._hear(control, left, result, on_records)
+            if on_waiting is not None and len(result.waiting) == len(left) > 0:
+                on_waiting(sum(result.waiting.values()))
+                result.waiting.clear()
         self._listening = False
         result.interrupted = self.interrupted
         return result
@@ -209,8 +215,11 @@ class Workers:
                 result.samples.append(message)
         elif isinstance(message, Failure):
             result.messages.setdefault(message.outcome, message.message)
+        elif isinstance(message, Waiting):
+            result.waiting[control.fileno()] = message.requests
         elif isinstance(message, PhaseEnd):
             result.ends.append(message)
+            result.waiting.pop(control.fileno(), None)
             left.remove(control)
 
     def _tell(self, control: Connection, message: object) -> None:

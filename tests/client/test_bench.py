@@ -120,6 +120,15 @@ class TestOutput:
         assert len(lines) >= 2
         assert "\x1b" not in done.stderr + done.stdout
 
+    @pytest.mark.parametrize("load", [("--rate", 100), ("--concurrency", 2)])
+    @pytest.mark.parametrize("end", [("--requests", 20), ("--duration", "300ms")])
+    def test_what_is_waited_for_is_told(self, load: tuple[str, int], end: tuple[str, object]) -> None:
+        with fake_server(Script(silent_every=10)) as url:
+            options = ("--workers", 2, "--warmup", 0, "--no-floor", "--timeout", 2.5)
+            done = command("bench", MODEL, "-u", url, *options, *load, *end)
+        lines = re.findall(r"^ +\d+\.\d s  waiting for the last \d answers?$", done.stderr, re.MULTILINE)
+        assert 1 <= len(lines) <= 5
+
     def test_floor(self) -> None:
         with fake_server(Script(delays_s=(0.002,))) as url:
             done = command("bench", MODEL, "-u", url, "--warmup", "0", "--requests", 30, "--json", "--quiet")
