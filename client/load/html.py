@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
@@ -216,11 +216,13 @@ def _latency_card(level: Document) -> str:
     response, service = level["response_time"], level["service_time"]
     if not response:
         return ""
-    rows = [["mean", milliseconds(response["mean_ms"]["value"]), milliseconds(service["mean_ms"]["value"])]]
-    rows.append(["std", milliseconds(response["stddev_ms"]), milliseconds(service["stddev_ms"])])
+    both = (response, service)
+    rows = [["min", *(milliseconds(latency["min_ms"]) for latency in both)]]
+    rows.append(["mean", *(_with_interval(latency["mean_ms"]) for latency in both)])
+    rows.append(["std", *(milliseconds(latency["stddev_ms"]) for latency in both)])
     for first, second in zip(response["percentiles"], service["percentiles"], strict=True):
-        rows.append([first["name"], _percentile(first), _percentile(second)])
-    rows.append(["max", milliseconds(response["max_ms"]), milliseconds(service["max_ms"])])
+        rows.append([first["name"], *(_percentile(entry, _with_interval) for entry in (first, second))])
+    rows.append(["max", *(milliseconds(latency["max_ms"]) for latency in both)])
     weak = any(not entry["supported"] for entry in response["percentiles"])
     note = '<p class="soft">* too few requests to claim it with 99% confidence</p>' if weak else ""
     return f'<div class="card"><h3>Latency</h3>{_table(("ms", "response time", "service time"), rows)}{note}</div>'
@@ -292,10 +294,16 @@ def _value(level: Document, name: str) -> float | None:
     return next(values, None)
 
 
-def _percentile(entry: Document | None) -> str:
+def _percentile(entry: Document | None, text: Callable[[Document], str] = lambda ms: milliseconds(ms["value"])) -> str:
     if entry is None:
         return "-"
-    return milliseconds(entry["ms"]["value"]) + ("" if entry["supported"] else "*")
+    return text(entry["ms"]) + ("" if entry["supported"] else "*")
+
+
+def _with_interval(ms: Document) -> str:
+    if ms["low"] is None or ms["high"] is None:
+        return milliseconds(ms["value"])
+    return f"{milliseconds(ms['value'])} ({milliseconds(ms['low'])} to {milliseconds(ms['high'])})"
 
 
 def _badge(level: Document) -> str:

@@ -10,7 +10,7 @@ from typing import Final
 
 WIDTH: Final = 480
 HEIGHT: Final = 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 26, 12, 50
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 34, 12, 50
 _COLOURS: Final = 6  # of the style sheet's classes c0, c1, ...
 
 Scale = Callable[[float], float]
@@ -123,8 +123,8 @@ def _frame(x: Axis, y: Axis, to_x: Scale, to_y: Scale, *, vertical: bool = True)
         parts.append(f'<text class="middle" x="{at:.1f}" y="{bottom + 17}">{escape(text)}</text>')
     middle = (_LEFT + right) / 2
     parts.append(f'<text class="middle label" x="{middle}" y="{HEIGHT - 8}">{escape(x.label)}</text>')
-    turn = f'transform="rotate(-90 13 {(_TOP + bottom) / 2})"'
-    parts.append(f'<text class="middle label" x="13" y="{(_TOP + bottom) / 2}" {turn}>{escape(y.label)}</text>')
+    turn = f'transform="rotate(-90 15 {(_TOP + bottom) / 2})"'
+    parts.append(f'<text class="middle label" x="15" y="{(_TOP + bottom) / 2}" {turn}>{escape(y.label)}</text>')
     return "".join(parts)
 
 

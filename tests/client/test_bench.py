@@ -147,6 +147,8 @@ class TestReport:
         titles = ("Latency against throughput", "Response time by percentile", "Response time over time", "Where the")
         assert all(title in page for title in titles)
         assert not re.search(r"(src|href)=|https?://(?!127)|<script", page)
+        assert re.search(r"<td>min</td><td>\d+\.\d+</td>", page)
+        assert re.search(r"<td>p50</td><td>\d+\.\d+ \(\d+\.\d+ to \d+\.\d+\)", page)
         assert "NaN" not in page
         assert "nan" not in re.findall(r'points="([^"]*)"', page)
 
