@@ -8,7 +8,14 @@ import pytest
 
 from repo_builder.errors import CompileError, UsageError
 from repo_builder.trt.options import Profile, TensorRTOptions, parse_profiles, parse_shapes
-from repo_builder.trt.profiles import NetworkInput, largest_batch, plan_profiles, refuse_large_minimum
+from repo_builder.trt.profiles import (
+    NetworkInput,
+    free_unequal_axes,
+    largest_batch,
+    plan_profiles,
+    refuse_large_minimum,
+)
+from tests.models import INT64, model, node
 
 IMAGE = NetworkInput("image", (-1, 3, -1, -1))
 IDS = NetworkInput("ids", (-1, -1))
@@ -107,6 +114,28 @@ def test_values_of_a_shape_tensor_that_are_too_many_or_few(values: str) -> None:
     given = parse_profiles(["s:1x1"], [values], ["s:24x24"])
     with pytest.raises(UsageError, match=f"{values} does not fit the input 's', whose values are a shape: it has 2"):
         plan_profiles([VALUES], given, batchable=False, max_batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("texts", "axes"),
+    [
+        (["ids:1x1,mask:1x1", "ids:4x64,mask:4x64", "ids:8x128,mask:8x128"], [["batch", "length"]] * 2),
+        (["ids:1x1,mask:1x1", "ids:4x64,mask:4x64", "ids:8x128,mask:8x64"], [["batch", ""]] * 2),
+        (["ids:1x1", "ids:4x64", "ids:8x128"], [["", "length"]] * 2),  # the other's batch is the default, 1 to 16
+        (["ids:1x1", "ids:16x64", "ids:16x128"], [["batch", "length"]] * 2),
+    ],
+)
+def test_only_axes_that_are_equal_keep_a_common_name(texts: list[str], axes: list[list[str]]) -> None:
+    shape: list[int | str | None] = ["batch", "length"]
+    second = shape if "mask" in texts[0] else shape[:1]
+    proto = model(
+        [node("Identity", ["ids"], ["y"])], {"ids": (INT64, shape), "mask": (INT64, second)}, {"y": (INT64, shape)}
+    )
+    before = proto.SerializeToString()
+    freed = free_unequal_axes(proto, parse_profiles(*[[text] for text in texts]), 16)
+    named = [[dim.dim_param for dim in value.type.tensor_type.shape.dim] for value in freed.graph.input]
+    assert named == [axes[0], axes[1][: len(second)]]
+    assert proto.SerializeToString() == before
 
 
 def test_a_served_engine_must_take_single_rows() -> None:
