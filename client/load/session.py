@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -136,33 +137,29 @@ def _check_folders(options: Options) -> None:
 
 
 def _save(options: Options, result: RunResult) -> ClientError | None:
-    """Try every file; all that went wrong, as one error."""
-    jobs: list[Callable[[], None]] = []
-    if (output := options.output) is not None:
-        jobs.append(lambda: _save_result(output, result))
-    if (csv := options.csv) is not None:
-        jobs.append(lambda: write_text(csv, perf_analyzer_csv(result), "--csv"))
-    if (html := options.html) is not None:
-        jobs.append(lambda: write_text(html, report_page(result.to_json()), "--html"))
-    errors = []
-    for job in jobs:
+    """Try every file, and what can't be written in its place among the temporary ones, so that a long run isn't lost.
+
+    All that went wrong, as one error.
+    """
+    jobs: list[tuple[Path | None, Callable[[Path], None]]] = [
+        (options.output, result.save),
+        (options.csv, lambda path: write_text(path, perf_analyzer_csv(result), "--csv")),
+        (options.html, lambda path: write_text(path, report_page(result.to_json()), "--html")),
+    ]
+    errors: list[ClientError] = []
+    kept: list[str] = []
+    for path, save in jobs:
+        if path is None:
+            continue
         try:
-            job()
+            save(path)
         except ClientError as error:
             errors.append(error)
+            elsewhere = Path(tempfile.gettempdir(), f"{path.stem}-{os.getpid()}{path.suffix}")
+            with contextlib.suppress(ClientError):
+                save(elsewhere)
+                kept.append(str(elsewhere))
     if not errors:
         return None
-    return ClientError("; ".join(error.message for error in errors), errors[0].hint)
-
-
-def _save_result(path: Path, result: RunResult) -> None:
-    """Where the document can't be written, put it among the temporary files, so that a long run isn't lost."""
-    try:
-        result.save(path)
-    except ClientError as error:
-        elsewhere = Path(tempfile.gettempdir(), f"{path.stem}-{os.getpid()}.json")
-        try:
-            result.save(elsewhere)
-        except ClientError:
-            raise error from None
-        raise ClientError(error.message, f"it is kept in {elsewhere}") from error
+    hint = f"kept in {', '.join(kept)}" if kept else errors[0].hint
+    return ClientError("; ".join(error.message for error in errors), hint)

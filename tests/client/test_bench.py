@@ -308,9 +308,11 @@ class TestInterruption:
         assert done.returncode == 1
         assert "/proc/self/run.json can't be written: " in done.stderr
         assert "/proc/self/run.html can't be written: " in done.stderr
-        (kept,) = re.findall(r"it is kept in (\S+)", done.stderr)
-        jsonschema.validate(json.loads(Path(kept).read_text()), SCHEMA)
-        Path(kept).unlink()
+        ((document, page),) = re.findall(r"hint: kept in (\S+\.json), (\S+\.html)", done.stderr)
+        jsonschema.validate(json.loads(Path(document).read_text()), SCHEMA)
+        assert balanced(Path(page).read_text())
+        Path(document).unlink()
+        Path(page).unlink()
 
     def test_a_full_disk_loses_neither_the_table_nor_the_other_file(self, tmp_path: Path) -> None:
         with fake_server() as url:
