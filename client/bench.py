@@ -131,7 +131,8 @@ def bench(
         str | None, typer.Option(metavar="URL", help="Triton's metrics, for GPU use; found by itself where possible.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Save all; schema: client/load/run.schema.json.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.json", help="Save all; schema: client/load/run.schema.json."),
     ] = None,
     csv: Annotated[
         Path | None, typer.Option("--csv", "-f", metavar="FILE.csv", help="Save perf_analyzer's columns.")
