@@ -197,7 +197,6 @@ def bench(
         if debug:
             traceback.print_exc()
         code = report_error(error)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # all is said
     raise typer.Exit(128 + signal.SIGTERM if terminated.is_set() else code)
 
 
@@ -223,4 +222,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # all is said
