@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,15 @@ def speed(results: Mapping[str, Any]) -> str:
     return markdown(("model", "", "build, s", "plan, MB", "error", *batches, "images/s at 128"), rows)
 
 
+def loads(results: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], Mapping[str, Any]]]:
+    """Every load that was put on a server, after its model, its number of instances and its way of sending."""
+    for model, found in results["serve"].items():
+        for key, by_way in found.items():
+            if key.startswith("instances_"):
+                for way in WAYS:
+                    yield (model, key.removeprefix("instances_"), way.replace("_", " ")), by_way[way]
+
+
 def stages(results: Mapping[str, Any]) -> str:
     """Where a request's time goes, in milliseconds, by what perf_analyzer and the server's statistics tell."""
     columns = {
@@ -98,14 +107,9 @@ def stages(results: Mapping[str, Any]) -> str:
         "out": ("Server Compute Output",),
     }
     rows = []
-    for model, found in results["serve"].items():
-        for key, load in found.items():
-            if not key.startswith("instances_"):
-                continue
-            for way in WAYS:
-                spent = load[way]["microseconds"]
-                parts = (f"{sum(spent[name] for name in names) / 1e3:.2f}" for names in columns.values())
-                rows.append((model, key.removeprefix("instances_"), way.replace("_", " "), *parts))
+    for how, load in loads(results):
+        spent = load["microseconds"]
+        rows.append((*how, *(f"{sum(spent[name] for name in names) / 1e3:.2f}" for names in columns.values())))
     return markdown(("model, FP16", "instances", "pictures by", *columns), rows)
 
 
@@ -120,14 +124,9 @@ def beside_polygraphy(results: Mapping[str, Any]) -> str:
 
 def served(results: Mapping[str, Any]) -> str:
     rows = []
-    for model, found in results["serve"].items():
-        for key, load in found.items():
-            if not key.startswith("instances_"):
-                continue
-            for way in WAYS:
-                rate, share = load[way]["images_per_second"], load[way]["share_of_engine"]
-                p50 = f"{load[way]['microseconds']['p50 latency'] / 1e3:.2f}"
-                rows.append((model, key.removeprefix("instances_"), way.replace("_", " "), f"{rate:.0f}", share, p50))
+    for how, load in loads(results):
+        p50 = f"{load['microseconds']['p50 latency'] / 1e3:.2f}"
+        rows.append((*how, f"{load['images_per_second']:.0f}", load["share_of_engine"], p50))
     return markdown(("model, FP16", "instances", "pictures by", "images/s", "of the engine alone", "p50, ms"), rows)
 
 
