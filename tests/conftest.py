@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from repo_builder.cli import main
+from repo_builder.servers.records import running_servers, stop_server
 from tests.support import Result, without_root_rights
 
 Cli = Callable[..., Result]
@@ -28,6 +29,14 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records of servers, logs and caches that nobody but the test has seen."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def no_servers_left(own_folders: None) -> Iterator[None]:
+    """Stop what a test that failed left running."""
+    yield
+    for record in running_servers():
+        stop_server(record)
 
 
 @pytest.fixture

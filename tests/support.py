@@ -12,11 +12,13 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from repo_builder.compilers.base import Target
@@ -153,3 +155,12 @@ def without_root_rights() -> Iterator[None]:
     finally:
         data[0] = effective
         assert libc.capset(header, data) == 0
+
+
+def assert_all_are(expected: Mapping[str, npt.NDArray[Any]], answers: Sequence[Mapping[str, npt.NDArray[Any]]]) -> None:
+    """Every one of several answers has the expected outputs, in their order, to the bit."""
+    assert len(answers) >= 2
+    for answer in answers:
+        assert list(answer) == list(expected)
+        for name, array in answer.items():
+            np.testing.assert_array_equal(array, expected[name])

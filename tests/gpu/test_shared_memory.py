@@ -28,10 +28,8 @@ from client.protocol import Request
 from repo_builder.build import BuildOptions
 from repo_builder.compilers.base import Target
 from repo_builder.config.build import ServingOptions
-from repo_builder.errors import MissingExtraError
 from repo_builder.servers.base import Server
-from repo_builder.trt.cuda import call, find_gpu, runtime
-from repo_builder.trt.library import is_installed
+from repo_builder.trt.cuda import call, runtime
 from tests import models
 from tests.client.command import command
 from tests.gpu.test_tensorrt import add, network
@@ -51,14 +49,8 @@ CUDA = ("--shared-memory", "cuda")
 
 
 @pytest.fixture(scope="module")
-def gpu() -> None:
-    """Skip without a GPU, or where no process may open another's memory of it, as in some containers."""
-    try:
-        found = is_installed(Target.TENSORRT) and find_gpu()
-    except MissingExtraError:
-        found = None
-    if not found:
-        pytest.skip("needs a GPU, TensorRT and cuda-python")
+def gpu(tensorrt_on_a_gpu: None) -> None:
+    """Skip where no process may open another's memory of a GPU, as in some containers."""
     address = call("cudaMalloc", 1)
     handle = call("cudaIpcGetMemHandle", address)
     data = ctypes.string_at(handle.getPtr(), runtime().CUDA_IPC_HANDLE_SIZE)

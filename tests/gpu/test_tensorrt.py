@@ -22,26 +22,15 @@ from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Target
 from repo_builder.config.build import ServingOptions
 from repo_builder.config.proto import read_config
-from repo_builder.errors import CompileError, MissingExtraError, RepoBuilderError, ServerError, VerificationError
+from repo_builder.errors import CompileError, RepoBuilderError, ServerError, VerificationError
 from repo_builder.plans import benchmark_plan, compile_plan, inspect_plan
 from repo_builder.runtime import open_session
 from repo_builder.trt.cuda import find_gpu
-from repo_builder.trt.library import is_installed, load_library
+from repo_builder.trt.library import load_library
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.models import FP32, INT64, model, node, save, weights
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def gpu(own_folders: None) -> None:
-    """Skip without a GPU or TensorRT."""
-    try:
-        found = is_installed(Target.TENSORRT) and find_gpu()
-    except MissingExtraError:
-        found = None
-    if not found:
-        pytest.skip("needs a GPU, TensorRT and cuda-python")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("tensorrt_on_a_gpu", "own_folders")]
 
 
 def options(**given: Any) -> TensorRTOptions:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
@@ -31,7 +30,6 @@ from repo_builder.servers.records import (
     record_path,
     running_servers,
     start_time,
-    stop_server,
     write_record,
 )
 from repo_builder.servers.supervisor import remove_environments, start_of_server
@@ -39,17 +37,12 @@ from tests.conftest import SmallDisk
 from tests.servers.repositories import infer, write_identity
 from tests.support import snapshot, wait_for
 
+pytestmark = pytest.mark.usefixtures("no_servers_left")
+
 COMMAND = [sys.executable, "-m", "repo_builder"]
 LOCAL = ["--engine", "local", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 STOPS_S = 15  # 5 are promised, to which a busy machine adds; Triton left to itself waits 30 for a client
 SAMPLE = np.array([[1, 2, 3, 4]], np.float32)
-
-
-@pytest.fixture(autouse=True)
-def no_servers_left(own_folders: None) -> Iterator[None]:
-    yield
-    for record in running_servers():  # of a test that failed
-        stop_server(record)
 
 
 @pytest.fixture

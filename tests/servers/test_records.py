@@ -9,7 +9,6 @@ import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -29,7 +28,7 @@ from repo_builder.servers.records import (
 from tests.servers.repositories import write_identity
 from tests.support import wait_for
 
-pytestmark = pytest.mark.usefixtures("own_folders")
+pytestmark = pytest.mark.usefixtures("no_servers_left")
 
 COMMAND = [sys.executable, "-m", "repo_builder"]
 DETACHED = ["--detach", "--engine", "local", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
@@ -38,13 +37,6 @@ DETACHED = ["--detach", "--engine", "local", "--http-port", "0", "--grpc-port", 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(own_folders: None) -> Iterator[None]:
-    yield
-    for record in running_servers():  # of a test that failed
-        stop_server(record)
 
 
 @pytest.fixture
