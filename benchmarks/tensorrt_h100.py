@@ -4,6 +4,7 @@
     python benchmarks/tensorrt_h100.py table      --networks /tmp/networks resnet50 --precisions fp16
     python benchmarks/tensorrt_h100.py polygraphy --networks /tmp/networks resnet50
     python benchmarks/tensorrt_h100.py serve      --networks /tmp/networks resnet50 --perf-analyzer perf_analyzer
+    python benchmarks/tensorrt_h100.py single     --networks /tmp/networks resnet50 --perf-analyzer perf_analyzer
 
 The networks come from export_networks.py.  Every stage prints what it does and merges its figures into --results, so
 that stages can run one by one.  Latency is the median GPU compute time between CUDA events (trtexec's "GPU Compute
@@ -255,35 +256,64 @@ def load(server: Any, name: str, engine_rate: float, arguments: argparse.Namespa
         "shared_memory": ["-b", "8", "--concurrency-range", "32", "--shared-memory", "system"],
     }
     for label, flags in ways.items():
-        with scratch() as folder:
-            output = folder / "perf.csv"
-            command = [arguments.perf_analyzer, "-m", name, "-u", server.url.removeprefix("http://"), "-i", "http"]
-            done = subprocess.run(
-                [*command, *flags, "--measurement-interval", "2000", "--verbose-csv", "-f", str(output)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode or not output.is_file():
-                say(f"perf_analyzer {label} failed: {done.stdout[-500:]} {done.stderr[-500:]}")
-                found[label] = {"failed": (done.stderr or done.stdout)[-500:]}
-                continue
-            row = next(csv.DictReader(output.open(encoding="utf-8")))
-        rate = float(row["Inferences/Second"])
-        found[label] = {
-            "images_per_second": round(rate),
-            "share_of_engine": round(rate / engine_rate, 3),
-            "microseconds": {key: float(value) for key, value in row.items() if _is_time(key, value)},
-        }
+        found[label] = perf_analyzer(server, name, flags, arguments)
+        if "images_per_second" in found[label]:
+            found[label]["share_of_engine"] = round(found[label]["images_per_second"] / engine_rate, 3)
         say(f"{name} {label}: {json.dumps(found[label])}")
     return found
+
+
+def single(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """perf_analyzer with one request in flight, by queue delay, launch and transport, beside the engine's GPU time."""
+    rows: dict[str, Any] = {}
+    options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
+    build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
+    for graphs in (False, True):
+        serving = ServingOptions(max_queue_delay_us=200, instance_count=1, cuda_graphs=graphs, preferred_batch_sizes=())
+        with scratch() as folder:
+            published = add_model(model, repository=folder, build=build, serving=serving, progress=steps())
+            loaded = load_plan(published.folder / "1" / "model.plan")
+            gpu_ms = measure(loaded.engine, loaded.info, shapes_at(1, options.profiles[0].opt)).compute.median
+            del loaded
+            config = published.folder / "config.pbtxt"
+            text = config.read_text(encoding="utf-8")
+            for delay in (200, 0):
+                changed = text.replace("max_queue_delay_microseconds: 200", f"max_queue_delay_microseconds: {delay}")
+                config.write_text(changed, encoding="utf-8")
+                with repo_builder.serve(folder) as server:
+                    for way, flags in {"http": [], "shared_memory": ["--shared-memory", "system"]}.items():
+                        label = f"{'graphs' if graphs else 'launches'}_delay_{delay}_{way}"
+                        found = perf_analyzer(server, published.name, ["--concurrency-range", "1", *flags], arguments)
+                        rows[label] = {"engine_gpu_ms": gpu_ms, **found}
+                        say(f"{published.name} {label}: {json.dumps(rows[label])}")
+    return rows
+
+
+def perf_analyzer(server: Any, name: str, flags: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Its images a second and its times in microseconds, or what it failed with."""
+    with scratch() as folder:
+        output = folder / "perf.csv"
+        command = [arguments.perf_analyzer, "-m", name, "-u", server.url.removeprefix("http://"), "-i", "http"]
+        done = subprocess.run(
+            [*command, *flags, "--measurement-interval", "2000", "--verbose-csv", "-f", str(output)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode or not output.is_file():
+            return {"failed": (done.stderr or done.stdout)[-500:]}
+        row = next(csv.DictReader(output.open(encoding="utf-8")))
+    return {
+        "images_per_second": round(float(row["Inferences/Second"])),
+        "microseconds": {key: float(value) for key, value in row.items() if _is_time(key, value)},
+    }
 
 
 def _is_time(key: str, value: str) -> bool:
     return key not in {"Concurrency", "Inferences/Second"} and value.replace(".", "", 1).isdigit()
 
 
-STAGES = {"publish": publish, "table": table, "polygraphy": polygraphy, "serve": serve}
+STAGES = {"publish": publish, "table": table, "polygraphy": polygraphy, "serve": serve, "single": single}
 
 
 def main() -> int:
