@@ -34,6 +34,8 @@ def wrong_answers(samples: Sequence[Sample], *, grpc: bool, places: Mapping[str,
 
 def read_answer(sample: Sample, *, grpc: bool, places: Mapping[str, Place]) -> dict[str, Array]:
     """The outputs of an answer by name; BadResponse when it isn't sound."""
+    if sample.problem:
+        raise BadResponse(sample.problem)
     if grpc:
         from client.load.grpc_messages import read_grpc_answer
 

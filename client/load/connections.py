@@ -80,7 +80,7 @@ class Connections:
         return call.own[turn]
 
     def outputs(self, call: Call) -> bytes | None:
-        """What is in the call's slot."""
+        """What is in the call's slot, if it has one; OSError when that can't be read."""
         return self._read_slot(call.slot) if self._read_slot else None
 
     def attach(self, call: Call, *, blocking: bool) -> Channel:

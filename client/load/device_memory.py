@@ -19,7 +19,7 @@ _BLOCK: Final = 2 << 20
 """CUDA shares the whole block, of 2 MiB, that it cuts a smaller allocation from (CUDA C++ Programming Guide, IPC)."""
 
 
-class CudaError(Exception):
+class CudaError(OSError):
     """A CUDA call failed; the message is the call and CUDA's name for what went wrong."""
 
 
@@ -92,9 +92,9 @@ def _no_memory(size: int, error: CudaError) -> ClientError:
 
 
 def open_regions(regions: DeviceRegions, numbers: Iterable[int]) -> Callable[[int], bytes]:
-    """Open those regions of another process; the function reads one of them by its number.
+    """Open those regions of another process; the function reads one of them by its number.  CudaError if it can't.
 
-    A worker that can't ends with the reason.
+    A worker that can't open them ends with the reason.
     """
     try:
         _call("cudaSetDevice", regions.device)

@@ -273,11 +273,18 @@ class Engine:
             self._tell(outcome, self._too_late if late else answer.message)
             self._next_sample = 0
         elif call.kept is not None and call.keep:
-            outputs = self._connections.outputs(call)
-            self._control.send(Sample(answer.header_length, bytes(call.kept), answer.encoding, outputs))
+            self._control.send(self._sample(call, answer, bytes(call.kept)))
         if call.channel is not None and call.channel.spoiled:
             self._connections.detach(call)
         self._next(call)
+
+    def _sample(self, call: Call, answer: Answer, body: bytes) -> Sample:
+        outputs, problem = None, ""
+        try:
+            outputs = self._connections.outputs(call)
+        except OSError as error:
+            problem = f"its outputs can't be read from shared memory ({_reason(error)})"
+        return Sample(answer.header_length, body, answer.encoding, outputs, problem)
 
     def _broken(self, channel: Channel, error: OSError | None) -> None:
         if not channel.connected:

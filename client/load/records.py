@@ -137,7 +137,7 @@ class Slots:
         return f"{name}-output-{slot:05}"
 
     def reader(self) -> Callable[[int], bytes]:
-        """Open the slots that are this worker's, which takes CUDA a while; the function reads one of them."""
+        """Open the slots that are this worker's, which takes CUDA a while; the function reads one (OSError)."""
         where = self.where
         if isinstance(where, str):
             return lambda slot: Path(where, self.region(self.name, slot)).read_bytes()
@@ -194,12 +194,16 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Sample:
-    """One whole answer, for the parent to check; ``outputs`` is what it left in shared memory."""
+    """One whole answer, for the parent to check; ``outputs`` is what it left in shared memory.
+
+    ``problem``: why that can't be read.
+    """
 
     header_length: int
     body: bytes
     encoding: str = ""
     outputs: bytes | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True)

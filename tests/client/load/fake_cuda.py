@@ -1,7 +1,8 @@
 """A fake of the CUDA runtime: files in /dev/shm are its GPU's memory, which other processes can open by a handle.
 
 What it has of CUDA is who may do what: addresses of the GPU's memory are none of the host's, copies have a direction,
-no process opens its own handles, and a process sees what another one wrote.  There are 64 MiB of memory.
+no process opens its own handles, and a process sees what another one wrote.  There are 64 MiB of memory.  It breaks
+after as many reads of a process as ``FAKE_CUDA_READS`` says, if it says any.
 """
 
 # ruff: noqa: N801, N802, N815, N816  (the names are CUDA's)
@@ -28,6 +29,7 @@ MEMORY = 64 << 20
 _KEY = struct.Struct("<II")
 
 _numbers = itertools.count()
+_reads = itertools.count()
 _blocks: dict[int, tuple[mmap.mmap, Path | None]] = {}
 
 
@@ -37,6 +39,7 @@ class cudaError_t(IntEnum):
     cudaErrorMemoryAllocation = 2
     cudaErrorInvalidMemcpyDirection = 21
     cudaErrorDeviceUninitialized = 201
+    cudaErrorIllegalAddress = 700
 
 
 class cudaMemcpyKind(IntEnum):
@@ -108,6 +111,8 @@ def cudaMemcpy(target: int, source: int, size: int, kind: cudaMemcpyKind) -> tup
     at = target if upwards else source
     if not any(start <= at and at + size <= start + len(block) for start, (block, _) in _blocks.items()):
         return (cudaError_t.cudaErrorInvalidValue,)
+    if not upwards and next(_reads) >= int(os.environ.get("FAKE_CUDA_READS", sys.maxsize)):
+        return (cudaError_t.cudaErrorIllegalAddress,)
     ctypes.memmove(target % _DEVICE, source % _DEVICE, size)
     return (cudaError_t.cudaSuccess,)
 

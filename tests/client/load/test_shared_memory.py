@@ -164,6 +164,17 @@ def test_ctrl_c_leaves_nothing(proxy: str, fake_gpu: None) -> None:
     assert regions(proxy) == []
 
 
+def test_a_gpu_that_breaks_during_the_run(proxy: str, fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_CUDA_READS", "1")
+    result = run_load("linear", url=proxy, delivery=CUDA, concurrency=1, duration_s=0.5, warmup_s=0, floor=False)
+    (level,) = result.levels
+    assert (level.statistics.errors, level.generator.lost_workers) == (0, 0)
+    assert level.generator.wrong_answers > 0
+    reason = "its outputs can't be read from shared memory (cudaMemcpy: cudaErrorIllegalAddress)"
+    assert any(text.endswith(reason) for text in level.verdict.reasons)
+    assert regions(proxy) == []
+
+
 def test_too_little_memory_on_the_gpu(proxy: str, fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_cuda, "MEMORY", 23 << 20)  # eight inputs and three outputs
     with pytest.raises(ClientError, match=r"MiB of the GPU's memory can't be had.*cudaErrorMemoryAllocation") as caught:
