@@ -130,14 +130,26 @@ def stop(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Stop a running server and wait until it is gone; clear away what one that ended left."""
+    from repo_builder.errors import RepoBuilderError
     from repo_builder.servers.installation import clear_abandoned
     from repo_builder.servers.records import known_servers, select_servers, stop_server
 
     clear_abandoned()
     chosen = select_servers(known_servers(), http_port)
+    failures: list[RepoBuilderError] = []
     for record in chosen:
-        done = "stopped" if stop_server(record) else "had ended already:"
+        try:
+            done = "stopped" if stop_server(record) else "had ended already:"
+        except RepoBuilderError as error:
+            done = "could not stop"
+            failures.append(error)
         note(f"{done} {record.url} ({record.place})")
+    if failures:
+        *others, last = failures
+        for other in others:
+            note(f"warning: {other.message}")
+            note(f"  hint: {other.hint}")
+        raise last
     if json:
         print_json([_record_json(record, None) for record in chosen])
 
@@ -145,13 +157,13 @@ def stop(
 def status(json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
     """List the running servers and the state of their models, and detached ones that ended without being stopped."""
     from repo_builder.errors import ServerError
-    from repo_builder.servers.records import is_running, known_servers
+    from repo_builder.servers.records import ServerState, known_servers, server_state
     from repo_builder.servers.supervised import model_states
 
     servers: list[tuple[ServerRecord, Sequence[ModelStatus] | None]] = []
     for record in known_servers():
         states: Sequence[ModelStatus] | None = None
-        if is_running(record):
+        if server_state(record) is ServerState.RUNNING:
             with contextlib.suppress(ServerError):
                 states = model_states(record.url, Path(record.log_file))
         servers.append((record, states))
@@ -162,9 +174,11 @@ def status(json: JsonOption = False, debug: DebugOption = False) -> None:  # noq
     for record, states in servers:
         where = f"{record.engine.value}, {record.place}"
         typer.echo(f"{record.url}  tritonserver {record.version}, {where}, {record.repository}")
-        if not is_running(record):
+        state = server_state(record)
+        if state is not ServerState.RUNNING:
             typer.echo(f"  {_ending(record)}; log: {record.log_file}")
-            note(f"  hint: repo-builder stop --http-port {record.http_port} clears it away, logs shows its log")
+            away = "removes the container" if state is ServerState.UNSUPERVISED else "clears it away"
+            note(f"  hint: repo-builder stop --http-port {record.http_port} {away}, logs shows its log")
         elif states is None:
             typer.echo(f"  does not answer; log: {record.log_file}")
         else:
@@ -188,14 +202,21 @@ def _ending(record: ServerRecord) -> str:
 
 def _left(record: ServerRecord) -> str:
     """What is known of a container that lost its supervisor, for a person."""
+    state = _container_state(record)
+    if state == "unknown":
+        return "its Docker engine does not answer, so the container may still run"
+    return "its container is removed" if state == "removed" else f"its container is there, {state}"
+
+
+def _container_state(record: ServerRecord) -> str:
+    """Docker's word for a container that lost its supervisor, or ``removed``, or ``unknown``: no engine answers."""
     from repo_builder.errors import RepoBuilderError
     from repo_builder.servers.docker import left_container
 
     try:
-        state = left_container(record)
+        return left_container(record) or "removed"
     except RepoBuilderError:
-        return "its Docker engine does not answer, so the container may still run"
-    return f"its container is there, {state}" if state else "its container is removed"
+        return "unknown"
 
 
 def logs(
@@ -254,9 +275,14 @@ def _print_causes(states: Sequence[ModelStatus]) -> None:
 def _record_json(record: ServerRecord, states: Sequence[ModelStatus] | None) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from repo_builder.servers.records import is_running
+    from repo_builder.servers.records import ServerState, server_state
 
-    document = asdict(record) | {"engine": record.engine.value, "running": is_running(record)}
+    state = server_state(record)
+    document = asdict(record) | {
+        "engine": record.engine.value,
+        "state": state.value,
+        "container_state": _container_state(record) if state is ServerState.UNSUPERVISED else None,
+    }
     del document["start_time"]
     if states is not None:
         document["models"] = [{**asdict(status), "state": status.state.value} for status in states]

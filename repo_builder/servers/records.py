@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 
 from repo_builder.errors import ServerError, UsageError
@@ -22,6 +23,14 @@ from repo_builder.servers.engine import Engine
 
 STOP_S = 6.0  # a supervisor takes at most 5
 FOLLOW_S = 0.2
+
+
+class ServerState(str, Enum):
+    """Whether a server runs; ``UNSUPERVISED`` is one in a container that may run on, but nobody looks after it."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+    UNSUPERVISED = "unsupervised"
 
 
 @dataclass(frozen=True)
@@ -197,6 +206,12 @@ def is_running(record: ServerRecord) -> bool:
 def is_orphan(record: ServerRecord) -> bool:
     """Whether it is in a container and lost its supervisor, killed or without an engine: it may still run."""
     return bool(record.container_id) and record.ended_at is None and not is_running(record)
+
+
+def server_state(record: ServerRecord) -> ServerState:
+    if is_running(record):
+        return ServerState.RUNNING
+    return ServerState.UNSUPERVISED if is_orphan(record) else ServerState.ENDED
 
 
 def _signal(record: ServerRecord, number: signal.Signals) -> None:

@@ -85,7 +85,7 @@ def wait_until_ended(run: Run) -> dict[str, Any]:
     def ended() -> dict[str, Any] | None:
         (listed,) = json.loads(run(*REPO_BUILDER, "status", "--json").stdout)
         assert isinstance(listed, dict)
-        return None if listed["running"] else listed
+        return None if listed["state"] == "running" else listed
 
     return wait_for(ended)
 
@@ -96,7 +96,8 @@ def test_a_detached_container_that_died_is_told_until_it_is_stopped(
     record = start_detached(image, repository, run)
     containers()[0].kill()
     wait_for(lambda: not containers())
-    assert wait_until_ended(run)["exit_status"] == 137
+    ended = wait_until_ended(run)
+    assert (ended["state"], ended["exit_status"], ended["container_state"]) == ("ended", 137, None)
     shown = run(*REPO_BUILDER, "status").stdout
     assert f"container {record['container']} ({record['container_id']}) of {image}" in shown
     assert re.search(r"^  was killed by signal 9 on 2.*; the container is removed; log: ", shown, re.MULTILINE)
@@ -110,9 +111,11 @@ def test_a_container_without_its_supervisor_is_told_and_stopped(
 ) -> None:
     record = start_detached(image, repository, run)
     os.kill(record["pid"], signal.SIGKILL)
-    assert wait_until_ended(run)["ended_at"] is None
-    shown = run(*REPO_BUILDER, "status").stdout
-    assert f"its supervisor, pid {record['pid']}, is gone; its container is there, running; log: " in shown
+    left = wait_until_ended(run)
+    assert (left["state"], left["container_state"]) == ("unsupervised", "running")
+    shown = run(*REPO_BUILDER, "status")
+    assert f"its supervisor, pid {record['pid']}, is gone; its container is there, running; log: " in shown.stdout
+    assert f"repo-builder stop --http-port {record['http_port']} removes the container" in shown.stderr
     again = run(*serve(image, repository), "--http-port", str(record["http_port"]))
     assert only_error(again).startswith(f"error: port {record['http_port']} is in use by your own server")
     assert f"repo-builder stop --http-port {record['http_port']};" in again.stderr
@@ -177,7 +180,8 @@ def test_a_container_whose_engine_is_lost_is_told_kept_and_stopped_once_it_answe
     started = run(*serve(image, repository), "--detach", "--json", DOCKER_HOST=way.address)
     record = json.loads(started.stdout)
     way.close()
-    assert wait_until_ended(run)["exit_status"] is None
+    left = wait_until_ended(run)
+    assert (left["state"], left["container_state"]) == ("unsupervised", "unknown")
     assert "its Docker engine does not answer, so the container may still run; " in run(*REPO_BUILDER, "status").stdout
     last = run(*REPO_BUILDER, "logs").stdout.splitlines()[-1]
     assert last == "the container can't be followed any more: its Docker engine does not answer"

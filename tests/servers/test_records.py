@@ -9,6 +9,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -25,6 +26,7 @@ from repo_builder.servers.records import (
     stop_server,
     write_record,
 )
+from tests.conftest import Cli
 from tests.servers.repositories import write_identity
 from tests.support import wait_for
 
@@ -64,7 +66,7 @@ def test_status_names_what_runs_a_server(repository: Path) -> None:
     record = detached(repository)
     assert f"{record.url}  tritonserver 2.51.0, local, pid {record.pid}, {repository}\n" in run("status").stdout
     (listed,) = json.loads(run("status", "--json").stdout)
-    assert (listed["engine"], listed["running"]) == ("local", True)
+    assert (listed["engine"], listed["state"], listed["container_state"]) == ("local", "running", None)
     assert [listed[key] for key in ("container", "container_id", "image", "exit_status", "ended_at")] == [None] * 5
     assert run("stop").stderr == f"stopped {record.url} (pid {record.pid})\n"
 
@@ -76,7 +78,7 @@ def test_a_detached_server_that_died_is_told_until_it_is_stopped(repository: Pat
     end(record)
 
     (listed,) = json.loads(run("status", "--json").stdout)
-    assert (listed["url"], listed["running"], listed["exit_status"]) == (record.url, False, 137)
+    assert (listed["url"], listed["state"], listed["exit_status"]) == (record.url, "ended", 137)
     assert before <= datetime.fromisoformat(listed["ended_at"]) <= datetime.now(timezone.utc)
     shown = run("status")
     assert shown.stdout.startswith(f"{record.url}  tritonserver 2.51.0, local, pid {record.pid}, {repository}\n")
@@ -189,3 +191,37 @@ def test_a_container_is_not_forgotten_where_dockers_sdk_is_missing(
     with pytest.raises(MissingExtraError):
         stop_server(orphan)
     assert known_servers() == [orphan]
+
+
+def test_a_container_without_supervisor_and_engine_is_told_as_such(
+    orphan: ServerRecord, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///no/such.sock")
+    (listed,) = cli("status", "--json").json
+    assert (listed["state"], listed["container_state"]) == ("unsupervised", "unknown")
+    shown = cli("status")
+    assert "its Docker engine does not answer, so the container may still run; log: " in shown.out
+    assert f"hint: repo-builder stop --http-port {orphan.http_port} removes the container" in shown.err
+
+
+def test_stop_tries_every_server_before_it_fails(
+    orphan: ServerRecord, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("docker")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///no/such.sock")
+    other = replace(orphan, http_port=8010, url="http://127.0.0.1:8010", container="repo-builder-8010")
+    ended = replace(orphan, http_port=8005, url="http://127.0.0.1:8005", container_id=None)
+    for record in (other, ended):
+        write_record(record)
+
+    stopped = cli("stop", "--http-port", "all", "--json")
+
+    assert stopped.error == "no Docker engine answers at unix:///no/such.sock"
+    assert stopped.err.splitlines()[:5] == [
+        f"could not stop {orphan.url} ({orphan.place})",
+        f"had ended already: {ended.url} (pid {ended.pid})",
+        f"could not stop {other.url} ({other.place})",
+        "warning: no Docker engine answers at unix:///no/such.sock",
+        "  hint: DOCKER_HOST says where: correct it, unset it, then repo-builder stop removes the container",
+    ]
+    assert known_servers() == [orphan, other]
