@@ -62,12 +62,14 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 
 
 def names_read(node: onnx.NodeProto) -> Iterator[str]:
-    """Names a node reads, those that its subgraphs capture too."""
+    """Names a node reads, those that its subgraphs capture too; their own names may be those of others elsewhere."""
     yield from node.input
     for graph in subgraphs(node):
-        yield from (value.name for value in graph.output)
-        for inner in graph.node:
-            yield from names_read(inner)
+        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        own |= {tensor.values.name for tensor in graph.sparse_initializer}
+        own.update(name for inner in graph.node for name in inner.output)
+        read = [name for inner in graph.node for name in names_read(inner)]
+        yield from (name for name in (*read, *(value.name for value in graph.output)) if name not in own)
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

@@ -297,6 +297,27 @@ def test_branches_are_converted_inside(flag: bool) -> None:
     close(source, result, x=weights(3, 4), flag=np.array(flag))
 
 
+@pytest.mark.parametrize("local", ["y", "later"])
+def test_names_inside_a_branch_may_be_those_of_values_made_later_outside(local: str) -> None:
+    def branch(name: str, inner: str) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(f"{name}_o" if inner == "later" else inner, TensorProto.FLOAT, [3, 4])
+        nodes = [node("MatMul", ["x", "w"], [inner])]
+        if inner == "later":
+            nodes.append(node("Relu", [inner], [output.name]))
+        return helper.make_graph(nodes, name, [], [output])
+
+    made = "y" if local == "y" else "z"
+    after = [] if local == "y" else [node("MatMul", ["z", "w"], ["later"]), node("Neg", ["later"], ["y"])]
+    branches = {"then_branch": branch("then", local), "else_branch": branch("else", local)}
+    source = model(
+        [node("If", ["flag"], [made], **branches), *after],
+        {"x": (FP32, [3, 4]), "flag": (DataType.BOOL, [])},
+        {"y": (FP32, [3, 4])},
+        {"w": weights(4, 4)},
+    )
+    close(source, converted(source), x=weights(3, 4, seed=1), flag=np.array(True))
+
+
 def test_a_loop_that_captures_a_weight_and_carries_a_state() -> None:
     body = helper.make_graph(
         [node("Identity", ["go"], ["go_on"]), node("MatMul", ["s", "w"], ["m"]), node("Tanh", ["m"], ["s_next"])],
