@@ -72,18 +72,23 @@ def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
 
 def _refuse_cycle(library: Library, proto: onnx.ModelProto) -> None:
     """Raise CompileError for nodes that wait for each other: the parser names none, and writes to stderr of it."""
-    nodes = proto.graph.node
-    maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    order = {index: {maker[name] for name in node.input if name in maker} for index, node in enumerate(nodes)}
-    try:
-        TopologicalSorter(order).prepare()
-    except CycleError as error:
-        node = nodes[error.args[1][0]]
-        raise CompileError(
-            f"{library.name} can't take the model: {_node(node.name or node.output[0], node.op_type)} waits for its "
-            "own output",
-            "the graph has a cycle: export the model again",
-        ) from None
+    from repo_builder.onnx_model import graphs_of
+    from repo_builder.passes.graph import names_read
+
+    for graph in graphs_of(proto.graph):
+        maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+        order = {
+            index: {maker[name] for name in names_read(node) if name in maker} for index, node in enumerate(graph.node)
+        }
+        try:
+            TopologicalSorter(order).prepare()
+        except CycleError as error:
+            node = graph.node[error.args[1][0]]
+            raise CompileError(
+                f"{library.name} can't take the model: {_node(node.name or node.output[0], node.op_type)} waits for "
+                "its own output",
+                "the graph has a cycle: export the model again",
+            ) from None
 
 
 _NEVER = {DataType.STRING, DataType.INT16, DataType.UINT16, DataType.UINT32, DataType.UINT64}

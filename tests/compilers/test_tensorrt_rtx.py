@@ -348,11 +348,34 @@ def test_nodes_that_wait_for_each_other(tmp_path: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr().err == ""
 
 
+def branch(name: str, nodes: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
+    return onnx.helper.make_graph(nodes, name, [], [onnx.helper.make_tensor_value_info(output, FP32.onnx, None)])
+
+
+@rtx
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ([node("Relu", ["after"], ["t"])], r"/If \(If\)|after \(Relu\)"),
+        ([node("Relu", ["z"], ["t"])], r"/If \(If\)"),
+        ([node("Add", ["x", "t"], ["u"]), node("Relu", ["u"], ["t"])], r"u \(Add\)|t \(Relu\)"),
+    ],
+    ids=["through a branch", "a branch reads what its If makes", "in a branch"],
+)
+def test_cycles_through_and_in_branches(tmp_path: Path, inside: list[onnx.NodeProto], said: str) -> None:
+    branches = {"then_branch": branch("then", inside, "t"), "else_branch": branch("else", [], "x")}
+    chooses = node("If", ["c"], ["z"], name="/If", **branches)
+    proto = model(
+        [chooses, node("Relu", ["z"], ["after"]), node("Neg", ["after"], ["y"])],
+        {"c": (DataType.BOOL, []), "x": (FP32, [4])},
+        {"y": (FP32, [4])},
+    )
+    with pytest.raises(CompileError, match=f"the model: node ({said}) waits for its own output"):
+        compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
+
+
 @rtx
 def test_a_node_that_fails_in_the_build_is_named(tmp_path: Path) -> None:
-    def branch(name: str, nodes: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
-        return onnx.helper.make_graph(nodes, name, [], [onnx.helper.make_tensor_value_info(output, FP32.onnx, None)])
-
     proto = model(
         [
             node(
