@@ -36,7 +36,9 @@ class Connections:
         self._setup = setup
         self._epoll = epoll
         self._make = _maker(setup)
-        self._room = _SHARING if setup.grpc and max(map(len, setup.requests)) <= _SHARED_BYTES else 1
+        sharing = setup.grpc and max(map(len, setup.requests)) <= _SHARED_BYTES
+        self._room = max(1, min(_SHARING, setup.streams)) if sharing else 1
+        self._with_room: list[Channel] = []  # and perhaps some without, which are found out when they are needed
         self._context: ssl.SSLContext | None = None
         self._would_block: tuple[type[OSError], ...] = (BlockingIOError,)
         if setup.tls is not None:
@@ -89,8 +91,9 @@ class Connections:
         Without ``blocking``, what is put into ``out`` is sent as soon as it can be.
         """
         self.detach(call)
-        channel = next(filter(self._has_room, self.by_fd.values()), None) if self._room > 1 else None
-        call.channel = channel = channel or self._connect(blocking=blocking)
+        while self._with_room and not self._has_room(self._with_room[-1]):
+            self._with_room.pop()
+        call.channel = channel = self._with_room[-1] if self._with_room else self._connect(blocking=blocking)
         channel.calls.append(call)
         return channel
 
@@ -101,6 +104,8 @@ class Connections:
             channel.drop(call)
             if not channel.calls:
                 self.close(channel)
+            elif not channel.spoiled:
+                self._with_room.append(channel)
 
     def close(self, channel: Channel) -> None:
         """Close a connection; nothing that was to be sent is sent later, and its calls are without one."""
@@ -132,6 +137,7 @@ class Connections:
         channel.connected, channel.writing = blocking, not blocking
         channel.shaking = self._context is not None and not blocking
         self.by_fd[channel.fd] = channel
+        self._with_room.append(channel)
         self._epoll.register(connection, select.EPOLLIN | (0 if blocking else select.EPOLLOUT))
         return channel
 

@@ -24,7 +24,7 @@ MESSAGE_PREFIX: Final = Struct(">BI")
 
 DATA, HEADERS, RESET, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-HEADER_TABLE_SIZE, ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 4, 5
+HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 3, 4, 5
 
 FRAME: Final = Struct(">IBI")
 """A frame's head: 24 bits of length and 8 of type in one number, flags, stream."""
@@ -56,6 +56,11 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 def settings(values: dict[int, int]) -> bytes:
     """A SETTINGS frame."""
     return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(key, value) for key, value in values.items()))
+
+
+def read_settings(payload: bytes | memoryview) -> dict[int, int]:
+    """What a SETTINGS frame says."""
+    return dict(_SETTING.unpack_from(payload, at) for at in range(0, len(payload) - 5, _SETTING.size))
 
 
 def window_update(stream: int, more: int) -> bytes:
@@ -248,8 +253,8 @@ class GrpcChannel(Channel):
 
     def _of_connection(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
         if kind == SETTINGS and not flags & ACK:
-            for at in range(0, len(payload) - 5, _SETTING.size):
-                self._set(*_SETTING.unpack_from(payload, at))
+            for key, value in read_settings(payload).items():
+                self._set(key, value)
             self.write([frame(SETTINGS, ACK, 0)])
         elif kind == PING and not flags & ACK:
             self.write([frame(PING, ACK, 0, bytes(payload))])

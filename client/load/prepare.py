@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import socket
+import ssl
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,12 +18,21 @@ from client.errors import BadResponse, ConnectionFailed, UsageError
 from client.load.bodies import Bodies, Inputs
 from client.load.delivery import Compression, Delivery, Protocol, SharedMemory
 from client.load.grpc_messages import grpc_request, require_grpc
-from client.load.http2 import PREFACE, SETTINGS, settings
+from client.load.http2 import (
+    FRAME_BYTES,
+    MAX_CONCURRENT_STREAMS,
+    MOST,
+    PREFACE,
+    SETTINGS,
+    read_settings,
+    settings,
+)
 from client.load.records import Setup
 from client.load.shared_memory import Place, Regions, share
 from client.load.workers import resolve
 from client.metadata import ModelMetadata
 from client.protocol import Request, Tensor, http_head, inference_request, model_path
+from client.tls import Tls
 from client.transport import HttpTransport, Url
 
 GRPC_PORT: Final = 8001
@@ -58,12 +68,15 @@ def prepare(
     """Build the requests; shared memory, if any, for at most ``in_flight`` at a time, lasts as long as the block."""
     url = target(client.address, delivery)
     family, address = _resolve(url, delivery)
+    grpc = delivery.protocol is Protocol.GRPC
+    said = _server_settings(url, delivery.tls, family, address) if grpc else {}
     setup = Setup(
         family=family,
         address=address,
         requests=(),
         timeout_ns=round(timeout_s * 1e9),
-        grpc=delivery.protocol is Protocol.GRPC,
+        grpc=grpc,
+        streams=said.get(MAX_CONCURRENT_STREAMS, MOST),
         authority=url.netloc,
         host=url.host,
         tls=delivery.tls if url.scheme == "https" else None,
@@ -100,27 +113,42 @@ def _resolve(url: Url, delivery: Delivery) -> tuple[int, tuple[object, ...]]:
     except ConnectionFailed as error:
         message = error.message.replace(str(url), url.netloc)  # a gRPC address has no scheme
         raise ConnectionFailed(message, "--grpc-url HOST:PORT says where the server speaks gRPC") from error
-    if url.scheme == "http" and not _speaks_http2(family, address):
-        raise BadResponse(
-            f"{url.netloc} does not speak gRPC",
-            "--grpc-url HOST:PORT: Triton's gRPC port is 8001 by default, not 8000 (HTTP) or 8002 (metrics)",
-        )
     return family, address
 
 
-def _speaks_http2(family: int, address: tuple[object, ...]) -> bool:
-    """Whether the first frame from there is SETTINGS (RFC 9113, section 3.4); a server that is silent may."""
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.settimeout(5)
-        try:
-            probe.connect(address)
+def _server_settings(url: Url, tls: Tls, family: int, address: tuple[object, ...]) -> dict[int, int]:
+    """What a gRPC server says first; nothing if it is silent.  BadResponse, or ConnectionFailed, if it is none."""
+    try:
+        payload = _first_settings(url, tls, family, address)
+    except TimeoutError:
+        return {}
+    except ssl.SSLCertVerificationError as error:
+        raise ConnectionFailed(
+            f"no secure connection to {url.netloc}: {error.verify_message}", "--cacert FILE.pem, or --insecure"
+        ) from None
+    except OSError:
+        payload = None
+    if payload is None:
+        raise BadResponse(
+            f"{url.netloc} does not speak gRPC{' with TLS' if url.scheme == 'https' else ''}",
+            "--grpc-url HOST:PORT: Triton's gRPC port is 8001 by default, not 8000 (HTTP) or 8002 (metrics)",
+        )
+    return read_settings(payload)
+
+
+def _first_settings(url: Url, tls: Tls, family: int, address: tuple[object, ...]) -> bytes | None:
+    """The payload of the SETTINGS frame that HTTP/2 begins with (RFC 9113, section 3.4); None of anything else."""
+    with socket.socket(family, socket.SOCK_STREAM) as plain:
+        plain.settimeout(5)
+        plain.connect(address)
+        secure = url.scheme == "https"
+        probe = tls.context("h2").wrap_socket(plain, server_hostname=url.host) if secure else plain
+        with probe, probe.makefile("rb") as stream:
             probe.sendall(PREFACE + settings({}))
-            head = probe.recv(9, socket.MSG_WAITALL)
-        except TimeoutError:
-            return True
-        except OSError:
-            return False
-    return len(head) == 9 and head[3] == SETTINGS
+            head = stream.read(FRAME_BYTES)
+            if len(head) < FRAME_BYTES or head[3] != SETTINGS:
+                return None
+            return stream.read(int.from_bytes(head[:3], "big"))
 
 
 def _encode(

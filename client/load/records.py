@@ -151,7 +151,8 @@ class Setup:
     """What a worker needs once: where to send, what, and how long to wait for an answer.
 
     ``requests`` are whole for HTTP/1.1; for gRPC they are messages behind their prefix.  ``authority`` is the
-    server's name (and port) as requests give it; with ``tls``, its certificate must be for that name.
+    server's name (and port) as requests give it; with ``tls``, its certificate must be for that name.  ``streams`` is
+    the most gRPC calls that the server takes on a connection at a time.
     """
 
     family: int
@@ -159,6 +160,7 @@ class Setup:
     requests: tuple[bytes, ...] = field(repr=False)
     timeout_ns: int
     grpc: bool = False
+    streams: int = 2**31 - 1
     authority: str = ""
     host: str = ""
     tls: Tls | None = None

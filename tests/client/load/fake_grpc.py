@@ -29,6 +29,7 @@ class GrpcScript:
     wrong_every: int = 0  # or an answer that is no message of ModelInfer
     late_every: int = 0  # or is answered after two seconds
     restarts_at: float | None = None  # seconds after the first call: everything is closed, and opened again
+    streams: int = 2**31 - 1  # calls on a connection at a time; one more ends the connection
     certificate: str | None = None  # a PEM file with its key: TLS is spoken
 
 
@@ -75,8 +76,12 @@ class _Fake:
         import grpc
 
         handler = grpc.unary_unary_rpc_method_handler(self.infer)
-        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
-        server = grpc.server(futures.ThreadPoolExecutor(16), options=unlimited)
+        options = {
+            "grpc.max_receive_message_length": -1,
+            "grpc.so_reuseport": 0,
+            "grpc.max_concurrent_streams": self.script["streams"],
+        }
+        server = grpc.server(futures.ThreadPoolExecutor(16), options=list(options.items()))
         server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {METHOD: handler})]
         )

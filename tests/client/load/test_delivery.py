@@ -60,6 +60,13 @@ class TestGrpc:
         assert (found.statistics.requests, found.statistics.errors) == (100, 0)
         assert found.generator.connections == connections
 
+    @pytest.mark.parametrize("secure", [False, True])
+    def test_a_server_that_limits_the_calls_on_a_connection(self, secure: bool, certificate: str, trusted: Tls) -> None:
+        script = GrpcScript(streams=2, certificate=certificate if secure else None)
+        found = level(over_grpc(script, trusted, concurrency=5, requests=5, workers=1))
+        assert (found.statistics.requests, kinds(found)) == (5, {})
+        assert found.generator.connections == 3
+
     def test_a_late_answer_fails_its_own_request(self) -> None:
         found = level(over_grpc(GrpcScript(late_every=50), concurrency=4, requests=100, timeout_s=1))
         assert kinds(found) == {"timeout": 2}
@@ -102,6 +109,12 @@ class TestGrpc:
         with fake_server() as url, pytest.raises(BadResponse, match="does not speak gRPC") as caught:
             run_load(url=url, delivery=Delivery(Protocol.GRPC, grpc_url=url), requests=10, warmup_s=0, floor=False)
         assert "--grpc-url" in str(caught.value.hint)
+
+    def test_grpc_that_is_not_trusted_or_has_no_tls(self, certificate: str) -> None:
+        with pytest.raises(ConnectionFailed, match=r"no secure connection to 127.0.0.1:\d+: self-signed|unable to get"):
+            over_grpc(GrpcScript(certificate=certificate))
+        with fake_server() as url, fake_grpc() as grpc_url, pytest.raises(BadResponse, match="not speak gRPC with TLS"):
+            run_load(url=url, delivery=Delivery(Protocol.GRPC, grpc_url=f"https://{grpc_url}"))
 
     def test_nobody_there(self) -> None:
         with fake_server() as url, pytest.raises(ConnectionFailed) as caught:
