@@ -158,9 +158,17 @@ class Build:
         check_config(config, self.name, draft, self.labels, self.versions, built=False)
 
     def _largest_batch(self) -> int:
-        """The largest that the artifact may come to take: an engine takes what its profiles do."""
-        shapes = [shape for profile in self.build.tensorrt.profiles for shape in profile.max.values() if shape]
-        return max((wanted_max_batch_size(self.serving), *(shape[0] for shape in shapes)))
+        """The largest that the artifact may come to take: an engine takes what a profile does on every input.
+
+        A profile has values, not sizes, for inputs that are shapes; those have no batch axis, or one they share.
+        """
+        wanted = wanted_max_batch_size(self.serving)
+        inputs = [tensor.name for tensor in self.model.spec.inputs if tensor.dims[:1] in {(-1,), (1,)}]
+        most = [
+            min((shape[0] for name in inputs if (shape := profile.max.get(name, (wanted,)))), default=wanted)
+            for profile in self.build.tensorrt.profiles
+        ]
+        return max((wanted, *most))
 
     def _copy_external_data(self) -> None:
         for file in self.model.spec.external_files:

@@ -131,6 +131,21 @@ def test_a_shape_tensors_profile_has_values(tmp_path: Path) -> None:
 
 
 @rtx
+def test_a_batch_is_one_that_every_input_takes(tmp_path: Path) -> None:
+    proto = model(
+        [node("ReduceMax", ["end"], ["last"], keepdims=1), node("Slice", ["x", "start", "last", "axis"], ["y"])],
+        {"x": (FP32, ["batch", 6]), "end": (INT64, [1])},
+        {"y": (FP32, ["batch", "n"])},
+        {"start": np.array([0]), "axis": np.array([1])},
+    )
+    source = save(proto, tmp_path / "net.onnx")
+    profiles = (Profile({"end": (1,)}, {"end": (4,)}, {"end": (2_000_000,)}),)  # the batch of x is the default
+    asked = replace(build(profiles=profiles), samples=SampleOptions(ranges={"end": (4, 4)}))
+    published = add_model(source, repository=tmp_path / "models", build=asked)
+    assert published.manifest["max_batch_size"] == 8
+
+
+@rtx
 def test_integers_booleans_and_their_types(tmp_path: Path) -> None:
     proto = model(
         [
