@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -324,11 +325,20 @@ def test_one_container_for_the_plans_of_a_version(add_on: Add, repository: Path)
 
 
 def test_on_the_command_line(
-    net: Path, repository: Path, cli: Cli, machine: Callable[[FakeTensorRT], FakeTensorRT]
+    net: Path,
+    repository: Path,
+    cli: Cli,
+    machine: Callable[[FakeTensorRT], FakeTensorRT],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = ("add", "net.onnx", "--target", "tensorrt", "--cc-plan")
     machine(FakeTensorRT(H100))
-    assert "  plan      9.0  model_cc90.plan, TensorRT 10.8.0.43 on NVIDIA H100 80GB HBM3" in cli(*command).err
+    monkeypatch.setattr("repo_builder.compilers.container.GPU_DEVICES", (os.devnull,))
+    first = cli(*command)
+    assert "  plan      9.0  model_cc90.plan, TensorRT 10.8.0.43 on NVIDIA H100 80GB HBM3" in first.err
+    assert first.err.endswith("\nnext: repo-builder serve\n")
+    monkeypatch.setattr("repo_builder.compilers.container.GPU_DEVICES", ())
+    assert cli(*command).err.endswith("\nnext: on a machine with a GPU: repo-builder serve\n")
     machine(FakeTensorRT(A10))
     added = cli(*command)
     assert added.code == 0

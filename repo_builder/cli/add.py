@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,8 @@ from repo_builder.cli.trt_options import describe_engine, describe_plans, takes_
 from repo_builder.errors import RepoBuilderError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from repo_builder.add import Published
     from repo_builder.config.image import ImagePreprocessing
     from repo_builder.trt.options import TensorRTOptions
@@ -204,7 +206,15 @@ def _summary(published: Published, repository: str) -> None:
             note(f"the server at {server.url} loads models only at its start, so it has to be started again")
             note(f"next: repo-builder stop --http-port {server.http_port}, then repo-builder serve{flag}")
     if not servers:
-        note(f"next: repo-builder serve{flag}")
+        where = "on a machine with a GPU: " if _needs_other_machine(manifest) else ""
+        note(f"next: {where}repo-builder serve{flag}")
+
+
+def _needs_other_machine(manifest: Mapping[str, Any]) -> bool:
+    """Whether it is a plan, and there is no GPU here that could run it."""
+    from repo_builder.compilers.container import GPU_DEVICES
+
+    return "engine" in manifest and not any(Path(device).exists() for device in GPU_DEVICES)
 
 
 def _name_container(repository: str) -> None:

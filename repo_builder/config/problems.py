@@ -156,7 +156,9 @@ def _devices(config: ModelConfig, gpus: int | None, where: str) -> Iterator[Prob
             yield Problem(f"instance_group has gpus {list(group.gpus)}", f"numbers of GPUs, from 0, in {where}")
         elif gpus == 0 and (enum_name(group, "kind") == "KIND_GPU" or group.gpus):
             text = "instance_group asks for a GPU, and there is none here: this machine can't load the model"
-            yield Problem(text, "--instance-kind cpu, unless it is for another machine", fatal=False)
+            plan = _served_by(config, "tensorrt", "tensorrt_rtx")
+            mend = "--target onnxruntime" if plan else "--instance-kind cpu"
+            yield Problem(text, f"{mend}, unless it is for another machine", fatal=False)
         elif gpus is not None and any(gpu >= gpus for gpu in group.gpus):
             text = f"instance_group has gpus {list(group.gpus)}, and there are {gpus} here, counted from 0"
             yield Problem(text, f"correct gpus in {where}, unless it is for another machine", fatal=False)
