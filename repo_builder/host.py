@@ -102,7 +102,7 @@ def look(folder: Path = Path(), image: str | None = None) -> Host:
         tensorrt, rtx = (pool.submit(_import_version, name) for name in ("tensorrt", "tensorrt_rtx"))
         docker: Future[Answer] = pool.submit(ask, "docker", "info", "--format", "{{json .}}")
         compose = pool.submit(ask, "docker", "compose", "version", "--short")
-        present = pool.submit(ask, "docker", "image", "inspect", "--format", "{{json .Config.Env}}", image)
+        present = pool.submit(ask_for_image, image)
         return Host(
             gpus=_parse_gpus(gpus.result().output or ""),
             gpu_problem=gpus.result().problem,
@@ -134,6 +134,11 @@ def ask(*command: str) -> Answer:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         return Answer(None, said[-1] if said else f"{command[0]} ended with exit status {done.returncode}")
     return Answer(done.stdout.strip())
+
+
+def ask_for_image(image: str) -> Answer:
+    """The environment of an image as JSON, of the engine that Docker's client asks."""
+    return ask("docker", "image", "inspect", "--format", "{{json .Config.Env}}", image)
 
 
 def engine_memlock() -> int | None:

@@ -485,6 +485,10 @@ def test_write_env_writes_the_image_that_is_named(machine: Machine) -> None:
     assert not dotenv.exists()
     assert "wrote TRITON_IMAGE=mine:1" in doctor(machine, "--write-env", "--image", "mine:1").stderr
     assert dotenv.read_text().endswith("\nTRITON_IMAGE=mine:1\n")
+    machine.docker(image="""echo '["TRT_VERSION=10.13.2.6", "NVIDIA_TRITON_SERVER_VERSION=25.08"]'""")
+    refused = doctor(machine, "--write-env", "--image", "mine:2")
+    assert "error: mine:2 has TensorRT 10.13.2.6 and can't load old/1: TensorRT 8.6.0.12\n\nhint: " in refused.stderr
+    assert dotenv.read_text().endswith("\nTRITON_IMAGE=mine:1\n")
 
 
 @pytest.mark.parametrize("image", ["Bad Image!!\nX=1", "", "Capitals:x", "a:b:c", "x@sha256:0", "mine:1\n"])

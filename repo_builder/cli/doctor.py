@@ -60,7 +60,7 @@ def doctor(
 
 def _write_env(repository: str, image: str | None) -> None:
     from repo_builder.compatibility import container_for, find_plans
-    from repo_builder.host import in_dotenv, write_image
+    from repo_builder.host import ask_for_image, in_dotenv, write_image
     from repo_builder.repository import Repository
     from repo_builder.servers.images import choose_image
 
@@ -68,7 +68,11 @@ def _write_env(repository: str, image: str | None) -> None:
     if image is None and not plans:
         raise UsageError(f"{repository} has no plans, so any image serves it", "leave out --write-env, or --image NAME")
     container = None if image else container_for(plans)
-    chosen = container.release.image if container else choose_image(image, plans)
+    chosen = (
+        container.release.image
+        if container
+        else choose_image(image, plans, environment=lambda name: ask_for_image(name).json() or ())
+    )
     before = in_dotenv("TRITON_IMAGE", Path())
     instead = f", instead of {before}" if before not in {None, chosen} else ""
     note(f"wrote TRITON_IMAGE={chosen} to {write_image(Path(), chosen, asked=True)}{instead}")

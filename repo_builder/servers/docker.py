@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from repo_builder.compatibility import find_plans, plugins_setting
 from repo_builder.errors import MissingExtraError, RepoBuilderError, ServerError, UsageError
 from repo_builder.repository import Repository
 from repo_builder.servers.base import ServerOptions
-from repo_builder.servers.images import Progress, check_plans, choose_image, ensure_image, explanation
+from repo_builder.servers.images import (
+    Progress,
+    check_plans,
+    choose_image,
+    ensure_image,
+    explanation,
+    image_environment,
+)
 from repo_builder.servers.mounted import check_mountable
 from repo_builder.servers.ports import Ports, reserve, resolve_host
 from repo_builder.servers.records import ServerRecord, record_path
@@ -100,13 +108,13 @@ def start(
     address = resolve_host(options.host)
     client = connect()
     plans = find_plans(Repository(root))
-    image = choose_image(docker_options.image, plans, client=client)
+    image = choose_image(docker_options.image, plans, environment=partial(image_environment, client))
     requests = gpu_requests(docker_options.gpus)
     if not _SIZE.fullmatch(docker_options.shm_size):
         raise UsageError(f"--shm-size {docker_options.shm_size!r} is not a size", "as Docker writes them: 512m, 1g")
     ports = reserve(Ports(options.http_port, options.grpc_port, options.metrics_port), address)
     ensure_image(client, image, progress)
-    check_plans(image, plans, client)
+    check_plans(image, plans, image_environment(client, image))
     settings = _settings(root, options, docker_options, ports, address, requests)
     if any(plan.version_compatible for plan in plans):
         settings["command"].append("--backend-config=tensorrt,version-compatible=true")
@@ -350,7 +358,7 @@ def usable_engine(repository: Path | str) -> tuple[bool, str]:
 
     chosen = ""
     try:
-        chosen = choose_image(None, find_plans(Repository(repository)), client=client)
+        chosen = choose_image(None, find_plans(Repository(repository)), environment=partial(image_environment, client))
         client.images.get(chosen)
     except RepoBuilderError as error:
         return False, error.message

@@ -26,10 +26,16 @@ Progress = Callable[[str], None]
 PULL_REPORT_S = 0.2
 
 
-def choose_image(image: str | None, plans: Iterable[Plan], folder: Path = Path(), *, client: Any = None) -> str:
+def choose_image(
+    image: str | None,
+    plans: Iterable[Plan],
+    folder: Path = Path(),
+    *,
+    environment: Callable[[str], Sequence[str]] = lambda _: (),
+) -> str:
     """The image to serve with: ``image``, the configured one, the one that loads ``plans``, or the default.
 
-    An image that the Docker engine of ``client`` has is judged by what it says of itself, another by its tag.
+    ``environment`` tells the variables that an image sets, for it is judged by what it says of itself before its tag.
 
     Raises:
         UsageError: what a person chose is not the name of an image.
@@ -41,21 +47,21 @@ def choose_image(image: str | None, plans: Iterable[Plan], folder: Path = Path()
         container = container_for(listed)
         return container.release.image if container else DEFAULT_IMAGE
     check_image_name(wanted)
-    check_plans(wanted, listed, client)
+    check_plans(wanted, listed, environment(wanted))
     return wanted
 
 
-def check_plans(image: str, plans: Sequence[Plan], client: Any = None) -> None:
-    """Raise ServerError where ``image`` is known not to load one of ``plans``; for ``client`` see above."""
-    release = release_of_environment(_environment(client, image) if client else ()) or release_of_image(image)
+def check_plans(image: str, plans: Sequence[Plan], environment: Sequence[str]) -> None:
+    """Raise ServerError where ``image``, which sets ``environment``, is known not to load one of ``plans``."""
+    release = release_of_environment(environment) or release_of_image(image)
     refused = [plan for plan in plans if release and plan.tensorrt and not loads(release, plan)]
     if release and refused:
         has = version_text(release.tensorrt) or "of an unknown version"
         raise ServerError(f"{image} has TensorRT {has} and can't load {refused[0]}", image_hint(plans))
 
 
-def _environment(client: Any, image: str) -> Sequence[str]:
-    """The variables that an image sets; none if the engine doesn't have it."""
+def image_environment(client: Any, image: str) -> Sequence[str]:
+    """The variables that an image sets; none if the engine of ``client`` doesn't have it."""
     import docker.errors
 
     with contextlib.suppress(docker.errors.DockerException):
