@@ -200,6 +200,8 @@ class Build:
                     self.reference = self.reference.without_batch_axis()
                 return batching
         if not wanted:
+            if self.reference and self.reference.batch_axis and self.samples().has_shapes:
+                self.reference = self.reference.without_batch_axis()
             wish = "a max_batch_size of 0" if self.build.batching else "--no-batching"
             return Batching(False, f"{wish} was asked for", self.model.proto)
         return batching

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from repo_builder.compilers.base import Artifact
-from repo_builder.errors import ModelError
+from repo_builder.errors import ModelError, VerificationError
 from repo_builder.model import ModelSpec
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.runtime import Session, open_session
 from repo_builder.samples import SampleOptions, Sampler
 from repo_builder.trt.options import Shapes
+from repo_builder.trt.profiles import find_profile
 from repo_builder.verify import Reference, Tolerance, Verification, verify
 
 
@@ -40,8 +41,9 @@ def check_artifact(
         None when nothing here can run the artifact.
 
     Raises:
-        VerificationError: an output is outside the tolerance.
+        VerificationError: an output is outside the tolerance, or no profile takes the inputs.
     """
+    _refuse_outside(artifact, reference, batch_sizes)
     limits = artifact.tolerance if tolerance == Tolerance() else tolerance
     result = verify(artifact.run, reference, batch_sizes, limits, samples.seed) if artifact.run else None
     for shapes in [] if samples.files else _other_shapes(artifact, spec, batched=batch_sizes != (0,)):
@@ -50,6 +52,34 @@ def check_artifact(
         if artifact.run and result:
             result = result.merged(verify(artifact.run, corner, batch_sizes, limits, samples.seed))
     return result
+
+
+def _refuse_outside(artifact: Artifact, reference: Reference, batch_sizes: tuple[int, ...]) -> None:
+    """Raise VerificationError for inputs that no profile takes: an engine that can't run here would not say so."""
+    names = {tensor.name for tensor in artifact.inputs}
+    inputs = {name: array for name, array in reference.row(0)[0].items() if name in names}
+    values = {name: tuple(inputs[name].ravel().tolist()) for name in artifact.shape_tensors & inputs.keys()}
+    for size in batch_sizes if artifact.profiles else ():
+        shapes = {name: (size, *array.shape[1:]) if size else array.shape for name, array in inputs.items()}
+        asked = {**shapes, **values}
+        if find_profile(artifact.profiles, asked) is None:
+            ranges = (
+                ", ".join(f"{name}:{_text(profile.min[name])} to {_text(profile.max[name])}" for name in profile.min)
+                for profile in artifact.profiles
+            )
+            raise VerificationError(
+                f"no profile of the engine takes {_listed(asked)}; it takes {' or '.join(ranges)}",
+                "--shape, --input or --input-range with what it takes; "
+                "or a wider range by --min-shapes, --opt-shapes and --max-shapes",
+            )
+
+
+def _listed(shapes: Shapes) -> str:
+    return ", ".join(f"{name}:{_text(shape)}" for name, shape in shapes.items())
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def open_source(model: OnnxModel, folder: Path) -> Session:
@@ -82,9 +112,8 @@ def _open(reference: Reference, spec: ModelSpec, sampler: Sampler, shapes: Shape
     try:
         return Reference(spec, reference.session, sampler, batch_axis=reference.batch_axis)
     except ModelError as error:
-        listed = ", ".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
         raise ModelError(
-            f"the engine was to take {listed}, and the model does not: {error.message}",
+            f"the engine was to take {_listed(shapes)}, and the model does not: {error.message}",
             "--min-shapes, --opt-shapes and --max-shapes with sizes that the model takes",
         ) from None
 

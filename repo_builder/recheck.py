@@ -221,7 +221,7 @@ class _Gate:
             session = open_source(model, Path(folder))
         ranges = index_ranges(model.proto)
         reference = Reference.open(model.spec, session, Sampler(model.spec.inputs, samples, ranges))
-        if recorded.looked_for_batch and not recorded.batchable and reference.batch_axis:
+        if (recorded.looked_for_batch or samples.has_shapes) and not recorded.batchable and reference.batch_axis:
             reference = reference.without_batch_axis()
         return cls(model.spec, reference, samples, ranges, tolerance or recorded.tolerance, recorded.batchable)
 

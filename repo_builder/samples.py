@@ -43,6 +43,11 @@ class SampleOptions:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seed: int = 0
 
+    @property
+    def has_shapes(self) -> bool:
+        """Whether whole inputs are given, or their shapes: their first axes then say how many rows there are."""
+        return bool(self.shapes or self.files)
+
 
 class Sampler:
     """Makes the inputs of a model, one row of a batch at a time.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from repo_builder.errors import CompileError, UsageError
-from repo_builder.trt.options import Profile
+from repo_builder.trt.options import Profile, Shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -105,6 +105,19 @@ def largest_batch(inputs: Sequence[NetworkInput], profiles: Sequence[Profile]) -
     """The largest batch that every profile takes on every input."""
     batched = [tensor for tensor in inputs if tensor.dims and not tensor.shape_tensor]
     return min((p.max.get(tensor.name, tensor.dims)[0] for p in profiles for tensor in batched), default=0)
+
+
+def find_profile(profiles: Sequence[Profile], asked: Shapes) -> int | None:
+    """The first of ``profiles`` that takes the shapes ``asked``, of shape tensors the values; None where none does."""
+
+    def takes(profile: Profile, name: str, sizes: tuple[int, ...]) -> bool:
+        low, high = profile.min[name], profile.max[name]
+        return len(sizes) == len(low) and all(a <= n <= b for a, n, b in zip(low, sizes, high, strict=True))
+
+    for index, profile in enumerate(profiles):
+        if all(takes(profile, name, sizes) for name, sizes in asked.items() if name in profile.min):
+            return index
+    return None
 
 
 def refuse_large_minimum(inputs: Sequence[NetworkInput], profiles: Sequence[Profile]) -> None:

@@ -8,6 +8,7 @@ from repo_builder.runtime import RunError
 from repo_builder.trt.cuda import CudaError, DeviceBuffer, call, copy_to_device, copy_to_host
 from repo_builder.trt.engine import EngineInfo
 from repo_builder.trt.library import Library
+from repo_builder.trt.profiles import find_profile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,18 +71,14 @@ class EngineRunner:
         return self._context
 
     def _profile_for(self, feeds: Arrays) -> int:
-        for index, profile in enumerate(self._info.profiles):
-            if all(
-                len(array.shape) == len(profile.min[name])
-                and all(
-                    lo <= n <= hi for lo, n, hi in zip(profile.min[name], array.shape, profile.max[name], strict=True)
-                )
-                for name, array in feeds.items()
-                if name in profile.min and name not in self._info.shape_tensors
-            ):
-                return index
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-        raise RunError(f"no profile of the engine takes {shapes}")
+        values = self._info.shape_tensors
+        asked = {
+            name: tuple(array.ravel().tolist()) if name in values else array.shape for name, array in feeds.items()
+        }
+        index = find_profile(self._info.profiles, asked)
+        if index is not None:
+            return index
+        raise RunError("no profile of the engine takes " + ", ".join(f"{name} {list(n)}" for name, n in asked.items()))
 
     def _buffer(self, name: str) -> DeviceBuffer:
         return self._buffers.setdefault(name, DeviceBuffer())

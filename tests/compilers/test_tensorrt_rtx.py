@@ -19,7 +19,15 @@ from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Target
 from repo_builder.config.build import ServingOptions
 from repo_builder.config.proto import read_config
-from repo_builder.errors import CompileError, ConfigError, MissingExtraError, ModelError, RepoBuilderError, UsageError
+from repo_builder.errors import (
+    CompileError,
+    ConfigError,
+    MissingExtraError,
+    ModelError,
+    RepoBuilderError,
+    UsageError,
+    VerificationError,
+)
 from repo_builder.model import DataType
 from repo_builder.plans import compile_plan, inspect_plan
 from repo_builder.samples import SampleOptions
@@ -27,7 +35,7 @@ from repo_builder.trt.cuda import find_gpu
 from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.conftest import Cli
-from tests.models import FP32, INT64, Shape, convolution, model, node, save, weights
+from tests.models import FP32, INT64, Shape, convolution, linear, model, node, save, weights
 from tests.support import compile_library, rtx
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -106,6 +114,31 @@ def test_two_profiles_of_free_sizes(tmp_path: Path) -> None:
 
 
 @rtx
+@pytest.mark.parametrize("fp16", [True, False])
+def test_inputs_that_no_profile_takes_are_refused_where_nothing_runs_them_too(tmp_path: Path, fp16: bool) -> None:
+    corners = [{"x": (batch, 3, side, side)} for batch, side in ((1, 32), (2, 48), (4, 64))]
+    asked = build(fp16=fp16, profiles=(Profile(*corners),))
+    source = save(convolution(height="height", width="width"), tmp_path / "net.onnx")
+    outside = replace(asked, samples=SampleOptions(shapes={"x": (1, 3, 16, 48)}))
+    with pytest.raises(VerificationError, match="takes x:1x3x16x48; it takes x:1x3x32x32 to 4x3x64x64") as caught:
+        add_model(source, repository=tmp_path / "models", build=outside)
+    assert "--shape" in (caught.value.hint or "")
+    assert nothing_published(tmp_path)
+
+
+@rtx
+@pytest.mark.parametrize("given", [False, True])
+def test_an_engine_for_whole_batches_only(tmp_path: Path, given: bool) -> None:
+    corners = [{"x": (rows, 4)} for rows in (4, 5, 8)]
+    np.save(tmp_path / "rows.npy", weights(6, 4))
+    samples = SampleOptions(files={"x": tmp_path / "rows.npy"} if given else {})
+    asked = replace(build(fp16=True, profiles=(Profile(*corners),)), batching=False, samples=samples)
+    published = add_model(save(linear(), tmp_path / "net.onnx"), repository=tmp_path / "models", build=asked)
+    [compared] = published.manifest["verification"]["outputs"]
+    assert compared["elements"] == 3 * (6 if given else 5 + 4 + 8)
+
+
+@rtx
 @pytest.mark.parametrize("names", [("?", "?"), ("side", "side")])
 def test_axes_of_one_name_may_differ(tmp_path: Path, names: tuple[str, str]) -> None:
     corners = [{"x": (batch, 3, 48, width)} for batch, width in ((1, 48), (2, 192), (4, 320))]
@@ -124,6 +157,9 @@ def test_a_shape_tensors_profile_has_values(tmp_path: Path) -> None:
     )
     source = save(proto, tmp_path / "net.onnx")
     profiles = (Profile({"end": (1,)}, {"end": (3,)}, {"end": (6,)}),)
+    asked = replace(build(profiles=profiles), samples=SampleOptions(ranges={"end": (0, 0)}))
+    with pytest.raises(VerificationError, match=r"no profile of the engine takes x:4x6, end:0; it takes end:1 to 6"):
+        add_model(source, repository=tmp_path / "models", build=asked)
     asked = replace(build(profiles=profiles), samples=SampleOptions(ranges={"end": (1, 6)}))
     published = add_model(source, repository=tmp_path / "models", build=asked)
     assert published.manifest["engine"]["profiles"] == [{"min": {"end": [1]}, "opt": {"end": [3]}, "max": {"end": [6]}}]

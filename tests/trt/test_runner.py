@@ -58,6 +58,13 @@ def test_runs_go_to_the_profile_that_takes_them(bench: Bench) -> None:
         np.testing.assert_array_equal(runner.run({"x": x})["y"], 2 * x)
 
 
+def test_the_values_of_shape_tensors_have_profiles_too(bench: Bench) -> None:
+    spec = TensorSpec("s", DataType.INT32, (2,))
+    info = EngineInfo((spec,), (), (Profile({"s": (1, 2)}, {"s": (1, 2)}, {"s": (4, 8)}),), {}, None, frozenset({"s"}))
+    with pytest.raises(RunError, match=r"no profile of the engine takes s \[5, 2\]"):
+        EngineRunner(bench.library, bench.engine, info, []).run({"s": np.array([5, 2])})
+
+
 def test_integers_are_narrowed_only_if_they_fit(bench: Bench) -> None:
     spec = TensorSpec("x", DataType.INT32, (None, None))
     info = EngineInfo((spec,), bench.info.outputs, bench.info.profiles, {}, None)
