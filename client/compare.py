@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from client.report import Table
 
 SLOWER_EXIT: Final = 99
+_HEADER: Final = ("load", "", "before", "after", "change", "95% interval", "")
 
 app = typer.Typer(
     add_completion=False,
@@ -76,8 +77,9 @@ def _run(baseline: Path, others: Sequence[Path], limit: str | None, html: Path |
             for text in differences(before, after):
                 sys.stdout.write(f"note: {text}\n")
     if html is not None:
+        # The names, which may be long, are in the title: a phone is narrow.
         noted = [
-            replace(table, notes=(*table.notes, *differences(before, after)))
+            replace(table, header=_HEADER, notes=(*table.notes, *differences(before, after)))
             for (after, _), table in zip(results, tables, strict=True)
         ]
         write_text(html, tables_page(f"{before.model}: runs compared", noted), "--html")
@@ -118,7 +120,7 @@ def _table(before: Saved, after: Saved, levels: Sequence[LevelChange]) -> Table:
             values = (shown(change.before), shown(change.after), f"{change.relative:+.1%}")
             rows.append((level.load if not index else "", f"{change.metric}, {change.unit}", *values, interval, judged))
     notes = tuple(f"{level.load}: INVALID: {reason}" for level in levels for reason in level.invalid)
-    header = ("load", "", before.label, after.label, "change", "95% confidence", "")
+    header = (*_HEADER[:2], before.label, after.label, *_HEADER[4:])
     return Table(f"{after.label} against {before.label}", header, tuple(rows), "<<>>>><", notes)
 
 

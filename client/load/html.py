@@ -46,8 +46,8 @@ th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid var(--rule);
 th{color:var(--soft);font-weight:600}th:first-child,td:first-child{text-align:left}
 table.words td{text-align:left;white-space:normal;overflow-wrap:anywhere}
 ul{margin:.3rem 0;padding-left:1.2rem}
-@media(max-width:520px){body{padding:.8rem}svg text{font-size:17px}table{font-size:.82rem}
-th,td{padding:.25rem .3rem;white-space:normal}figure,.card{padding:.6rem}}
+@media(max-width:520px){body{padding:.8rem}svg text{font-size:17px}table{font-size:.75rem}
+th,td{padding:.25rem .2rem;white-space:normal}figure,.card{padding:.6rem}}
 @media print{body{max-width:none;padding:0;font-size:11pt}.grid2{grid-template-columns:1fr 1fr}h2{break-after:avoid}
 .scroll{overflow:visible}table{font-size:8.5pt}th,td{padding:.15rem .25rem;white-space:normal}svg text{font-size:17px}
 :root{--ink:#000;--soft:#444;--paper:#fff;--card:#fff;--rule:#bbb}}
@@ -72,12 +72,14 @@ def report_page(document: Document) -> str:
 
 
 def tables_page(title: str, tables: Sequence[Table]) -> str:
-    """A page of tables, as they are on a terminal."""
+    """A page of tables as on a terminal, but what the first column says has lines of its own: a phone is narrow."""
     body = [f"<h1>{escape(title)}</h1>"]
     for table in tables:
-        rows = [[escape(cell) for cell in row] for row in table.rows]
+        rows: list[list[str]] = []
+        for first, *rest in table.rows:
+            rows += [[escape(first)]] * bool(first) + [[escape(cell) for cell in rest]]
         notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in table.notes)
-        body.append(f"<h2>{escape(table.title)}</h2>{_table(table.header, rows)}{notes}")
+        body.append(f"<h2>{escape(table.title)}</h2>{_table(table.header[1:], rows)}{notes}")
     return _page(title, body)
 
 
@@ -311,7 +313,11 @@ def _badge(level: Document) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML already."""
+    """Cells are HTML already; one alone is the heading of the rows after it."""
     top = "".join(f"<th>{escape(text)}</th>" for text in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    heading = f'<tr><th colspan="{len(head)}">'
+    lines = "".join(
+        f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" if len(row) > 1 else f"{heading}{row[0]}</th></tr>"
+        for row in rows
+    )
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'

@@ -175,7 +175,7 @@ def _latency_table(level: Level, response: Latency, service: Latency, result: Ru
         "response time counts from when a request was due, service time from when it was sent",
         *_support(result),
     )
-    return Table(str(level.load), ("ms", "response time", "95% confidence", "service time"), tuple(rows), "<>>>", notes)
+    return Table(str(level.load), ("ms", "response time", "95% interval", "service time"), tuple(rows), "<>>>", notes)
 
 
 def _rate_interval(estimate: Estimate) -> str:

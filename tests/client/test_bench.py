@@ -402,7 +402,10 @@ class TestCompare:
 
     def test_page(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
         command("compare", *runs, "--html", tmp_path / "page.html")
-        assert balanced((tmp_path / "page.html").read_text())
+        page = (tmp_path / "page.html").read_text()
+        assert balanced(page)
+        assert f"{runs[1].name} against {runs[0].name}</h2>" in page
+        assert page.count(runs[0].name) == 1  # a column as wide as a file's name would push others off a phone
 
     def test_another_way_of_sending_is_told(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
         saved(tmp_path / "other.json", "--compression", "gzip", "--requests", 50, "--concurrency", 4)
