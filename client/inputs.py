@@ -130,7 +130,7 @@ def random_arrays(
             if name in given:
                 raise UsageError(f"{option} {name} has no use: --input gives its values", f"leave out {option} {name}")
     generator = np.random.default_rng(seed)
-    size = batch or next((len(array) for array in given.values() if model.batched and array.ndim), 1)
+    size = batch or next((len(array) for array in given.values() if model.batched and array.ndim), None)
     arrays = {}
     for tensor in model.inputs:
         if tensor.name in given or (tensor.optional and tensor.name not in shapes):
@@ -195,19 +195,29 @@ def _converted(array: Array, datatype: str, file: str) -> Array:
     )
 
 
-def _random_shape(model: ModelMetadata, tensor: TensorMetadata, shape: str | None, size: int) -> tuple[int, ...]:
+def _random_shape(model: ModelMetadata, tensor: TensorMetadata, shape: str | None, size: int | None) -> tuple[int, ...]:
+    """The shape of a random input on the wire; a batch is of ``size`` items where that is settled."""
     wanted = model.full_shape(tensor)
+    own = f"{tensor.datatype} {format_shape(tensor.shape)}"
+    free = f"--shape {tensor.name}={'x'.join('SIZE' if axis == -1 else str(axis) for axis in tensor.shape)}"
     if shape is None:
         if -1 in tensor.shape:
-            example = "x".join("SIZE" if axis == -1 else str(axis) for axis in tensor.shape)
-            raise UsageError(
-                f"input {tensor.name!r} has free axes: {tensor.datatype} {format_shape(tensor.shape)}",
-                f"--shape {tensor.name}={example}",
-            )
-        return (size, *tensor.shape) if model.batched else tensor.shape
+            raise UsageError(f"input {tensor.name!r} has free axes: {own}", free)
+        return (size or 1, *tensor.shape) if model.batched else tensor.shape
     asked = parse_shape(shape)
     if len(asked) == len(wanted) - 1 and (model.batched or wanted[0] in {1, -1}):
-        asked = (size if model.batched else 1, *asked)
+        asked = (size or 1 if model.batched else 1, *asked)
+    if len(asked) != len(wanted) or any(axis not in {-1, side} for axis, side in zip(wanted, asked, strict=True)):
+        fixed = f"its shape is fixed: leave --shape {tensor.name} out"
+        raise UsageError(
+            f"--shape {tensor.name}={shape} doesn't fit input {tensor.name!r}: {own}",
+            f"-1 is a free axis: {free}" if -1 in tensor.shape else fixed,
+        )
+    if model.batched and size not in {None, asked[0]}:
+        raise UsageError(
+            f"--shape {tensor.name}={shape} is a batch of {asked[0]}, and this one is to have {size}",
+            f"--shape {tensor.name}={'x'.join(map(str, asked[1:]))} leaves it open",
+        )
     return asked
 
 

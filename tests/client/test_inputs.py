@@ -248,6 +248,23 @@ class TestRandomArrays:
         assert random_arrays(free, {}, {"x": "3x8x9"}, 2, seed=0)["x"].shape == (2, 3, 8, 9)
         assert random_arrays(free, {}, {"x": "4x3x8x9"}, None, seed=0)["x"].shape == (4, 3, 8, 9)
 
+    @pytest.mark.parametrize(
+        ("shape", "own", "batch", "message", "hint"),
+        [
+            ("5x4", (3, 4), None, r"doesn't fit input 'x': FP32 \[3, 4\]$", "its shape is fixed: leave --shape x out"),
+            ("1x5x4", (3, 4), None, r"doesn't fit input 'x': FP32 \[3, 4\]$", "its shape is fixed"),
+            ("1x1x3x4", (3, 4), None, r"doesn't fit input 'x': FP32 \[3, 4\]$", "its shape is fixed"),
+            ("4x8", (3, -1), None, r"doesn't fit input 'x': FP32 \[3, -1\]$", "-1 is a free axis: --shape x=3xSIZE"),
+            ("2x3x8", (3, -1), 4, "is a batch of 2, and this one is to have 4", "--shape x=3x8 leaves it open"),
+        ],
+    )
+    def test_a_shape_that_can_not_be(
+        self, shape: str, own: tuple[int, ...], batch: int | None, message: str, hint: str
+    ) -> None:
+        with pytest.raises(UsageError, match=message) as caught:
+            random_arrays(model(TensorMetadata("x", "FP32", own)), {}, {"x": shape}, batch, seed=0)
+        assert str(caught.value.hint).startswith(hint)
+
     def test_optional_inputs_are_left_out(self) -> None:
         described = model(X, TensorMetadata("m", "BOOL", (2,), optional=True))
         assert list(random_arrays(described, {}, {}, None, seed=0)) == ["x"]
@@ -257,7 +274,7 @@ class TestRandomArrays:
         with pytest.raises(UsageError, match="has no input 'z'"):
             random_arrays(model(X), {}, {"z": "1"}, None, seed=0)
         with pytest.raises(UsageError, match="larger than 1 GiB"):
-            random_arrays(model(X), {}, {"x": "99999x99999x99999"}, None, seed=0)
+            random_arrays(model(TensorMetadata("x", "FP32", (-1, -1))), {}, {"x": "99999x99999x99999"}, None, seed=0)
 
 
 class TestOutputFolder:
