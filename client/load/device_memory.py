@@ -28,6 +28,7 @@ def _runtime() -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
+        _require_driver()  # without a GPU the package would be of no use
         raise UsageError(
             f"--shared-memory cuda needs the package cuda-python, which can't be imported: {error}",
             "pip install 'repo-builder[cuda]'",
@@ -45,15 +46,29 @@ def _call(function: str, *arguments: Any) -> Any:
 
 
 def require_device() -> int:
-    """The GPU that CUDA takes here; UsageError without cuda-python, ClientError without a GPU."""
+    """The GPU that CUDA takes here; ClientError without a GPU, UsageError without cuda-python."""
     try:
         _call("cudaGetDeviceCount")
         return int(_call("cudaGetDevice"))
     except CudaError as error:
-        raise ClientError(
-            f"--shared-memory cuda needs an NVIDIA GPU, and CUDA finds none here ({error})",
-            "run it on the server's machine, with its GPU; --shared-memory system needs none",
-        ) from None
+        raise _no_gpu(str(error)) from None
+
+
+def _require_driver() -> None:
+    """ClientError unless NVIDIA's driver is there and has a GPU."""
+    try:
+        error = ctypes.CDLL("libcuda.so.1").cuInit(0)
+    except OSError as reason:
+        raise _no_gpu(str(reason)) from None
+    if error:
+        raise _no_gpu(f"cuInit: error {error}")
+
+
+def _no_gpu(reason: str) -> ClientError:
+    return ClientError(
+        f"--shared-memory cuda needs an NVIDIA GPU, and CUDA finds none here ({reason})",
+        "run it on the server's machine, with its GPU; --shared-memory system needs none",
+    )
 
 
 @contextlib.contextmanager

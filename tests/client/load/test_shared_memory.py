@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -18,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,6 +209,24 @@ def test_a_machine_without_a_gpu(server: Server) -> None:
 
 def test_without_cuda_python(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(cuInit=lambda _: 0))
     with pytest.raises(UsageError, match="needs the package cuda-python") as caught:
         run_load("linear", url=server.url, delivery=CUDA)
     assert caught.value.hint == "pip install 'repo-builder[cuda]'"
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        ("libnothing.so.1", "cannot open shared object file"),
+        (SimpleNamespace(cuInit=lambda _: 100), "cuInit: error 100"),
+    ],
+)
+def test_without_cuda_python_and_a_gpu(
+    server: Server, monkeypatch: pytest.MonkeyPatch, driver: str | SimpleNamespace, reason: str
+) -> None:
+    load = ctypes.CDLL
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: load(driver) if isinstance(driver, str) else driver)
+    with pytest.raises(ClientError, match=f"needs an NVIDIA GPU, and CUDA finds none here .*{reason}"):
+        run_load("linear", url=server.url, delivery=CUDA)
