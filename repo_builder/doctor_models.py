@@ -19,7 +19,7 @@ from repo_builder.compatibility import (
 )
 from repo_builder.config.problems import find_problems
 from repo_builder.config.proto import ModelConfig, read_config
-from repo_builder.errors import RepoBuilderError
+from repo_builder.errors import RepoBuilderError, RepositoryError
 from repo_builder.findings import Finding, Level, ok
 from repo_builder.host import Host
 from repo_builder.repository import CONFIG, Model, Repository
@@ -30,6 +30,17 @@ MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}  # by back
 
 
 def examine_models(root: Path, host: Host) -> Iterator[Finding]:
+    try:
+        yield from _repository(root, host)
+    except RepositoryError as error:
+        yield Finding("repository", Level.WRONG, error.message, error.hint)
+    except PermissionError as error:
+        yield Finding(
+            "repository", Level.WRONG, f"{error.filename} can't be read: {error.strerror}", "check its rights"
+        )
+
+
+def _repository(root: Path, host: Host) -> Iterator[Finding]:
     for folder in abandoned(root):
         mend = "the next repo-builder add clears it away, and brings back what it may have moved there"
         yield Finding("repository", Level.WARNING, f"{folder} was left by an add that was killed", mend)

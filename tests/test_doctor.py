@@ -356,6 +356,16 @@ def test_an_image_of_one_s_own_is_judged_by_what_it_says_of_itself(machine: Mach
     assert machine.find("image").text == "mine:1 needs driver 580.65, here is 570.124.6"
 
 
+@pytest.mark.usefixtures("file_modes_hold")
+def test_a_repository_that_can_not_be_read(machine: Machine) -> None:
+    machine.plan("det", (10, 14, 1, 48))
+    for folder in (machine.repository / "det", machine.repository):
+        folder.chmod(0)
+        found = machine.find("repository")
+        assert (found.level, found.text) == (Level.WRONG, f"{folder} can't be read: Permission denied")
+        assert found.mend
+
+
 def test_custom_layers_that_compose_does_not_load(machine: Machine) -> None:
     machine.gpu()
     machine.plan("cat", (10, 14, 1, 48), "9.0", b"ftrt", "plugins/layers.so")

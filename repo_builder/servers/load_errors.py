@@ -33,6 +33,9 @@ def _rule(pattern: str, cause: str, mend: str) -> Rule:
 
 _CORRECT = "correct config.pbtxt, or publish the model again with repo-builder add"
 
+_UNREADABLE = "can't be read by the user that the server runs as"
+_READABLE = "chmod -R a+rX on {model} in the repository, and on what its links lead to"
+
 _AGAIN = "publish it again on this machine with repo-builder add"
 _PLUGIN = "publish it again with --plugin LIB.so, or start the server with LD_PRELOAD=/path/to/plugin.so"
 _ADD_PLAN = "add one on this machine: repo-builder add ... --cc-plan"
@@ -192,6 +195,13 @@ RULES = (
     _rule(
         r"unable to find '(?P<file>.*?)'(?! for)", "{file} is missing", "publish the model again with repo-builder add"
     ),
+    _rule(r"failed to open directory (?P<path>[^\n\"]+)", f"{{path}} {_UNREADABLE}", _READABLE),
+    _rule(
+        r"(?P<path>/[^\n:]*?)(?:: Permission denied| failed: ?system error number 13)",
+        f"{{path}} {_UNREADABLE}",
+        _READABLE,
+    ),
+    _rule(r"SystemError ?: 13", f"a file with weights of the model {_UNREADABLE}", _READABLE),
     _rule(
         r"failed to open text file for read [^:]*/config\.pbtxt: No such file",
         "its folder has no config.pbtxt",

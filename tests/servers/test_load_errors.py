@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from repo_builder.servers.base import ServerOptions
 from repo_builder.servers.load_errors import explain, plan_errors_in_log
+from repo_builder.servers.supervised import checked_repository
+from tests.servers.repositories import write_identity
 
 # The numbers are issues of triton-inference-server/server, else of the repository named.
 MESSAGES = {
@@ -98,6 +103,33 @@ def test_messages_of_tensorrt(message: str, cause: str) -> None:
     assert explanation.cause == cause
     assert explanation.hint
     assert "{" not in explanation.hint
+
+
+@pytest.mark.parametrize(
+    ("message", "what"),
+    [
+        ("failed to open directory /models/det/1", "/models/det/1"),
+        ("failed to open text file for read /models/det/config.pbtxt: Permission denied", "/models/det/config.pbtxt"),
+        (
+            "Internal: TritonModelException: unable to load /models/det/1/model.onnx: [ONNXRuntimeError] : 1 : FAIL : Load "
+            "model from /models/det/1/model.onnx failed:system error number 13",
+            "/models/det/1/model.onnx",
+        ),
+        ("[ONNXRuntimeError] : 13 : MODEL_REQUIRES_COMPILATION : SystemError : 13", "a file with weights of the model"),
+    ],
+)
+def test_files_that_the_server_may_not_read(message: str, what: str) -> None:
+    explanation = explain("det", message)
+    assert explanation.cause == f"{what} can't be read by the user that the server runs as"
+    assert str(explanation.hint).startswith("chmod -R a+rX on det in the repository")
+
+
+@pytest.mark.usefixtures("file_modes_hold")
+def test_a_model_that_can_not_be_read_keeps_no_other_from_being_served(tmp_path: Path) -> None:
+    for name in ("good", "closed"):
+        write_identity(tmp_path, name)
+    (tmp_path / "closed").chmod(0)
+    assert checked_repository(tmp_path, ServerOptions(models=("good", "closed"))) == tmp_path
 
 
 def test_the_mend_of_a_missing_gpu_is_right_for_plans_too() -> None:
