@@ -247,7 +247,10 @@ def checked_repository(root: Path, options: ServerOptions) -> Path:
 def looks_like_model(entry: Path) -> bool:
     if not entry.is_dir() or is_stray(entry.name):
         return False
-    return (entry / "config.pbtxt").exists() or any(child.name.isdigit() for child in entry.iterdir())
+    try:
+        return (entry / "config.pbtxt").exists() or any(child.name.isdigit() for child in entry.iterdir())
+    except PermissionError:  # the server will say so, and serve the others
+        return True
 
 
 def common_flags(options: ServerOptions) -> list[str]:
