@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
-from repo_builder.passes.ranges import Range
+from repo_builder.passes.ranges import Numbers, Range
 
 if TYPE_CHECKING:
     import onnx
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
 _SMALLEST_NORMAL = {DataType.FP16: 2.0**-14, DataType.BF16: 2.0**-126}
 
 
-def range_of(tensor: onnx.TensorProto, half: DataType) -> Range:
-    """How the elements of an FP32 constant lie to the range of ``half``."""
-    if not fits_range(tensor, half):
-        return Range.WIDE
-    return Range.TINY if vanishes(tensor, half) else Range.FITS
+def numbers_of(tensor: onnx.TensorProto, half: DataType) -> Numbers:
+    """What ``half`` is to know of a constant; of one that is not FP32, that it is one."""
+    if tensor.data_type != DataType.FP32.onnx:
+        return Numbers(constant=True)
+    kind = Range.WIDE if not fits_range(tensor, half) else Range.TINY if vanishes(tensor, half) else Range.FITS
+    return Numbers(kind, constant=True, value=_as_number(tensor))
 
 
 def fits_range(tensor: onnx.TensorProto, half: DataType) -> bool:
@@ -56,9 +58,8 @@ def as_half(tensor: onnx.TensorProto, name: str, half: DataType) -> onnx.TensorP
     return helper.make_tensor(name, half.onnx, tensor.dims, array.astype(dtype).tobytes(), raw=True)
 
 
-def as_number(tensor: onnx.TensorProto) -> float | None:
+def _as_number(tensor: onnx.TensorProto) -> float | None:
     """The value of a tensor with one element."""
     from onnx import numpy_helper
 
-    array = numpy_helper.to_array(tensor)
-    return float(array.item()) if array.size == 1 else None
+    return float(numpy_helper.to_array(tensor).item()) if math.prod(tensor.dims) == 1 else None

@@ -6,8 +6,7 @@ behind a value's producer when some reader wants the other type, so the result i
 A node stays in FP32 when
 
 - ONNX does not define it, or not for half precision (the operator's own schema is asked);
-- it reads no data, only shapes and constants: such parts are folded when the engine is built, and a shape computed
-  in FP16 is wrong above 2048;
+- it reads constants alone: such parts are folded when the engine is built;
 - one of its constants does not fit: 1e6 would become infinite, an epsilon of 1e-12 zero (constants that the graph
   computes are folded first);
 - it sums or raises to powers (:data:`FP32_OPERATORS`), where FP16 overflows first;
@@ -19,9 +18,11 @@ A node stays in FP32 when
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,9 @@ from repo_builder.passes.graph import (
     sort_nodes,
     subgraphs,
 )
-from repo_builder.passes.half_constants import as_half, as_number, fits_range, range_of
-from repo_builder.passes.ranges import Range, range_made, squares
+from repo_builder.passes.half_constants import as_half, fits_range, numbers_of
+from repo_builder.passes.half_ports import half_ports
+from repo_builder.passes.ranges import Numbers, Range, operator_of, range_made, squares
 
 if TYPE_CHECKING:
     import onnx
@@ -53,6 +55,8 @@ MATRIX_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "
 
 _BF16_OPSET = 22
 _FLOAT, _BOOL = DataType.FP32.onnx, DataType.BOOL.onnx
+_INTEGERS = frozenset(kind.onnx for kind in DataType if "INT" in kind.value)
+_NONE: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -161,15 +165,15 @@ class _Model:
 class _Value:
     """A tensor of the source.  ``names`` has what it is called in each type that it exists in so far.
 
-    ``slot`` is where in its scope casts of it go; ``constant`` when it depends on no input's data.
+    ``slot`` is where in its scope casts of it go; ``sizes`` are those of its axes, None in place of a free one's.
     """
 
     scope: _Scope
     slot: int
     elem_type: int | None
     names: dict[int, str]
-    constant: bool = False
-    range: Range = Range.FITS
+    numbers: Numbers = field(default_factory=Numbers)
+    sizes: Sequence[int | None] | None = None
     initialiser: onnx.TensorProto | None = None
 
 
@@ -188,24 +192,25 @@ class _Scope:
         self.half_inputs = half_inputs
         self.outputs = {value.name: value.name in half_outputs for value in graph.output}
         self.types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+        self.sizes = {value.name: _sizes(value) for value in graph.value_info}
         self.values: dict[str, _Value] = {}
         self.slots: list[list[onnx.NodeProto]] = [[]]
         self.new_initialisers: list[onnx.TensorProto] = []
 
-    def convert(self) -> None:
+    def convert(self, fed: Iterable[_Value | None] = ()) -> None:
+        """Convert the graph in place; ``fed`` is what the node around it gives to its inputs, as far as known."""
         half = self.model.half.onnx
-        for value in self.graph.input:
+        for value, given in zip(self.graph.input, chain(fed, repeat(None)), strict=False):
             elem_type = value.type.tensor_type.elem_type
-            now = half if value.name in self.half_inputs else elem_type
-            self.values[value.name] = _Value(self, 0, elem_type, {now: value.name})
+            names = {half if value.name in self.half_inputs else elem_type: value.name}
+            numbers = Numbers(given.numbers.range) if given and elem_type == _FLOAT else Numbers()
+            self.values[value.name] = _Value(self, 0, elem_type, names, numbers, _sizes(value))
         for tensor in self.graph.initializer:
-            kind = range_of(tensor, self.model.half) if tensor.data_type == _FLOAT else Range.FITS
-            self.values[tensor.name] = _Value(
-                self, 0, tensor.data_type, {tensor.data_type: tensor.name}, True, kind, initialiser=tensor
-            )
-        for tensor in self.graph.sparse_initializer:
-            elem_type = tensor.values.data_type
-            self.values[tensor.values.name] = _Value(self, 0, elem_type, {elem_type: tensor.values.name}, constant=True)
+            names, numbers = {tensor.data_type: tensor.name}, numbers_of(tensor, self.model.half)
+            self.values[tensor.name] = _Value(self, 0, tensor.data_type, names, numbers, initialiser=tensor)
+        for sparse in self.graph.sparse_initializer:
+            name, elem_type = sparse.values.name, sparse.values.data_type
+            self.values[name] = _Value(self, 0, elem_type, {elem_type: name}, Numbers(constant=True))
         for node in self.graph.node:
             self.slots.append([node])
             self._convert_node(node)
@@ -219,7 +224,7 @@ class _Scope:
         return tuple(
             name
             for name, value in self.values.items()
-            if value.elem_type == _FLOAT and half in value.names and not value.constant
+            if value.elem_type == _FLOAT and half in value.names and not value.numbers.constant
         )
 
     def find(self, name: str) -> _Value | None:
@@ -232,101 +237,95 @@ class _Scope:
 
     def _convert_node(self, node: onnx.NodeProto) -> None:
         values = [self.find(name) if name else None for name in node.input]
-        constant = not any(value is None or not value.constant for value, name in _pairs(values, node) if name)
-        bodies = list(subgraphs(node))
+        read = [value for value, name in zip(values, node.input, strict=True) if name]
+        bodies = [_Scope(self.model, body, self, set(), set()) for body in subgraphs(node)]
         for body in bodies:
-            _Scope(self.model, body, self, set(), set()).convert()
-        reason, inputs, outputs = (
-            ("a subgraph's border", set(), set()) if bodies else self._choose(node, values, constant=constant)
-        )
-        floats = any(value is not None and value.elem_type == _FLOAT for value in values)
-        if inputs or outputs:
-            self.model.half_nodes += 1
-        elif node.op_type != "Cast" and any(v is not None and v.elem_type == self.model.half.onnx for v in values):
-            self.model.already_half += 1
-        elif floats and reason:
-            self.model.kept[f"{node.op_type}: {reason}"] += 1
+            body.convert(values)
+        constant = not bodies and all(value is not None and value.numbers.constant for value in read)
+        if bodies or constant:
+            reason, inputs, outputs = "constants" if constant else "a subgraph's border", _NONE, _NONE
+        else:
+            reason, inputs, outputs = self._choose(node, values)
+        self._count(node, read, reason, half=bool(inputs))
         for index, value in enumerate(values):
-            if value is not None and value.elem_type == _FLOAT and node.op_type != "Cast":
+            if value is not None and value.elem_type == _FLOAT and operator_of(node) != "Cast":
                 node.input[index] = self._name_as(value, self.model.half.onnx if index in inputs else _FLOAT)
             elif value is not None and value.elem_type is not None:
                 node.input[index] = next(iter(value.names.values()))
-        kind = self._range_made(node, values)
+        numbers = Numbers(self._range_made(node, values, bodies), constant, addends=self._addends(node, values))
         for index, name in enumerate(node.output):
             if name:
-                self._define(node, index, half=index in outputs, constant=constant and not bodies, kind=kind)
+                self._define(node, index, numbers, half=index in outputs)
+
+    def _count(self, node: onnx.NodeProto, read: Sequence[_Value | None], reason: str, *, half: bool) -> None:
+        types = {value.elem_type for value in read if value is not None}
+        if half:
+            self.model.half_nodes += 1
+        elif operator_of(node) != "Cast" and self.model.half.onnx in types:
+            self.model.already_half += 1
+        elif operator_of(node) != "Cast" and _FLOAT in types:
+            self.model.kept[f"{node.op_type}: {reason}"] += 1
 
     def _choose(
-        self, node: onnx.NodeProto, values: list[_Value | None], *, constant: bool
-    ) -> tuple[str, set[int], set[int]]:
+        self, node: onnx.NodeProto, values: Sequence[_Value | None]
+    ) -> tuple[str, frozenset[int], frozenset[int]]:
         """Why the node stays in FP32, or which of its inputs and outputs become half."""
-        if node.op_type == "Cast" or constant:
-            return "" if node.op_type == "Cast" else "shapes and constants", set(), set()
+        operator = operator_of(node)
+        if operator == "Cast":
+            return "", _NONE, _NONE
         reduces = any(entry.name == "reduction" for entry in node.attribute)
-        if node.op_type in FP32_OPERATORS or squares(node) or reduces:
-            return "range", set(), set()
-        read = [value.elem_type if value else None for value, name in _pairs(values, node) if name]
+        if operator in FP32_OPERATORS or squares(node) or reduces:
+            return "range", _NONE, _NONE
+        read = [value.elem_type if value else None for value, name in zip(values, node.input, strict=True) if name]
         made = [self.types.get(name, _FLOAT) for name in node.output if name]
         if not all((*read, *made)):  # not known, or no tensors
-            return "unknown types", set(), set()
-        inputs, outputs = self._half_ports(node, values)
-        if not inputs:
-            return "no half precision in ONNX", set(), set()
+            return "unknown types", _NONE, _NONE
+        floats = [index for index, value in enumerate(values) if value is not None and value.elem_type == _FLOAT]
+        inputs, outputs = half_ports(node, self.model.opsets.get("", 13), self.model.half, floats)
+        if not inputs or any(self.types.get(node.output[index], _FLOAT) != _FLOAT for index in outputs):
+            return "no half precision in ONNX", _NONE, _NONE
         for index in inputs:
             value = values[index]
-            if value is None or value.range is Range.FITS:
+            if value is None or value.numbers.range is Range.FITS:
                 continue
-            if value.initialiser is None and node.op_type not in MATRIX_PRODUCTS:
-                return f"{value.range.name.lower()} values", set(), set()
-            if value.initialiser is not None and not (value.range is Range.WIDE and _is_bound(node, index)):
-                return f"{value.range.name.lower()} constants", set(), set()
+            kind = value.numbers.range
+            if value.initialiser is None and operator not in MATRIX_PRODUCTS:
+                return f"{kind.name.lower()} values", _NONE, _NONE
+            if value.initialiser is not None and not (kind is Range.WIDE and _is_bound(node, index)):
+                return f"{kind.name.lower()} constants", _NONE, _NONE
         return "", inputs, outputs
 
-    def _half_ports(self, node: onnx.NodeProto, values: list[_Value | None]) -> tuple[set[int], set[int]]:
-        """Inputs and outputs whose type the operator's schema lets be half, together with what shares it."""
-        import onnx.defs
-
-        try:
-            if node.domain not in {"", "ai.onnx"}:
-                return set(), set()
-            schema = onnx.defs.get_schema(node.op_type, self.model.opsets.get("", 13), "")
-        except onnx.defs.SchemaError:
-            return set(), set()
-        half_type = f"tensor({'float16' if self.model.half is DataType.FP16 else 'bfloat16'})"
-        free = {c.type_param_str for c in schema.type_constraints if half_type in c.allowed_type_strs}
-        ports = {
-            index: _formal(schema.inputs, index).type_str
-            for index, value in enumerate(values)
-            if value is not None and value.elem_type == _FLOAT
-        }
-        if node.op_type == "Resize":  # roi may be half by its own type, but nothing is gained
-            ports = {index: kind for index, kind in ports.items() if index == 0}
-        inputs = {index for index, kind in ports.items() if kind in free}
-        kinds = {ports[index] for index in inputs}
-        outputs = {index for index in range(len(node.output)) if _formal(schema.outputs, index).type_str in kinds}
-        if any(self.types.get(node.output[index], _FLOAT) != _FLOAT for index in outputs if node.output[index]):
-            return set(), set()
-        return inputs, outputs
-
-    def _range_made(self, node: onnx.NodeProto, values: list[_Value | None]) -> Range:
+    def _range_made(self, node: onnx.NodeProto, values: Sequence[_Value | None], bodies: Sequence[_Scope]) -> Range:
         first = values[0] if values else None
-        if node.op_type in {"Cast", "CastLike"}:
-            return first.range if first and first.elem_type in {_FLOAT, _BOOL} else Range.WIDE
-        if node.op_type == "ConstantOfShape":
+        if bodies:
+            made = {value.numbers.range for body in bodies for name in body.outputs if (value := body.find(name))}
+            return Range.FITS if made <= {Range.FITS} else Range.WIDE
+        if operator_of(node) in {"Cast", "CastLike"}:
+            if first and first.elem_type in {_FLOAT, _BOOL}:
+                return first.numbers.range
+            return Range.WHOLE if first and first.elem_type in _INTEGERS else Range.WIDE
+        if operator_of(node) == "ConstantOfShape":
             fits = all(fits_range(attribute.t, self.model.half) for attribute in node.attribute)
             return Range.FITS if fits else Range.WIDE
-        read = [value.range if value else Range.FITS for value in values]
-        second = values[1].initialiser if len(values) > 1 and values[1] else None
-        exponent = as_number(second) if second is not None and node.op_type == "Pow" else None
-        return range_made(node, read, of_constant=first is not None and first.constant, exponent=exponent)
+        return range_made(node, [value.numbers if value else Numbers() for value in values])
 
-    def _define(self, node: onnx.NodeProto, index: int, *, half: bool, constant: bool, kind: Range) -> None:
+    def _addends(self, node: onnx.NodeProto, values: Sequence[_Value | None]) -> int:
+        """Of how many values, all in range, a ReduceSum makes each of its own; 0 for other nodes, or if not known."""
+        if operator_of(node) != "ReduceSum" or not values[0] or values[0].numbers.range is not Range.FITS:
+            return 0
+        before, after = values[0].sizes, self.sizes.get(node.output[0])
+        if before is None or after is None or before.count(None) != after.count(None):  # a free axis is summed
+            return 0
+        return math.prod(filter(None, before)) // math.prod(filter(None, after))
+
+    def _define(self, node: onnx.NodeProto, index: int, numbers: Numbers, *, half: bool) -> None:
         """Enter an output of the newest node, under a name that leaves a graph output's own name to its type."""
         name = node.output[index]
         elem_type = self.types.get(name) or (_FLOAT if half else None)
         now = self.model.half.onnx if half else elem_type
-        kind = kind if elem_type == _FLOAT else Range.FITS
-        value = _Value(self, len(self.slots) - 1, elem_type, {}, constant, kind)
+        if elem_type != _FLOAT:
+            numbers = replace(numbers, range=Range.FITS)
+        value = _Value(self, len(self.slots) - 1, elem_type, {}, numbers, self.sizes.get(name))
         self.values[name] = value
         if name in self.outputs and elem_type == _FLOAT:
             wanted = self.model.half.onnx if self.outputs[name] else _FLOAT
@@ -371,13 +370,11 @@ class _Scope:
         self.graph.initializer.extend(self.new_initialisers)
 
 
-def _pairs(values: list[_Value | None], node: onnx.NodeProto) -> Iterator[tuple[_Value | None, str]]:
-    return zip(values, node.input, strict=True)
-
-
-def _formal(formals: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> onnx.defs.OpSchema.FormalParameter:
-    """The schema's parameter number ``index``; the last one stands for all of a variadic operator."""
-    return formals[min(index, len(formals) - 1)]
+def _sizes(value: onnx.ValueInfoProto) -> list[int | None] | None:
+    """Of each axis, None in place of a free one's; None where not even the rank is known."""
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
 
 
 def _is_bound(node: onnx.NodeProto, index: int) -> bool:

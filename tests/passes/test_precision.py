@@ -268,7 +268,7 @@ def test_an_old_file_with_weights_among_its_inputs_and_from_constant_of_shape() 
     close(source, result, x=X)
 
 
-def branches() -> onnx.ModelProto:
+def branches(then: str = "Relu") -> onnx.ModelProto:
     def branch(name: str, operator: str) -> onnx.GraphProto:
         output = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["batch", 4])
         nodes = [node("MatMul", ["h", f"{name}_w"], [f"{name}_m"]), node(operator, [f"{name}_m"], [f"{name}_y"])]
@@ -278,7 +278,7 @@ def branches() -> onnx.ModelProto:
     return model(
         [
             node("MatMul", ["x", "w"], ["h"]),
-            node("If", ["flag"], ["chosen"], then_branch=branch("then", "Relu"), else_branch=branch("else", "Neg")),
+            node("If", ["flag"], ["chosen"], then_branch=branch("then", then), else_branch=branch("else", "Neg")),
             node("Add", ["chosen", "h"], ["y"]),
         ],
         {"x": (FP32, ["batch", 4]), "flag": (DataType.BOOL, [])},
@@ -318,9 +318,17 @@ def test_names_inside_a_branch_may_be_those_of_values_made_later_outside(local: 
     close(source, converted(source), x=weights(3, 4, seed=1), flag=np.array(True))
 
 
-def test_a_loop_that_captures_a_weight_and_carries_a_state() -> None:
+def test_what_a_branch_makes_wide_is_wide_outside() -> None:
+    source = branches("Exp")
+    result = converted(source)
+    assert result.kept["Add: wide values"] == 1
+    close(source, result, x=weights(3, 4), flag=np.array(True))
+
+
+def loop(*nodes: onnx.NodeProto, start: str = "MatMul") -> onnx.ModelProto:
+    """``nodes`` make ``s_next`` of ``s`` in each of three turns; ``start`` makes the first ``s`` of x and w."""
     body = helper.make_graph(
-        [node("Identity", ["go"], ["go_on"]), node("MatMul", ["s", "w"], ["m"]), node("Tanh", ["m"], ["s_next"])],
+        [node("Identity", ["go"], ["go_on"]), *nodes],
         "body",
         [
             helper.make_tensor_value_info("i", TensorProto.INT64, []),
@@ -332,16 +340,28 @@ def test_a_loop_that_captures_a_weight_and_carries_a_state() -> None:
             helper.make_tensor_value_info("s_next", TensorProto.FLOAT, ["batch", 4]),
         ],
     )
-    source = model(
-        [node("MatMul", ["x", "w"], ["s0"]), node("Loop", ["times", "", "s0"], ["y"], body=body)],
+    return model(
+        [node(start, ["x", "w"], ["s0"]), node("Loop", ["times", "", "s0"], ["y"], body=body)],
         {"x": (FP32, ["batch", 4])},
         {"y": (FP32, ["batch", 4])},
         {"times": np.array(3), "w": weights(4, 4)},
     )
+
+
+def test_a_loop_that_captures_a_weight_and_carries_a_state() -> None:
+    source = loop(node("MatMul", ["s", "w"], ["m"]), node("Tanh", ["m"], ["s_next"]))
     result = converted(source)
-    [loop] = [n for n in result.proto.graph.node if n.op_type == "Loop"]
-    [inside] = [a.g for a in loop.attribute if a.name == "body"]
+    [once] = [n for n in result.proto.graph.node if n.op_type == "Loop"]
+    [inside] = [a.g for a in once.attribute if a.name == "body"]
     assert Counter(n.op_type for n in inside.node)["Cast"] == 2
+    close(source, result, x=weights(3, 4))
+
+
+def test_a_wide_value_is_wide_in_the_loop_it_enters() -> None:
+    source = loop(node("Neg", ["s"], ["s_next"]), start="Pow")
+    source.graph.initializer[1].CopyFrom(numpy_helper.from_array(floats([2, 3, 2, 2]), "w"))
+    result = converted(source)
+    assert result.kept["Neg: wide values"] == 1
     close(source, result, x=weights(3, 4))
 
 
@@ -411,6 +431,21 @@ def test_functions_and_foreign_operators() -> None:
     result = to_half(source, FP16, Path())
     assert "no half precision in ONNX" in " ".join(result.kept)
     close(source, result, x=weights(3, 4))
+
+
+@pytest.mark.parametrize("operator", ["Div", "Pow", "Cast", "Clip", "ReduceSum"])
+def test_a_name_of_onnx_in_another_domain_means_nothing(operator: str) -> None:
+    source = model(
+        [node("Relu", ["x"], ["r"]), node(operator, ["r"], ["f"], domain="theirs"), node("Relu", ["f"], ["y"])],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+        domains={"theirs": 1},
+    )
+    result = to_half(source, FP16, Path())
+    assert result.kept == {f"{operator}: no half precision in ONNX": 1}
+    [foreign] = [n for n in result.proto.graph.node if n.domain == "theirs"]
+    [cast] = [n for n in result.proto.graph.node if n.output[0] == foreign.input[0]]
+    assert (cast.op_type, cast.attribute[0].i) == ("Cast", TensorProto.FLOAT)
 
 
 def test_a_graph_that_is_half_already_is_not_changed() -> None:
@@ -510,23 +545,76 @@ def test_counts_stay_exact_until_they_are_integers() -> None:
     np.testing.assert_array_equal(counted[0], np.arange(4096))
 
 
-def test_attention_scores_over_the_root_of_a_size_stay_half() -> None:
+ROOTS_OF_A_SIZE = {
+    "scores over Pow": [
+        node("MatMul", ["x", "w"], ["scores"]),
+        node("Pow", ["length", "half"], ["root"]),
+        node("Div", ["scores", "root"], ["scaled"]),
+    ],
+    "scores times Pow": [
+        node("MatMul", ["x", "w"], ["scores"]),
+        node("Pow", ["length", "minus_half"], ["scale"]),
+        node("Mul", ["scores", "scale"], ["scaled"]),
+    ],
+    "query and key each times a fourth root": [
+        node("Sqrt", ["length"], ["root"]),
+        node("Div", ["one", "root"], ["scale"]),
+        node("Sqrt", ["scale"], ["fourth"]),
+        node("Mul", ["x", "fourth"], ["query"]),
+        node("Mul", ["w", "fourth"], ["key"]),
+        node("MatMul", ["query", "key"], ["scaled"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ROOTS_OF_A_SIZE)
+def test_attention_scaled_by_the_root_of_a_size_stays_half(name: str) -> None:
+    size = [node("Shape", ["x"], ["size"], start=1), node("Cast", ["size"], ["length"], to=TensorProto.FLOAT)]
     source = model(
-        [
-            node("MatMul", ["x", "w"], ["scores"]),
-            node("Shape", ["x"], ["size"], start=1),
-            node("Cast", ["size"], ["length"], to=TensorProto.FLOAT),
-            node("Pow", ["length", "exponent"], ["root"]),
-            node("Div", ["scores", "root"], ["scaled"]),
-            node("Softmax", ["scaled"], ["y"]),
-        ],
+        [*size, *ROOTS_OF_A_SIZE[name], node("Softmax", ["scaled"], ["y"])],
         {"x": (FP32, ["batch", 16])},
         {"y": (FP32, ["batch", 4])},
-        {"w": weights(16, 4), "exponent": floats(0.5)},
+        {"w": weights(16, 4), "one": floats([1]), "half": floats(0.5), "minus_half": floats(-0.5)},
     )
     result = converted(source)
-    assert computes_in(result.proto, "Div") == computes_in(result.proto, "Softmax") == {TensorProto.FLOAT16}
+    assert not {"Mul: whole values", "Mul: tiny values", "Div: wide values"} & result.kept.keys()
+    assert computes_in(result.proto, "MatMul") == computes_in(result.proto, "Softmax") == {TensorProto.FLOAT16}
     close(source, result, x=weights(3, 16))
+
+
+@pytest.mark.parametrize(("share", "axes", "is_mean"), [
+    (node("Mul", ["sum", "n_th"], ["mean"]), [1, 2], True),
+    (node("Mul", ["n_th", "sum"], ["mean"]), [1, 2], True),
+    (node("Div", ["sum", "n"], ["mean"]), [1, 2], True),
+    (node("Div", ["n", "sum"], ["mean"]), [1, 2], False),
+    (node("Mul", ["sum", "n"], ["mean"]), [1, 2], False),
+    (node("Mul", ["sum", "n_th"], ["mean"]), [0, 1, 2], False),  # of who knows how many
+])  # fmt: skip
+def test_a_sum_over_the_number_of_its_addends_is_in_range(
+    share: onnx.NodeProto, axes: list[int], is_mean: bool
+) -> None:
+    source = model(
+        [
+            node("Mul", ["x", "scale"], ["h"]),
+            node("ReduceSum", ["h", "axes"], ["sum"], keepdims=1),
+            share,
+            node("Sub", ["h", "mean"], ["d"]),
+            node("Mul", ["d", "d"], ["q"]),
+            node("ReduceSum", ["q", "axes"], ["squares"], keepdims=1),
+            node("Div", ["squares", "n"], ["m"]),
+            node("Sqrt", ["m"], ["r"]),
+            node("Div", ["d", "r"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 3, 512])},
+        {"y": (FP32, ["batch", 3, 512])},
+        {"scale": floats(1000), "axes": integers(axes), "n": floats(1536), "n_th": floats(1 / 1536)},
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "Sub") == {TensorProto.FLOAT16 if is_mean else TensorProto.FLOAT}
+    assert computes_in(result.proto, "Sqrt") == computes_in(result.proto, "Div") == {TensorProto.FLOAT}
+    x = 1 + weights(2, 3, 512)
+    [expected] = run(source, x=x)
+    np.testing.assert_allclose(in_half(result.proto, x=x)[0], expected, atol=2e-3 * float(np.abs(expected).max()))
 
 
 def test_after_a_normalisation_half_goes_on() -> None:
