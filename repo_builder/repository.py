@@ -255,10 +255,10 @@ class Repository:
         with self.staging() as staged, locked(self.root):
             model = self.find(name, version)
             rest = tuple(number for number in model.versions if number != version) if version else ()
-            if not rest:
-                model.folder.rename(staged / name)
-                return
             tree = staged / "tree"
+            if not rest:
+                model.folder.rename(tree)
+                return
             tree.mkdir()
             previous = model.folder / str(rest[-1])
             if version == model.latest and (previous / CONFIG).is_file():

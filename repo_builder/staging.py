@@ -37,16 +37,14 @@ def open_staging(root: Path) -> Iterator[Path]:
     """
     place = root.resolve()
     try:
-        with made(place.parent):
+        with made(place.parent), contextlib.ExitStack() as leaving:
             with locked(root):
                 _clear_abandoned(place)
                 folder = Path(tempfile.mkdtemp(prefix=_prefix(place), dir=_home(place)))
-                handle = _lock_file(folder / LOCK)
-            try:
-                yield folder
-            finally:
-                os.close(handle)  # NFS would keep the folder for the sake of a file that is open
-                shutil.rmtree(folder, ignore_errors=True)
+                leaving.callback(shutil.rmtree, folder, ignore_errors=True)
+                # Closed before that: NFS would keep the folder for the sake of a file that is open.
+                leaving.callback(os.close, _lock_file(folder / LOCK))
+            yield folder
     except OSError as error:
         raise _write_error(root, error) from error
 
@@ -79,7 +77,8 @@ def locked(root: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is locked: who waits for it makes another
+        with contextlib.suppress(OSError):  # what was written stays written
+            path.unlink()  # while it is locked: who waits for it makes another
         os.close(handle)
 
 
@@ -96,6 +95,7 @@ def put(tree: Path, target: Path) -> None:
         except BaseException:
             aside.rename(target)
             raise
+        aside.rename(tree)  # what is aside would be brought back
 
 
 def link_or_copy(source: Path, target: Path) -> None:

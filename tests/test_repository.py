@@ -228,6 +228,36 @@ class TestPublish:
         with untouched(repository.parent), pytest.raises(RepositoryError, match="Input/output error"):
             publish(repository, config="two")
 
+    def test_what_was_replaced_there_is_never_brought_back(
+        self, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish(repository)
+        with monkeypatch.context() as killed:
+            killed.setattr(staging, "_exchange", lambda *_: False)
+            killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+            publish(repository, config="two")
+        (repository / "net").rename(repository.parent / "taken away")
+
+        publish(repository, "other")
+
+        assert [entry.name for entry in repository.iterdir()] == ["other"]
+
+    def test_a_failure_before_the_first_file_leaves_no_folder(
+        self, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make = os.open
+
+        def fail(path: str | Path, *arguments: int, **named: int) -> int:
+            if Path(path).name == staging.LOCK:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return make(path, *arguments, **named)
+
+        publish(repository)
+        monkeypatch.setattr(os, "open", fail)
+
+        with untouched(repository.parent), pytest.raises(RepositoryError, match="is full; nothing was changed"):
+            publish(repository, config="two")
+
     def test_a_failure_leaves_none_of_the_folders_it_made(self, tmp_path: Path) -> None:
         with untouched(tmp_path), pytest.raises(ZeroDivisionError), Repository(tmp_path / "a/b/models").staging():
             _ = 1 / 0
@@ -327,6 +357,19 @@ class TestRemove:
 
         assert [model.name for model in Repository(repository).models()] == ["other"]
         assert [entry.name for entry in repository.parent.iterdir()] == ["model_repository"]
+
+    @pytest.mark.parametrize("name", [staging.ASIDE, staging.LOCK])
+    def test_a_model_called_like_something_staged(
+        self, name: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish(repository, name)
+        with monkeypatch.context() as killed:
+            killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+            Repository(repository).remove(name)
+
+        publish(repository, "other")
+
+        assert [entry.name for entry in repository.iterdir()] == ["other"]
 
     def test_the_latest_version_brings_the_earlier_config_and_labels_back(self, repository: Path) -> None:
         publish(repository, **{"labels.txt": "first"})
