@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from repo_builder.cli.output import printable
+from repo_builder.cli.trtexec import explain
 from repo_builder.errors import RepoBuilderError, UsageError
 
 INTERRUPTED = 130  # a shell's 128 + SIGINT
@@ -92,9 +93,14 @@ def _report_any(error: Exception) -> int:
         unreadable = re.search(r"path (.+) is not readable\.$", error.format_message(), re.DOTALL)
         if unreadable:
             return report(UsageError(f"{unreadable[1]} can't be read: Permission denied", "check its permissions"))
+        command = context.info_name if context is not None else ""
+        if command in {"add", "compile"}:
+            of_trtexec = explain(getattr(error, "option_name", ""), sys.argv, command)
+            if of_trtexec:
+                return report(of_trtexec)
         typer.echo(f"error: {printable(error.format_message())}", err=True)
-        if context is not None:
-            typer.echo(f"\nhint: {context.command_path} --help", err=True)
+        path = context.command_path if context is not None else "repo-builder"
+        typer.echo(f"\nhint: {path} --help", err=True)
         return int(getattr(error, "exit_code", 2))
     if isinstance(error, MemoryError):
         return report(RepoBuilderError(f"not enough memory: {error}".rstrip(": "), "a machine with more has more"))

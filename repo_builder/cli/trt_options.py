@@ -104,11 +104,23 @@ def tensorrt_options(
     ] = "",
     compute_capability: Annotated[
         list[str] | None,
-        _option("--compute-capability", metavar="8.6,8.9", help="TensorRT-RTX: the GPUs to build for; default all."),
+        _option(
+            "--compute-capability",
+            "--computeCapabilities",
+            metavar="8.6,8.9",
+            help="TensorRT-RTX: the GPUs to build for; default all.",
+        ),
     ] = None,
     plugin: Annotated[
         list[Path] | None,
-        _option("--plugin", "--plugins", "--dynamicPlugins", metavar="LIB.so", help="TensorRT: custom layers."),
+        _option(
+            "--plugin",
+            "--plugins",
+            "--staticPlugins",
+            "--dynamicPlugins",
+            metavar="LIB.so",
+            help="TensorRT: custom layers.",
+        ),
     ] = None,
     sparsity: Annotated[
         str, _option("--sparsity", metavar="enable|disable", help="TensorRT: use 2:4 sparse weights.")
@@ -123,7 +135,9 @@ def tensorrt_options(
     verbose_build: Annotated[
         bool, _option("--verbose-build", "--verbose", help="TensorRT: everything it says goes to the build's log.")
     ] = False,
-    explicit_batch: Annotated[bool, _option("--explicitBatch", hidden=True)] = False,  # noqa: ARG001
+    as_always: Annotated[  # noqa: ARG001
+        bool, _option("--explicitBatch", "--skipInference", "--buildOnly", hidden=True)
+    ] = False,
     onnx: Annotated[  # noqa: ARG001
         str, _option("--onnx", hidden=True, is_eager=True, callback=_take_as_model)
     ] = "",

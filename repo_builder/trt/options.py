@@ -97,25 +97,26 @@ class TensorRTOptions:
         return DataType.BF16 if self.bf16 else None
 
 
-_SHAPE = re.compile(r"\s*(?P<name>[^,].*?):(?P<dims>scalar|-?\d{1,99}(?:x-?\d{1,99})*)\s*(?:,|$)")
+_SHAPE = re.compile(r"\s*(?P<name>[^,].*?):(?P<dims>scalar|-?\d{1,99}(?:x-?\d{1,99})*)[\s'\"]*(?:,|$)")
 
 
 def parse_shapes(flag: str, text: str) -> dict[str, tuple[int, ...]]:
     """Read ``input:1x3x224x224,mask:1x128``; raises UsageError.
 
-    Names may hold colons; ``scalar`` is the shape of a tensor without axes.
+    Names may hold colons; ``scalar`` is the shape of a tensor without axes.  Quotes that no shell took off are dropped.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     position = 0
     while position < len(text):
         match = _SHAPE.match(text, position)
         sizes = match["dims"].split("x") if match and match["dims"] != "scalar" else []
-        if not match or any(int(size) < 0 for size in sizes) or match["name"] in shapes:
+        name = match["name"].strip(" '\"") if match else ""
+        if not match or not name or any(int(size) < 0 for size in sizes) or name in shapes:
             raise UsageError(
                 f"{flag} {text}: can't be read from {text[position:]!r}",
                 "name:1x3x224x224, several with commas between, each once",
             )
-        shapes[match["name"].strip().strip("'")] = tuple(int(size) for size in sizes)
+        shapes[name] = tuple(int(size) for size in sizes)
         position = match.end()
     return shapes
 

@@ -152,9 +152,11 @@ def _checked(tensor: NetworkInput, profile: Profile) -> list[tuple[int, ...]]:
             dim in {size, -1} for size, dim in zip(shape, tensor.dims, strict=True)
         )
         if not fits and not tensor.shape_tensor:
+            hint = "every axis is to be given, the batch axis too; -1 here means free"
+            if -1 not in tensor.dims:
+                hint = "its sizes are fixed: leave its shapes out; add, unlike compile, frees a batch of 1 where it can"
             raise UsageError(
-                f"shape {tensor.name}:{_text(shape)} does not fit the model's input {list(tensor.dims)}",
-                "--min-shapes, --opt-shapes and --max-shapes have every axis, the batch axis too; -1 here means free",
+                f"shape {tensor.name}:{_text(shape)} does not fit the model's input {list(tensor.dims)}", hint
             )
         shapes.append(shape)
     for low, best, high in zip(*shapes, strict=True):

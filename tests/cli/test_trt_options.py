@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from repo_builder.cli import app
 from repo_builder.cli.trt_options import takes_tensorrt_options
+from repo_builder.cli.trtexec import explain
 from repo_builder.errors import UsageError
 from repo_builder.trt.options import Profile, TensorRTOptions
+from tests.conftest import Cli
 
 
 def options_of(*arguments: str, model: tuple[str, ...] = ("net.onnx",)) -> TensorRTOptions:
@@ -48,7 +51,11 @@ def options_of(*arguments: str, model: tuple[str, ...] = ("net.onnx",)) -> Tenso
         (["--compute-capability", "8.6"], ["--compute-capability", "8.6,"]),
         (["--min-shapes", "x:1x3", "--opt-shapes", "x:1x3", "--max-shapes", "x:1x3"], ["--shapes=x:1x3"]),
         (["--hardware-compatibility", "same-compute-capability"], ["--hardware-compatibility=SameComputeCapability"]),
-        ([], ["--explicitBatch"]),
+        ([], ["--explicitBatch", "--skipInference", "--buildOnly"]),
+        (["--plugin", "a.so"], ["--staticPlugins=a.so"]),
+        (["--compute-capability", "8.6,8.9"], ["--computeCapabilities=8.6,8.9"]),
+        (["--shapes", "x:1x3,y:2"], ["--shapes='x':1x3,\"y\":2"]),
+        (["--shapes", "x:1x3,y:2"], ["--shapes='x:1x3, y:2'"]),
         ([], ["--sparsity=disable"]),
     ],
 )
@@ -103,6 +110,26 @@ def test_the_timing_cache_does_not_make_another_build() -> None:
     assert options_of("--timing-cache", "a").timing_cache == Path("a")
     unmarked = TensorRTOptions.__dataclass_fields__["fp16"].metadata
     assert TensorRTOptions.__dataclass_fields__["timing_cache"].metadata == {"fingerprint": False} != unmarked
+
+
+def test_options_that_only_trtexec_has_are_told_at_once_each_with_its_mend(cli: Cli) -> None:
+    line = ["net.onnx", "--fp16", "--saveEngine=net.plan", "--iterations=100", "--duration=5", "--device=1"]
+    compiled, added = cli("compile", *line), cli("add", *line)
+    names = "--iterations, --duration, --device: options of trtexec that"
+    assert compiled.error == f"{names} compile does not have"
+    assert added.error == f"--saveEngine, {names} add does not have"
+    assert "--iterations, --duration: leave out what only measures" in compiled.hint
+    assert "--device: leave it out: CUDA_VISIBLE_DEVICES" in compiled.hint
+    assert cli("add", "net.onnx", "--bogus").hint.endswith("repo-builder add --help")
+    assert cli("add", "net.onnx", "--fp16=yes").error == "Option '--fp16' does not take a value."
+
+
+def test_no_option_of_ours_is_called_trtexecs_alone() -> None:
+    commands: Any = typer.main.get_command(app)
+    for command in ("add", "compile"):
+        ours = {name for parameter in commands.commands[command].params for name in parameter.opts}
+        told = {name for name in ours if explain(name, [name], command)}
+        assert told == ({"--saveEngine"} if command == "compile" else set())
 
 
 @pytest.mark.parametrize(

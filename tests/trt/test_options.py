@@ -36,7 +36,7 @@ def test_shapes(text: str, shapes: dict[str, tuple[int, ...]]) -> None:
     assert parse_shapes("--opt-shapes", text) == shapes
 
 
-@pytest.mark.parametrize("text", ["input", "input:", "input:1x", ":1x2", "a:1,a:2", "a:-1x3"])
+@pytest.mark.parametrize("text", ["input", "input:", "input:1x", ":1x2", "'':1x2", "a:1,a:2", "a:1,'a':2", "a:-1x3"])
 def test_shapes_that_can_not_be_read(text: str) -> None:
     with pytest.raises(UsageError, match="--opt-shapes"):
         parse_shapes("--opt-shapes", text)
@@ -77,6 +77,13 @@ def test_every_free_axis_without_a_range_is_in_one_error_with_the_flags_to_add()
     profiles = parse_profiles([flags["--min-shapes"]], [flags["--opt-shapes"]], [flags["--max-shapes"]])
     [planned] = plan_profiles([IMAGE, IDS], profiles, batchable=True, max_batch_size=8)
     assert planned.max["image"][0] == planned.max["ids"][0] == 8
+
+
+def test_shapes_of_a_model_whose_sizes_are_fixed() -> None:
+    given = parse_profiles([], ["x:8x4"], [])
+    with pytest.raises(UsageError, match=r"x:8x4 does not fit the model's input \[1, 4\]") as caught:
+        plan_profiles([NetworkInput("x", (1, 4))], given, batchable=False, max_batch_size=8)
+    assert "leave its shapes out" in (caught.value.hint or "")
 
 
 def test_a_shape_tensor_takes_values() -> None:
