@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -27,13 +26,14 @@ from repo_builder.trt.build import (
 from repo_builder.trt.cuda import Gpu, find_gpu, require_gpu
 from repo_builder.trt.definition import Definition, describe_definition, has_batch_axis, refuse_conversion
 from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
+from repo_builder.trt.hints import build_hints
 from repo_builder.trt.interrupts import held
 from repo_builder.trt.library import Library, load_library
 from repo_builder.trt.log import BuildLog, keep_newest, log_path
 from repo_builder.trt.messages import name_nodes, tidy
 from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.trt.parse import parse, with_node
-from repo_builder.trt.plugins import copy_plugins, load_plugins
+from repo_builder.trt.plugins import copy_plugins, describe_idle, load_plugins
 from repo_builder.trt.profiles import (
     NetworkInput,
     free_unequal_axes,
@@ -58,11 +58,6 @@ TOLERANCES = {
 def tolerance_of(options: TensorRTOptions) -> Tolerance:
     """What the precision of an engine built so allows."""
     return TOLERANCES[options.half.value if options.half else "TF32" if options.tf32 else "FP32"]
-
-
-_WARNINGS_THAT_MATTER = re.compile(
-    r"overflow|subnormal|truncat|clamp|out of range|precision|not supported", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -196,10 +191,13 @@ class TensorRTCompiler:
     ) -> _Engine:
         """Build the network that ``fill`` makes; it returns what the build needs kept, and whether there is a batch."""
         with held():
-            load_plugins(self.library, log.logger, self.options.plugins)
+            idle = describe_idle(self.library, load_plugins(self.library, log.logger, self.options.plugins))
             builder = make_builder(self.library, log)
             network = builder.create_network(network_flags(self.library, self.options))
-        kept, batchable = fill(network)
+        try:
+            kept, batchable = fill(network)
+        except CompileError as error:
+            raise CompileError(error.message, "; ".join(filter(None, (*idle, error.hint)))) from None
         if self.options.strict and not is_strongly_typed(self.library, self.options):
             _constrain_layers(self.library, network)
         inputs = _network_inputs(network)
@@ -231,7 +229,8 @@ class TensorRTCompiler:
                 else inspect_build(self.library, network, profiles, log.engine_text)
             )
         self._check_precision(info)
-        return _Engine(plan, info, runnable, obstacle, largest, seconds, cache.hit if cache else None, gpu, lost)
+        hints = (*filter(None, (lost,)), *idle)
+        return _Engine(plan, info, runnable, obstacle, largest, seconds, cache.hit if cache else None, gpu, hints)
 
     def _timing_cache(self, config: Any, gpu: Gpu | None) -> TimingCache | None:
         if self.target is not Target.TENSORRT_RTX:
@@ -285,7 +284,7 @@ class TensorRTCompiler:
             profiles=engine.info.profiles,
             shape_tensors=engine.info.shape_tensors,
             gpu_only=True,
-            hints=self._hints(plugins, engine.lost, log),
+            hints=(*engine.hints, *build_hints(self.library, self.options, plugins, log, served=self.served)),
             details={"engine": {**self._facts(engine, log), "plugins": list(plugins)}},
         )
 
@@ -309,28 +308,6 @@ class TensorRTCompiler:
         compared = f"its {half} graph under ONNX Runtime, which computes most of it in FP32"
         return run, f"{start}; {in_range}what was compared is {compared}"
 
-    def _hints(self, plugins: tuple[str, ...], lost: str, log: BuildLog) -> tuple[str, ...]:
-        hints = [lost] if lost else []
-        if log.trouble:
-            hints.append(log.place)
-        if self.options.version_compatible and self.target is Target.TENSORRT:
-            hints.append("Triton loads it only with --backend-config=tensorrt,version-compatible=true")
-        if self.options.plugins and not self.served:
-            hints.append("its custom layers are not in the plan: whatever runs it loads their library first")
-        elif plugins:
-            files = ";".join(f"/models/NAME/VERSION/{file}" for file in plugins)
-            hints.append(
-                "its custom layers are published with it; repo-builder serve loads them, a Triton started otherwise "
-                f"needs --backend-config=tensorrt,plugins='{files}', or LD_PRELOAD"
-            )
-        if self.target is Target.TENSORRT_RTX and (idle := _without_effect(self.options)):
-            hints.append(f"{', '.join(idle)}: no effect, TensorRT-RTX makes the same engine without")
-        matter = [message for message in log.warnings if _WARNINGS_THAT_MATTER.search(message)]
-        if matter:
-            more = f" (and {len(matter) - 1} more; {log.place})" if len(matter) > 1 else ""
-            hints.append(f"{self.library.name} warns: {tidy(matter[0])[:200]}{more}")
-        return tuple(hints)
-
     def _facts(self, engine: _Engine, log: BuildLog) -> dict[str, Any]:
         """What the manifest says of the engine."""
         info = engine.info
@@ -351,7 +328,7 @@ class TensorRTCompiler:
 class _Engine:
     """A finished build.  ``runnable`` is the ``ICudaEngine``, None with the ``obstacle`` where it can't run here.
 
-    ``lost`` says why the timing cache could not be kept, "" where it was.
+    ``hints`` say why the timing cache could not be kept, and which plugins brought nothing.
     """
 
     plan: bytes
@@ -362,22 +339,12 @@ class _Engine:
     seconds: float
     cache_hit: bool | None
     gpu: Gpu | None
-    lost: str
+    hints: tuple[str, ...]
 
 
 def _network_inputs(network: Any) -> list[NetworkInput]:
     tensors = (network.get_input(index) for index in range(network.num_inputs))
     return [NetworkInput(tensor.name, tuple(tensor.shape), tensor.is_shape_tensor) for tensor in tensors]
-
-
-def _without_effect(options: TensorRTOptions) -> list[str]:
-    """Options that TensorRT-RTX 1.7 takes and makes the same bytes of: its engines are finished where they run."""
-    given = {
-        "--builder-optimization-level": options.builder_optimization_level is not None,
-        "--hardware-compatibility": bool(options.hardware_compatibility),
-        "--sparsity": options.sparsity,
-    }
-    return [flag for flag, asked in given.items() if asked]
 
 
 def _constrain_layers(library: Library, network: Any) -> None:

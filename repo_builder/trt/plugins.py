@@ -18,34 +18,47 @@ FOLDER = "plugins"
 _HINT = "a shared library with TensorRT plugins, and all it links to"
 
 
-def load_plugins(library: Library, logger: Any, plugins: Iterable[Path]) -> None:
+def load_plugins(library: Library, logger: Any, plugins: Iterable[Path]) -> tuple[Path, ...]:
     """Make custom layers known: TensorRT's own and those of the user's libraries.
 
+    Returns those of the libraries that brought none.  That is no error: they may be what others need, or a copy of
+    what is loaded already, so that TensorRT has their layers.
+
     Raises:
-        UsageError: a library is not there, does not load, or TensorRT finds no layers in it.
+        UsageError: a library is not there, does not load, or TensorRT finds no layers in the list that it exports.
     """
     if hasattr(library.module, "init_libnvinfer_plugins"):
         library.module.init_libnvinfer_plugins(logger, "")
+    idle = []
     for path in plugins:
-        _load(library, path.resolve(), str(path))
+        try:
+            if not _brings_layers(library, path.resolve()):
+                idle.append(path)
+        except OSError as error:
+            reason = " ".join(str(error).split()).removeprefix(f"{path.resolve()}: ")
+            raise UsageError(f"--plugin {path} can't be loaded: {reason}", _HINT) from None
+    return tuple(idle)
 
 
 @cache
-def _load(library: Library, path: Path, given: str) -> None:
+def _brings_layers(library: Library, path: Path) -> bool:
     """Load a library for good: most register their layers themselves, others export a list for the registry to read.
 
     Source: IPluginRegistry::loadLibrary in TensorRT's NvInferRuntimeCommon.h.
     """
     registry = library.module.get_plugin_registry()
     before = _count_creators(registry)
-    try:
-        loaded = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
-        raise UsageError(f"--plugin {given} can't be loaded: {reason}", _HINT) from None
+    loaded = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     exports = any(hasattr(loaded, name) for name in ("getCreators", "getPluginCreators"))
     if exports and _count_creators(registry) == before and registry.load_library(str(path)) is None:
-        raise UsageError(f"--plugin {given}: {library.name} {library.version} finds no layers in it", _HINT)
+        raise UsageError(f"--plugin {path}: {library.name} {library.version} finds no layers in it", _HINT)
+    return exports or _count_creators(registry) > before
+
+
+def describe_idle(library: Library, idle: Iterable[Path]) -> tuple[str, ...]:
+    """A sentence on each of the libraries that brought no layers."""
+    has = f"brings no layers that {library.name} does not have without it"
+    return tuple(f"--plugin {path} {has}: leave it out, unless others need it" for path in idle)
 
 
 def _count_creators(registry: Any) -> int:

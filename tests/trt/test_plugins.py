@@ -9,12 +9,12 @@ import pytest
 
 from repo_builder import BuildOptions, Target, add_model
 from repo_builder.compatibility import Plan, find_plans, plugins_setting
-from repo_builder.errors import UsageError
+from repo_builder.errors import CompileError, UsageError
 from repo_builder.plans import compile_plan
 from repo_builder.repository import Repository
 from repo_builder.trt.options import TensorRTOptions
 from tests.conftest import Cli
-from tests.models import linear, save
+from tests.models import FP32, linear, model, node, save
 from tests.support import compile_library, rtx, untouched, was_loaded
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -48,8 +48,47 @@ def test_a_plan_alone_says_that_its_layers_are_elsewhere(tmp_path: Path) -> None
     options = TensorRTOptions(plugins=(compile_library(tmp_path / "libraries", "alone"),))
     source = save(linear(), tmp_path / "net.onnx")
     compiled = compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=options)
-    assert "custom layers are not in the plan" in compiled.hints[0]
+    assert any("custom layers are not in the plan" in hint for hint in compiled.hints)
     assert not (tmp_path / "plugins").exists()
+
+
+REGISTERS = r"""
+extern int PyGILState_Ensure(void);
+extern void PyGILState_Release(int);
+extern int PyRun_SimpleString(const char*);
+static void __attribute__((constructor)) add(void) {
+    int state = PyGILState_Ensure();
+    PyRun_SimpleString(
+        "import tensorrt_rtx as trt\n"
+        "class Creator(trt.IPluginCreatorV3One):\n"
+        "    def __init__(self):\n"
+        "        trt.IPluginCreatorV3One.__init__(self)\n"
+        "        self.name, self.plugin_version, self.plugin_namespace = 'OfATest', '1', ''\n"
+        "        self.field_names = trt.PluginFieldCollection([])\n"
+        "trt.of_a_test = Creator()\n"
+        "trt.get_plugin_registry().register_creator(trt.of_a_test, '')\n");
+    PyGILState_Release(state);
+}
+"""
+"""A library that registers a layer as it is loaded, as TensorRT's macro does in C++."""
+
+
+@rtx
+def test_a_library_that_brings_no_layers_is_told(tmp_path: Path) -> None:
+    registers = compile_library(tmp_path / "libraries", "registers", REGISTERS)
+    again = compile_library(tmp_path / "other", "again", REGISTERS)
+    idle = compile_library(tmp_path / "libraries", "idle")
+    published = publish(tmp_path, registers, idle)
+    [told] = [hint for hint in published.hints if "brings no layers" in hint]
+    assert told.startswith(f"--plugin {idle} brings no layers that TensorRT-RTX does not have without it: leave it out")
+    source = save(
+        model([node("Unique", ["x"], ["y"])], {"x": (FP32, [4])}, {"y": (FP32, [None])}), tmp_path / "no.onnx"
+    )
+    options = TensorRTOptions(plugins=(again, registers))
+    with pytest.raises(CompileError, match="operator not supported") as caught:
+        compile_plan(source, tmp_path / "no.plan", target=Target.TENSORRT_RTX, options=options)
+    assert (caught.value.hint or "").startswith(f"--plugin {again} brings no layers that TensorRT-RTX does not have")
+    assert f"--plugin {registers}" not in (caught.value.hint or "")
 
 
 @rtx
