@@ -167,6 +167,12 @@ class RunResult:
         write_text(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", "--output")
 
 
+def is_ordinary(path: Path) -> bool:
+    """Whether a file can be put there: not what is no file, nor /dev/stdout when that is a link to one."""
+    special = path.exists() and not path.is_file()
+    return not (special or {Path("/dev"), Path("/proc")} & set(path.absolute().parents))
+
+
 def write_text(path: Path, text: str, option: str) -> None:
     """Put ``text`` in place in one step; a disk that is full leaves what was there before.
 
@@ -174,16 +180,17 @@ def write_text(path: Path, text: str, option: str) -> None:
     """
     temporary = None
     try:
-        if path.exists() and not path.is_file():
+        if not is_ordinary(path):
             path.write_text(text, encoding="utf-8")
             return
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False, encoding="utf-8") as file:
+        real = Path(os.path.realpath(path))  # a link stays one
+        with tempfile.NamedTemporaryFile("w", dir=real.parent, prefix=".", delete=False, encoding="utf-8") as file:
             temporary = Path(file.name)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        temporary.replace(path)
+        temporary.replace(real)
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

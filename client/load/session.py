@@ -21,7 +21,7 @@ from client.load.live import Progress
 from client.load.plan import Plan, make_plan
 from client.load.prepare import open_client
 from client.load.report import closing_lines, perf_analyzer_csv, result_tables
-from client.load.result import RunResult, write_text
+from client.load.result import RunResult, is_ordinary, write_text
 from client.load.run import Observer, carry_out
 from client.load.schedule import parse_concurrencies, parse_duration, parse_rates
 from client.report import show
@@ -68,7 +68,7 @@ class Options:
 def measure(options: Options, *, quiet: bool) -> RunResult:
     """Carry out what the options ask for; KeyboardInterrupt when it ends before anything was measured."""
     plan = plan_of(options)
-    _check_folders(options)
+    _check_files(options)
     with open_client(options.url, plan.delivery, min(options.timeout, 30.0)) as client:
         observer = Observer() if quiet else Progress()
         return carry_out(client, options.model, options.version, plan, observer)
@@ -127,13 +127,38 @@ def plan_of(options: Options) -> Plan:
     )
 
 
-def _check_folders(options: Options) -> None:
-    """A run of minutes must not end with a folder that isn't there."""
+def _check_files(options: Options) -> None:
+    """A run of minutes must not end with a file that can't be written, or that is written over another."""
+    flags: dict[str, str] = {}
     for flag in ("output", "csv", "html"):
         path = getattr(options, flag)
-        if path is not None and (not path.parent.is_dir() or path.is_dir()):
-            wrong = "a folder" if path.is_dir() else "its folder does not exist"
+        if path is None:
+            continue
+        wrong = _wrong_with(path)
+        if wrong:
             raise UsageError(f"--{flag} {path}: {wrong}", f"--{flag} takes the name of a file in a folder that exists")
+        other = flags.setdefault(os.path.realpath(path), flag)
+        if other != flag:
+            raise UsageError(f"--{other} and --{flag} are both {path}", "give each a file of its own")
+
+
+def _wrong_with(path: Path) -> str:
+    """Why a result can't be put there; empty if it can."""
+    try:
+        if path.is_dir():
+            return "a folder"
+        if not is_ordinary(path):
+            return "" if os.access(path, os.W_OK) else "it can't be written to"
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
+            return "its folder does not exist"
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return "its folder can't be written to"
+        if path.exists() and path.samefile("/dev/stdout"):
+            return "that is where the tables go"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _save(options: Options, result: RunResult) -> ClientError | None:

@@ -205,6 +205,9 @@ class TestExitCodes:
             (("--target-latency", "5ms"), "is for --scenario server"),
             (("--metrics-url", "https://127.0.0.1"), "plain HTTP"),
             (("--output", "/none/here.json"), "its folder does not exist"),
+            (("--csv", f"{'x' * 300}.csv"), "File name too long"),
+            (("--html", "/proc/run.html"), "it can't be written to"),
+            (("--output", "same", "--html", "./same"), "--output and --html are both same"),
             (("--input-range", "x=5:1"), "is not a range"),
             (("--input-range", "y=0:1"), "has no input 'y'"),
             (("--batch", "100"), "batches up to 8"),
@@ -303,12 +306,11 @@ class TestInterruption:
         assert json.loads((tmp_path / "run.json").read_text())["levels"][0]["requests"] == 50
 
     def test_what_cannot_be_put_in_its_place_is_kept_elsewhere(self) -> None:
-        nowhere = Path("/proc/self")  # not even root can make a file there
-        done = bench(Script(), "--requests", 50, "--output", nowhere / "run.json", "--html", nowhere / "run.html")
+        number = "/proc/self/oom_score_adj"  # refuses what is none
+        done = bench(Script(), "--requests", 50, "--output", "/dev/full", "--html", number)
         assert done.returncode == 1
-        assert "/proc/self/run.json can't be written: " in done.stderr
-        assert "/proc/self/run.html can't be written: " in done.stderr
-        ((document, page),) = re.findall(r"hint: kept in (\S+\.json), (\S+\.html)", done.stderr)
+        assert f"/dev/full can't be written: No space left on device; {number} can't be written: " in done.stderr
+        ((document, page),) = re.findall(r"hint: kept in (\S+), (\S+)", done.stderr)
         jsonschema.validate(json.loads(Path(document).read_text()), SCHEMA)
         assert balanced(Path(page).read_text())
         Path(document).unlink()
