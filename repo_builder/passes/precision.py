@@ -60,18 +60,31 @@ _NONE: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
+class HalfValues:
+    """The tensors of one graph of the source that are FP32 there and exist in half in the result, by name.
+
+    ``bodies`` has those inside its nodes: a body's key are its node's outputs, and its place among their bodies.
+    """
+
+    names: tuple[str, ...]
+    bodies: Mapping[tuple[tuple[str, ...], int], HalfValues]
+
+    def __bool__(self) -> bool:
+        return bool(self.names) or any(self.bodies.values())
+
+
+@dataclass(frozen=True)
 class MixedPrecision:
     """A graph in mixed precision: how many nodes compute in half, and how many stayed in FP32, by reason.
 
-    ``already_half`` nodes did so in the source; ``half_values`` names tensors of the source's main graph that are
-    FP32 there and exist in half here.
+    ``already_half`` nodes did so in the source.
     """
 
     proto: onnx.ModelProto
     half_nodes: int
     kept: Mapping[str, int]
     already_half: int
-    half_values: tuple[str, ...]
+    half_values: HalfValues
 
 
 def to_half(
@@ -194,6 +207,7 @@ class _Scope:
         self.types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
         self.sizes = {value.name: _sizes(value) for value in graph.value_info}
         self.values: dict[str, _Value] = {}
+        self.bodies: dict[tuple[tuple[str, ...], int], _Scope] = {}
         self.slots: list[list[onnx.NodeProto]] = [[]]
         self.new_initialisers: list[onnx.TensorProto] = []
 
@@ -218,14 +232,15 @@ class _Scope:
         del self.graph.value_info[:]  # states the types of before
         self._replace_initialisers()
 
-    def half_values(self) -> tuple[str, ...]:
-        """Names in the source of this graph's FP32 values, not constants, that something reads or writes in half."""
+    def half_values(self) -> HalfValues:
+        """Of this graph, once it is converted; no constants."""
         half = self.model.half.onnx
-        return tuple(
+        names = (
             name
             for name, value in self.values.items()
             if value.elem_type == _FLOAT and half in value.names and not value.numbers.constant
         )
+        return HalfValues(tuple(names), {key: body.half_values() for key, body in self.bodies.items()})
 
     def find(self, name: str) -> _Value | None:
         scope: _Scope | None = self
@@ -239,8 +254,9 @@ class _Scope:
         values = [self.find(name) if name else None for name in node.input]
         read = [value for value, name in zip(values, node.input, strict=True) if name]
         bodies = [_Scope(self.model, body, self, set(), set()) for body in subgraphs(node)]
-        for body in bodies:
+        for place, body in enumerate(bodies):
             body.convert(values)
+            self.bodies[tuple(node.output), place] = body
         constant = not bodies and all(value is not None and value.numbers.constant for value in read)
         if bodies or constant:
             reason, inputs, outputs = "constants" if constant else "a subgraph's border", _NONE, _NONE

@@ -23,6 +23,21 @@ def free_zero_axes(source: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
+def describe_zero_axes(source: onnx.ModelProto) -> tuple[str, ...]:
+    """A sentence on each input with a size of 0, which ONNX Runtime and TensorRT would take as it is: as empty."""
+    initialisers = {tensor.name for tensor in source.graph.initializer}
+    sizes = {
+        value.name: [dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim]
+        for value in source.graph.input
+        if value.name not in initialisers
+    }
+    return tuple(
+        f"the model states input {name!r} as {dims}: 0 is taken as any size, as exporters mean it"
+        for name, dims in sizes.items()
+        if 0 in dims
+    )
+
+
 def state_output_shapes(source: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
     """Free what outputs state of their shapes wherever ``shapes``, seen in a run, belie it.
 

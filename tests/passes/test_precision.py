@@ -707,11 +707,13 @@ def test_the_magnitudes_of_what_becomes_half() -> None:
         {"y": (FP32, ["batch", 3, 1, 1])},
         {"scale": floats(60000)},
     )
-    names = converted(source).half_values
-    assert set(names) == {"x", "h", "g", "y"}
-    largest = dict(zip(names, run(with_magnitudes(source, names), x=X), strict=True))
-    assert largest["x"] == np.abs(X).max()
-    assert largest["h"] == pytest.approx(60000 * np.abs(X).max())
+    values = converted(source).half_values
+    assert values.names == ("x", "h", "g", "y")
+    proto, origins = with_magnitudes(source, values)
+    assert origins[:2] == ["tensor 'x'", "node scaled (Mul)"]
+    largest = run(proto, x=X)
+    assert largest[0] == np.abs(X).max()
+    assert largest[1] == pytest.approx(60000 * np.abs(X).max())
 
 
 def half_graph(source: onnx.ModelProto, folder: Path) -> HalfGraph:
@@ -746,3 +748,71 @@ def test_infinities_of_the_source_itself_are_not_refused(tmp_path: Path) -> None
     compare = half_graph(source, tmp_path).open()
     arrays = {"x": weights(2, 4), "keep": np.array([[True, True, False, True]] * 2)}
     np.testing.assert_allclose(compare(arrays)["y"], run(source, **arrays)[0], atol=1e-3)
+
+
+def louder(source: str, made: str) -> onnx.NodeProto:
+    return node("Mul", [source, "thirty"], [made], name="/louder")
+
+
+def branch_of(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+    return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4])])
+
+
+LOUDER = node(
+    "If",
+    ["flag"],
+    ["l"],
+    then_branch=branch_of("then", louder("s", "t"), node("Relu", ["t"], ["then"])),
+    else_branch=branch_of("else", node("Relu", ["s"], ["e"]), node("Abs", ["e"], ["else"])),
+)
+
+
+def scan() -> onnx.ModelProto:
+    """Six rows, each times thirty, side by side."""
+    row, doubled = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("row", "made"))
+    body = helper.make_graph([louder("row", "l"), node("Relu", ["l"], ["made"])], "body", [row], [doubled])
+    return model(
+        [node("Scan", ["rows"], ["y"], body=body, num_scan_inputs=1, scan_output_axes=[1])],
+        {"rows": (FP32, [6, 4])},
+        {"y": (FP32, [4, 6])},
+        {"thirty": floats(30)},
+    )
+
+
+def with_flag(source: onnx.ModelProto) -> onnx.ModelProto:
+    source.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    source.graph.initializer.append(numpy_helper.from_array(floats(30), "thirty"))
+    return source
+
+
+FLAG, NO_FLAG = {"flag": np.array(True)}, {"flag": np.array(False)}
+ONES = np.ones((2, 4), np.float32)
+ROWS = np.ones((6, 4), np.float32) * floats([[1], [1], [3], [1], [-3000], [1]])
+BODIES: dict[str, tuple[onnx.ModelProto, dict[str, Any], dict[str, Any]]] = {
+    "the last turn": (with_flag(loop(louder("s", "s_next"))), {"x": ONES / 2, **FLAG}, {"x": ONES, **FLAG}),
+    "a branch in a turn": (
+        with_flag(loop(LOUDER, node("Abs", ["l"], ["s_next"]))),
+        {"x": 100 * ONES, **NO_FLAG},
+        {"x": 10 * ONES, **FLAG},
+    ),
+    "one of the rows": (scan(), {"rows": ROWS / 2}, {"rows": ROWS}),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_are_looked_into(name: str, tmp_path: Path) -> None:
+    source, fits, overflows = BODIES[name]
+    compare = half_graph(source, tmp_path).open()
+    [expected] = run(source, **fits)
+    np.testing.assert_allclose(compare(fits)["y"], expected, atol=2e-3 * float(np.abs(expected).max()))
+    with pytest.raises(CompileError, match=r"node /louder \(Mul\) reaches"):
+        compare(overflows)
+
+
+def test_an_empty_tensor_has_no_magnitude(tmp_path: Path) -> None:
+    source = model(
+        [node("Relu", ["x"], ["r"]), node("Neg", ["r"], ["y"])],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+    )
+    assert half_graph(source, tmp_path).open()({"x": weights(0, 4)})["y"].shape == (0, 4)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from repo_builder.passes.shapes import free_zero_axes, state_output_shapes
+from repo_builder.passes.shapes import describe_zero_axes, free_zero_axes, state_output_shapes
 from repo_builder.runtime import open_session
 from tests.models import FP32, Shape, identity, linear, model, node, save, weights
 
@@ -44,12 +44,14 @@ def test_initialisers_among_the_inputs_keep_their_size_of_zero() -> None:
     freed = free_zero_axes(source)
 
     assert [dims(value) for value in freed.graph.input] == [[None, 2], [0, 2]]
+    assert [told[:37] for told in describe_zero_axes(source)] == ["the model states input 'x' as [0, 2]:"]
 
 
 def test_a_graph_without_such_sizes_is_handed_back() -> None:
     source = linear()
 
     assert free_zero_axes(source) is source
+    assert describe_zero_axes(source) == ()
 
 
 @pytest.mark.parametrize(
