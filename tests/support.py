@@ -11,6 +11,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,13 @@ def snapshot(root: Path) -> Tree:
             entry = ("file", stat.S_IMODE(mode), path.read_bytes())
         found[str(path.relative_to(root))] = entry
     return found
+
+
+def let_everyone_into(path: Path) -> None:
+    """Open the temporary folder ``path`` to other users, such as a container's: pytest keeps its folders to itself."""
+    for folder in (path, *path.parents):
+        if folder.is_relative_to(tempfile.gettempdir()) and folder.stat().st_mode & 0o055 != 0o055:
+            folder.chmod(0o755)
 
 
 def fill(disk: Path) -> None:

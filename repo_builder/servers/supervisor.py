@@ -151,15 +151,15 @@ def remove_run_directory(run_directory: Path, shm_prefix: str) -> None:
     shutil.rmtree(run_directory, ignore_errors=True)
 
 
-def remove_environments(folder: Path) -> None:
+def remove_environments(folder: Path, processes: Path = Path("/proc")) -> None:
     """Remove the empty folders that Triton's Python backend makes at its start and only a slow end would remove.
 
-    Nothing tells which server made one, so those stay that are younger than the oldest server of this user.
+    Nothing tells which server made one, so those stay that are younger than the oldest server among ``processes``.
     """
     made = list(folder.glob("python_env_??????"))
     if not made:
         return
-    oldest = min((start_of_server(process, folder) for process in Path("/proc").glob("[0-9]*")), default=math.inf)
+    oldest = min((start_of_server(process, folder) for process in processes.glob("[0-9]*")), default=math.inf)
     for path in made:
         with contextlib.suppress(OSError):
             facts = path.stat()

@@ -18,6 +18,7 @@ from repo_builder.config.image import image_preset
 from repo_builder.errors import RepoBuilderError
 from repo_builder.servers import docker
 from tests.docker.make_image import CannotMakeError, make_image
+from tests.support import let_everyone_into
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = {docker.LABEL, build_container.LABEL}
@@ -47,8 +48,7 @@ def image(engine: Any) -> str:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EfficientNet-Lite0 as the README adds it, readable by the container's user."""
     root = tmp_path_factory.mktemp("docker") / "models"
-    for folder in (root.parent, root.parent.parent):
-        folder.chmod(0o755)
+    let_everyone_into(root.parent)
     example = ROOT / "examples/efficientnet-lite0"
     serving = ServingOptions(image=image_preset("efficientnet-lite"), labels=example / "labels.txt")
     add_model(example / "model.onnx", repository=root, serving=serving, build=BuildOptions(verify=False))

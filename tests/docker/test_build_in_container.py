@@ -33,7 +33,7 @@ from tests.docker.conftest import ROOT, Containers, Run
 from tests.docker.make_image import CannotMakeError
 from tests.docker.test_serve_docker import only_error
 from tests.models import convolution, save
-from tests.support import compile_c, rtx, untouched, wait_for
+from tests.support import compile_c, let_everyone_into, rtx, untouched, wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("no_containers")]
 
@@ -45,8 +45,7 @@ RTX = ("--target", "tensorrt-rtx", "--build-in-container")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The caller's caches, where the packages of a container are kept from one test to the next."""
     folder = tmp_path_factory.mktemp("build-cache")
-    for parent in (folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
+    let_everyone_into(folder)
     return folder
 
 
@@ -146,8 +145,7 @@ def test_files_belong_to_the_caller(build_image: str, source: Path, tmp_path: Pa
     own = tmp_path / "own"
     own.mkdir()
     os.chown(own, 12345, 12345)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    let_everyone_into(tmp_path)
     # This Python may lie in root's home: the right to read there goes along.
     rights = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
     other = ("setpriv", "--reuid=12345", "--regid=12345", f"--groups={socket.stat().st_gid}", *rights)

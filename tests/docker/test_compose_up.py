@@ -16,6 +16,7 @@ import pytest
 
 from tests.docker.conftest import ROOT, Run
 from tests.servers.repositories import write_identity
+from tests.support import let_everyone_into
 from tests.test_host import DOTENV
 
 pytestmark = pytest.mark.docker
@@ -166,8 +167,7 @@ def test_one_broken_model_makes_the_container_unhealthy_but_the_others_are_serve
     write_identity(root, "good")
     write_identity(root, "broken")
     (root / "broken/1/model.onnx").write_bytes(b"not a model")
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    let_everyone_into(tmp_path)
     project.variables["MODEL_REPOSITORY"] = str(root)
     up = project("up", "--detach", "--wait")
     assert up.returncode != 0

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from dataclasses import asdict, replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -199,28 +198,23 @@ def test_folders_of_triton_s_own_go_with_the_last_server(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python-based backends make them in /tmp whatever TMPDIR says; here stand-ins in another folder."""
-
-    def others(own: int = 0) -> bool:
-        """Whether someone else runs servers here: then nobody can tell whose the folders are."""
-        processes = Path("/proc").glob("[0-9]*")
-        return any(start_of_server(process, folder) < inf for process in processes if process.name != str(own))
-
-    folder = tmp_path / "tmp"
+    folder, processes = tmp_path / "tmp", tmp_path / "proc"
+    processes.mkdir()
     for name in ("python_env_abcdef", "python_env_filled/1", "python_environment", "another"):
         (folder / name).mkdir(parents=True)
     with serve(repository) as server:
         (tritonserver,) = Traces(server.record()).processes("bin/tritonserver")
+        (processes / str(tritonserver)).symlink_to(f"/proc/{tritonserver}")
         assert abs(start_of_server(Path("/proc", str(tritonserver)), folder) - time.time()) < 60
-        remove_environments(folder)
+        remove_environments(folder, processes)
         assert (folder / "python_env_abcdef").is_dir()
         monkeypatch.setattr(supervisor, "CLOCK_SLACK_S", -60)  # as if the server were younger than they are
-        remove_environments(folder)
-        assert (folder / "python_env_abcdef").is_dir() == others(tritonserver)
-    (folder / "python_env_abcdef").mkdir(exist_ok=True)
+        remove_environments(folder, processes)
+        assert not (folder / "python_env_abcdef").exists()
+    (folder / "python_env_abcdef").mkdir()
     monkeypatch.setattr(supervisor, "CLOCK_SLACK_S", 10)
-    remove_environments(folder)
-    assert (folder / "python_env_abcdef").is_dir() == others()
-    assert {path.name for path in folder.iterdir()} >= {"another", "python_env_filled", "python_environment"}
+    remove_environments(folder, processes)
+    assert {path.name for path in folder.iterdir()} == {"another", "python_env_filled", "python_environment"}
 
 
 def test_killed_tritonserver_is_reported_and_cleaned_up(repository: Path) -> None:
