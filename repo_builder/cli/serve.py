@@ -234,15 +234,13 @@ def logs(
 
 
 def _wait(server: SupervisedServer) -> None:
-    from repo_builder.errors import ServerError
-
     try:
         code = server.wait()
     except KeyboardInterrupt:
         note("stopping")
         return
     if code:
-        raise ServerError(f"tritonserver {server.ending(code)}", f"see its log in {server.log_file}")
+        raise server.end_error(code)
     note("stopped")
 
 

@@ -27,11 +27,12 @@ from repo_builder.servers.images import (
 )
 from repo_builder.servers.mounted import check_mountable
 from repo_builder.servers.ports import Ports, reserve, resolve_host
-from repo_builder.servers.records import ServerRecord, record_path
+from repo_builder.servers.records import ServerRecord, has_ended, process_name, record_path
 from repo_builder.servers.supervised import SupervisedServer, checked_repository, common_flags
 from repo_builder.servers.supervisor import close_record
 
 LABEL = "repo-builder.http-port"
+STARTER = "repo-builder.starter"  # the process that makes the container and then starts it
 NAME = "repo-builder-{port}"  # of a container, by its HTTP port
 MODELS = "/models"
 GRACE_S = 4  # a stop promises that everything is gone within 5 s
@@ -180,7 +181,7 @@ def _settings(
         "tmpfs": {"/tmp": ""},  # noqa: S108
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
-        "labels": {LABEL: str(ports.http)},
+        "labels": {LABEL: str(ports.http), STARTER: process_name()},
     }
 
 
@@ -192,7 +193,8 @@ def _free_name(client: Any, name: str) -> None:
         there = client.containers.get(name)
     except docker.errors.NotFound:
         return
-    if LABEL in there.labels and there.status in {"created", "exited", "dead"}:
+    never_started = there.status == "created" and has_ended(there.labels.get(STARTER, ""))
+    if LABEL in there.labels and (never_started or there.status in {"exited", "dead"}):
         remove_container(there)
         return
     raise _taken_error(name, f", {there.status}")
@@ -334,12 +336,21 @@ class DockerServer(SupervisedServer):
             docker_host=engine_address(),
         )
 
-    def ending(self, status: int) -> str:
+    def end_error(self, status: int) -> ServerError:
+        return self._lost_error() or super().end_error(status)
+
+    def _start_error(self, status: int) -> ServerError:
+        return self._lost_error() or super()._start_error(status)
+
+    def _lost_error(self) -> ServerError | None:
         try:
             self._client.ping()
         except Exception:  # of the SDK, or of the libraries under it
-            return "is lost: its Docker engine does not answer any more"
-        return super().ending(status)
+            return ServerError(
+                "tritonserver is lost: its Docker engine does not answer any more",
+                "repo-builder stop removes the container once the engine answers again",
+            )
+        return None
 
     def _remove_left(self) -> None:
         if remove_container(self._container):

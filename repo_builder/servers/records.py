@@ -74,12 +74,16 @@ class ServerRecord:
 
 
 def record_path(http_port: int | str) -> Path:
-    """The file of the server on ``http_port``; its name also says who sees the process: this boot and PID namespace."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    namespace = Path("/proc/self/ns/pid").readlink().name.strip("pid:[]")
+    """The file of the server on ``http_port``; its name also says who sees the process."""
     folder = state_folder() / "servers"
     folder.mkdir(exist_ok=True)
-    return folder / f"{http_port}@{boot}-{namespace}.json"
+    return folder / f"{http_port}@{_where()}.json"
+
+
+def _where() -> str:
+    """Where process ids mean what they mean to this process: this boot and PID namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}-{Path('/proc/self/ns/pid').readlink().name.strip('pid:[]')}"
 
 
 def write_record(record: ServerRecord) -> None:
@@ -196,6 +200,18 @@ def start_time(pid: int) -> int | None:
         return None
     fields = status.rpartition(")")[2].split()  # proc(5): the name in parentheses may hold anything
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def process_name() -> str:
+    """A name of this process that no other one ever has, for :func:`has_ended`."""
+    return f"{os.getpid()}-{start_time(os.getpid())}@{_where()}"
+
+
+def has_ended(name: str) -> bool:
+    """Whether the process with that :func:`process_name` ran where it could be seen from here, and runs no more."""
+    process, _, where = name.partition("@")
+    pid, _, started = process.partition("-")
+    return where == _where() and pid.isdecimal() and str(start_time(int(pid))) != started
 
 
 def is_running(record: ServerRecord) -> bool:

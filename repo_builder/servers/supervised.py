@@ -113,9 +113,9 @@ class SupervisedServer:
             return None
         return status if status >= 0 else 128 - status
 
-    def ending(self, status: int) -> str:
-        """What became of the server whose :meth:`wait` returned ``status``, for a person."""
-        return ending(status)
+    def end_error(self, status: int) -> ServerError:
+        """The error of a server that ended by itself: :meth:`wait` returned ``status``."""
+        return ServerError(f"tritonserver {ending(status)}", f"see its log in {self.log_file}")
 
     def stop(self) -> None:
         """Stop the server, once it has answered the requests in flight or after some seconds.

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from repo_builder.servers.base import ServerOptions
-from repo_builder.servers.docker import LABEL, DockerOptions, start
+from repo_builder.servers.docker import LABEL, STARTER, DockerOptions, start
+from repo_builder.servers.records import process_name
 from tests.docker.conftest import ROOT, Containers, Run
 from tests.docker.make_image import make_base
 from tests.servers.repositories import write_identity
@@ -195,12 +196,18 @@ def test_a_container_whose_engine_is_lost_is_told_kept_and_stopped_once_it_answe
     assert run(*REPO_BUILDER, "status").stdout == ""
 
 
-def test_a_container_of_the_same_name_that_a_server_left_is_replaced(
+def test_a_container_of_the_same_name_is_replaced_once_who_made_it_has_ended(
     engine: Any, containers: Containers, image: str, repository: Path, run: Run
 ) -> None:
     port = str(steady_port())
-    mounts = [f"{repository}:/models:ro"]
-    left = engine.containers.create(image, name=f"repo-builder-{port}", labels={LABEL: port}, volumes=mounts)
+    made = {"name": f"repo-builder-{port}", "volumes": [f"{repository}:/models:ro"]}
+    about_to_start = engine.containers.create(image, labels={LABEL: port, STARTER: process_name()}, **made)
+    told = only_error(run(*serve(image, repository), "--http-port", port))
+    assert told == f"error: a container named repo-builder-{port} is there already, created"
+    about_to_start.remove()
+    tell = "from repo_builder.servers.records import process_name; print(process_name())"
+    ended = run(sys.executable, "-c", tell).stdout.strip()
+    left = engine.containers.create(image, labels={LABEL: port, STARTER: ended}, **made)
     record = start_detached(image, repository, run, "--http-port", port)
     (container,) = containers()
     assert container.id.startswith(record["container_id"])
@@ -262,13 +269,13 @@ def test_python_api(image: str, repository: Path) -> None:
         assert server.version == "2.51.0"
 
 
-@pytest.fixture
-def foreground(image: str, repository: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+@contextlib.contextmanager
+def in_foreground(*command: str, state: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """A server in the foreground, ready."""
     process = subprocess.Popen(
-        serve(image, repository),
+        command,
         cwd=ROOT,
-        env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")},
+        env={**os.environ, "XDG_STATE_HOME": str(state), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -277,9 +284,17 @@ def foreground(image: str, repository: Path, tmp_path: Path) -> Iterator[subproc
     for line in process.stdout:
         if "READY" in line:
             break
-    yield process
-    process.kill()
-    process.communicate()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def foreground(image: str, repository: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    with in_foreground(*serve(image, repository), state=tmp_path / "state") as process:
+        yield process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -304,6 +319,24 @@ def test_a_killed_container_is_one_line(containers: Containers, foreground: subp
     _, errors = foreground.communicate(timeout=10)
     assert foreground.returncode == 1
     assert "error: tritonserver was killed by signal 9" in errors
+    assert containers() == []
+
+
+def test_a_server_in_the_foreground_that_loses_its_engine_says_how_its_container_goes(
+    containers: Containers, image: str, repository: Path, tmp_path: Path, run: Run, way: Way
+) -> None:
+    command = serve(image, repository)
+    with in_foreground(*command, state=tmp_path / "state", DOCKER_HOST=way.address) as process:
+        way.close()
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors.endswith(
+        "error: tritonserver is lost: its Docker engine does not answer any more\n\n"
+        "hint: repo-builder stop removes the container once the engine answers again\n"
+    )
+    assert len(containers()) == 1
+    way.open()
+    assert run(*REPO_BUILDER, "stop").stderr.startswith("stopped http://127.0.0.1:")
     assert containers() == []
 
 

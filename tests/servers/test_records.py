@@ -20,8 +20,10 @@ from repo_builder.errors import MissingExtraError, ServerError
 from repo_builder.servers.local import serve
 from repo_builder.servers.records import (
     ServerRecord,
+    has_ended,
     is_running,
     known_servers,
+    process_name,
     running_servers,
     stop_server,
     write_record,
@@ -135,6 +137,17 @@ def test_a_server_in_the_foreground_leaves_no_record(repository: Path) -> None:
         end(record)
         assert server.wait() == 137
         assert known_servers() == []
+
+
+def test_a_process_is_known_by_its_name() -> None:
+    tell = "from repo_builder.servers.records import process_name; print(process_name(), end='')"
+    ended = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True).stdout
+    pid, _, where = ended.partition("@")
+    assert has_ended(ended)
+    assert not has_ended(process_name())
+    assert has_ended(f"{os.getpid()}-1@{where}")  # an id that is used again
+    assert not has_ended(f"{pid}@elsewhere")
+    assert not has_ended("")
 
 
 @pytest.fixture
