@@ -32,7 +32,7 @@ from repo_builder.gate import check_artifact, known_shapes, open_source
 from repo_builder.model import TensorSpec
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
-from repo_builder.passes.shapes import free_zero_axes, state_output_shapes
+from repo_builder.passes.shapes import describe_zero_axes, free_zero_axes, state_output_shapes
 from repo_builder.repository import CONFIG, MANIFEST
 from repo_builder.runtime import RunError
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
@@ -95,6 +95,7 @@ class Build:
         self.reference: Reference | None = None
         self.verification: Verification | None = None
         self.index_ranges: dict[str, int] = {}
+        self.notes: tuple[str, ...] = ()
         self.labels = _read_labels(serving.labels) if serving.labels else None
 
     def run(self, compiler: Compiler) -> None:
@@ -184,6 +185,7 @@ class Build:
 
     def _prepare(self) -> Batching:
         """Bring the graph into a shape that Triton's backends understand, and find its batch axis."""
+        self.notes = describe_zero_axes(self.model.proto)
         self.model = self.model.with_graph(free_zero_axes(self.model.proto))
         wanted = self.build.batching and self.serving.max_batch_size != 0
         if not self.build.verify:
@@ -314,7 +316,7 @@ class Build:
         }
 
     def hints(self) -> tuple[str, ...]:
-        hints = list(self.artifact.hints)
+        hints = [*self.notes, *self.artifact.hints]
         asks_for_gpu = any(group.gpus or enum_name(group, "kind") == "KIND_GPU" for group in self.config.instance_group)
         gpus = _count_gpus() if asks_for_gpu else None
         problems = find_problems(self.config, versions=self.versions, gpus=gpus, where="--config")

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from repo_builder.config.build import DEFAULT_MAX_BATCH_SIZE
 from repo_builder.errors import CompileError, ModelError, UsageError
 from repo_builder.onnx_model import read_model
 from repo_builder.passes.batch import static_batching
-from repo_builder.passes.shapes import free_zero_axes
+from repo_builder.passes.shapes import describe_zero_axes, free_zero_axes
 from repo_builder.repository import MANIFEST, MANIFEST_SCHEMA
 from repo_builder.trt.benchmark import Performance, measure
 from repo_builder.trt.cuda import find_gpu
@@ -74,6 +74,7 @@ def compile_plan(
     progress(f"reading {source}")
     model = read_model(source)
     _refuse_source(output, source, *(source.parent / file for file in model.spec.external_files))
+    notes = describe_zero_axes(model.proto)
     model = model.with_graph(free_zero_axes(model.proto))
     batchable = static_batching(model).batchable
     progress(f"compiling for {target.value}")
@@ -97,7 +98,7 @@ def compile_plan(
         raise UsageError(
             f"{output} can't be written: {error.strerror}", "check the folder and its permissions"
         ) from None
-    return _compiled(output, artifact)
+    return _compiled(output, replace(artifact, hints=(*notes, *artifact.hints)))
 
 
 def _refuse_source(output: Path, *files: Path) -> None:

@@ -39,7 +39,7 @@ from repo_builder.trt.profiles import (
     free_unequal_axes,
     largest_batch,
     plan_profiles,
-    refuse_large_minimum,
+    refuse_other_than_one_row,
 )
 from repo_builder.verify import Runner, Tolerance
 
@@ -203,7 +203,7 @@ class TensorRTCompiler:
         inputs = _network_inputs(network)
         profiles = plan_profiles(inputs, self.options.profiles, batchable=batchable, max_batch_size=max_batch_size)
         if batchable and self.served:
-            refuse_large_minimum(inputs, profiles)
+            refuse_other_than_one_row(inputs, profiles)
         largest = largest_batch(inputs, profiles) if batchable else 0
         with held():
             config = configure(self.library, builder, network, self.options, profiles)

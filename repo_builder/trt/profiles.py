@@ -120,15 +120,20 @@ def find_profile(profiles: Sequence[Profile], asked: Shapes) -> int | None:
     return None
 
 
-def refuse_large_minimum(inputs: Sequence[NetworkInput], profiles: Sequence[Profile]) -> None:
+def refuse_other_than_one_row(inputs: Sequence[NetworkInput], profiles: Sequence[Profile]) -> None:
     """Raise UsageError for a profile that takes no batch of 1: Triton's single requests would fail."""
     for profile in profiles:
         for tensor in inputs:
-            shape = profile.min.get(tensor.name, (1,))
-            if tensor.dims and not tensor.shape_tensor and shape[0] > 1:
+            if not tensor.dims or tensor.shape_tensor or tensor.name not in profile.min:
+                continue
+            low, high = profile.min[tensor.name], profile.max[tensor.name]
+            if not low[0] <= 1 <= high[0]:
+                end, flag, shape = (
+                    ("smallest", "--min-shapes", low) if low[0] > 1 else ("largest", "--max-shapes", high)
+                )
                 raise UsageError(
-                    f"the smallest shape is {tensor.name}:{_text(shape)}, so a request of one row would fail",
-                    f"--min-shapes {tensor.name}:{_text((1, *shape[1:]))}, or serve without batching: --no-batching",
+                    f"the {end} shape is {tensor.name}:{_text(shape)}, so a request of one row would fail",
+                    f"{flag} {tensor.name}:{_text((1, *shape[1:]))}, or serve without batching: --no-batching",
                 )
 
 

@@ -231,6 +231,17 @@ def test_a_free_axis_without_a_range(tmp_path: Path) -> None:
 
 
 @rtx
+def test_a_size_of_0_is_any_size_and_told(tmp_path: Path) -> None:
+    proto = model([node("Relu", ["x"], ["y"])], {"x": (FP32, [0, 4])}, {"y": (FP32, [0, 4])})
+    compiled = compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
+    published = publish(tmp_path, proto)
+    for hint in (compiled.hints[0], published.hints[0]):
+        assert hint.startswith("the model states input 'x' as [0, 4]: 0 is taken as any size")
+    assert compiled.inputs == ("x FP32 [?, 4]",)
+    assert published.manifest["max_batch_size"] == 8
+
+
+@rtx
 def test_unsupported_operators_are_all_named(tmp_path: Path) -> None:
     proto = model(
         [

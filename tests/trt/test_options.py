@@ -13,7 +13,7 @@ from repo_builder.trt.profiles import (
     free_unequal_axes,
     largest_batch,
     plan_profiles,
-    refuse_large_minimum,
+    refuse_other_than_one_row,
 )
 from tests.models import INT64, model, node
 
@@ -145,9 +145,14 @@ def test_only_axes_that_are_equal_keep_a_common_name(texts: list[str], axes: lis
     assert proto.SerializeToString() == before
 
 
-def test_a_served_engine_must_take_single_rows() -> None:
-    with pytest.raises(UsageError, match="smallest shape is x:4x4, so a request of one row would fail"):
-        refuse_large_minimum([BATCHED], parse_profiles(["x:4x4"], ["x:4x4"], ["x:8x4"]))
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [("x:4x4", "x:8x4", "smallest shape is x:4x4"), ("x:0x4", "x:0x4", "largest shape is x:0x4")],
+)
+def test_a_served_engine_must_take_single_rows(low: str, high: str, said: str) -> None:
+    with pytest.raises(UsageError, match=f"{said}, so a request of one row would fail"):
+        refuse_other_than_one_row([BATCHED], parse_profiles([low], [low], [high]))
+    refuse_other_than_one_row([BATCHED], parse_profiles(["x:0x4"], ["x:1x4"], ["x:1x4"]))
 
 
 @pytest.mark.parametrize(
