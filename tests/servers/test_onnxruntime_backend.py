@@ -191,7 +191,7 @@ def write_warmed_up(repository: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    repository = tmp_path_factory.mktemp("a repository with 'quotes' and spaces")
+    repository = tmp_path_factory.mktemp("a repository with 'quotes', spaces and ümlauts")
     for write in (
         write_every_type,
         write_bfloat16,

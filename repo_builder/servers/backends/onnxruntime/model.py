@@ -304,11 +304,16 @@ SESSION_ENTRIES: dict[str, str | None] = {
 def model_file(args: dict[str, str], config: dict[str, Any]) -> str:
     """Return the path of the ONNX file: the configured name or model.onnx, itself or inside a folder."""
     path = Path(args["model_repository"], args["model_version"], config.get("default_model_filename") or "model.onnx")
-    if path.is_dir():
+    if on_disk(path).is_dir():
         path /= "model.onnx"
-    if not path.is_file():
+    if not on_disk(path).is_file():
         raise pb_utils.TritonModelException(f"unable to find {str(path)!r}")
     return str(path)
+
+
+def on_disk(path: Path) -> Path:
+    """The same path for calls of the system: Python in a stub takes names for ASCII, whatever the locale."""
+    return Path(os.fsdecode(str(path).encode()))
 
 
 def parameter(config: dict[str, Any], key: str) -> str | None:

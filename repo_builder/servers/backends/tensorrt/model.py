@@ -23,6 +23,7 @@ import ctypes
 import importlib
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -623,7 +624,7 @@ def load_engine(runtime: Any, trt: Any, cuda: Cuda, args: dict[str, str], config
     capability = f"{gpu.major}.{gpu.minor}"
     by_capability = config.get("cc_model_filenames", {})
     path = folder / (by_capability.get(capability) or config.get("default_model_filename") or "model.plan")
-    if not path.is_file():
+    if not on_disk(path).is_file():
         others = ", ".join(sorted(by_capability, key=lambda text: (len(text), text)))
         which = f"; cc_model_filenames has plans for {others}, none for {capability}" if others else ""
         instance = args.get("model_instance_name", "")
@@ -636,7 +637,7 @@ def load_engine(runtime: Any, trt: Any, cuda: Cuda, args: dict[str, str], config
         load_plugin(trt, folder / "plugins" / Path(name).name)
     if manifest.get("options", {}).get("build", {}).get("tensorrt", {}).get("version_compatible"):
         runtime.engine_host_code_allowed = True  # such a plan brings the runtime that it needs
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    engine = runtime.deserialize_cuda_engine(on_disk(path).read_bytes())
     if engine is None:
         several = {plan.get("file"): plan for plan in manifest.get("plans", {}).values()}
         made = several.get(path.name, manifest).get("engine") or {}
@@ -651,13 +652,18 @@ def load_engine(runtime: Any, trt: Any, cuda: Cuda, args: dict[str, str], config
     return engine
 
 
+def on_disk(path: Path) -> Path:
+    """The same path for calls of the system: Python in a stub takes names for ASCII, whatever the locale."""
+    return Path(os.fsdecode(str(path).encode()))
+
+
 def load_plugin(trt: Any, path: Path) -> None:
     """Load a library of custom layers: it registers them itself, or exports a list for the registry to read."""
     registry = trt.get_plugin_registry()
     listed = "all_creators" if hasattr(registry, "all_creators") else "plugin_creator_list"
     before = len(getattr(registry, listed))
     try:
-        library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(on_disk(path)), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise pb_utils.TritonModelException(f"unable to load the plan's custom layers: {error}") from error
     exports = hasattr(library, "getCreators") or hasattr(library, "getPluginCreators")
@@ -668,7 +674,7 @@ def load_plugin(trt: Any, path: Path) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What `repo-builder` noted beside the plan; another tool's plan has none."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((on_disk(folder) / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
