@@ -93,7 +93,7 @@ class Model:
             return None
 
     def damage(self, version: int) -> str | None:
-        """What became of a version's files since it was published; None if nothing, or if another tool made it.
+        """What became of a version's files since it was published; None if nothing, or if it is gone or another tool's.
 
         Files are told by their sizes alone: hashing engines of gigabytes takes too long for a look.
         """
@@ -112,7 +112,7 @@ class Model:
             try:
                 found = (self.folder / str(version) / file).stat().st_size
             except (OSError, ValueError):
-                return f"{file} is missing"
+                return f"{file} is missing" if (self.folder / str(version)).is_dir() else None
             if found != size:
                 return f"{file} is {found} bytes long instead of {size}"
         return None
@@ -134,8 +134,13 @@ class Model:
         return manifest if ours else None
 
     def size(self, version: int) -> int:
-        """Bytes of a version's files."""
-        return sum(file.stat().st_size for file in (self.folder / str(version)).rglob("*") if file.is_file())
+        """Bytes of a version's files, as far as they can be looked at."""
+        total = 0
+        for folder, _, files in os.walk(self.folder / str(version)):
+            for file in files:
+                with contextlib.suppress(OSError):
+                    total += Path(folder, file).stat().st_size
+        return total
 
     @property
     def edited_by_hand(self) -> bool:
@@ -166,8 +171,8 @@ class Repository:
         if not self.root.is_dir():
             return []
         with _readable(self.root):
-            folders = [entry for entry in self.root.iterdir() if entry.is_dir() and not is_stray(entry.name)]
-        return [self._read(folder) for folder in sorted(folders)]
+            folders = sorted(entry for entry in self.root.iterdir() if not is_stray(entry.name))
+        return [model for folder in folders if (model := self._read(folder))]
 
     def dangling(self) -> list[Path]:
         """Links beside the models that lead nowhere: where one is, Triton reads no model of the repository."""
@@ -179,15 +184,15 @@ class Repository:
     def get(self, name: str) -> Model | None:
         """The model of that name, None if there is none; raises RepositoryError when a file is in its place."""
         folder = self.root / check_name(name)
-        if model := self._existing(name):
+        if model := self._read(folder):
             return model
-        if os.path.lexists(folder):
+        if os.path.lexists(folder) and not folder.is_dir():
             raise RepositoryError(f"{folder} is in the way: it is not a folder", "move it, or choose another --name")
         return None
 
     def find(self, name: str, version: int | None = None) -> Model:
         """The model, if it has that version; raises RepositoryError with what there is."""
-        model = self._existing(check_name(name))
+        model = self._read(self.root / check_name(name))
         if model is None:
             names = ", ".join(model.name for model in self.models()) or "none yet"
             raise RepositoryError(f"there is no model {name!r} in {self.root}", f"models there: {names}")
@@ -273,15 +278,12 @@ class Repository:
             _keep(model, tree, rest)
             put(tree, model.folder)
 
-    def _existing(self, name: str) -> Model | None:
-        folder = self.root / name
-        with _readable(folder):
-            return self._read(folder) if folder.is_dir() else None
-
-    def _read(self, folder: Path) -> Model:
-        with _readable(folder):
+    def _read(self, folder: Path) -> Model | None:
+        """The model in ``folder``; None if it is no folder, or none any more: another process may take it away."""
+        with _readable(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             versions = (int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
             return Model(folder.name, folder, tuple(sorted(v for v in versions if (folder / str(v)).is_dir())))
+        return None
 
 
 MODEL_FILES = (CONFIG, "labels.txt", "warmup")

@@ -15,7 +15,7 @@ import pytest
 
 from repo_builder import staging
 from repo_builder.errors import RepositoryError, UsageError
-from repo_builder.repository import Repository, check_name, parse_reference
+from repo_builder.repository import Model, Repository, check_name, parse_reference
 from tests.conftest import SmallDisk
 from tests.publishing import publish
 from tests.support import snapshot, untouched
@@ -494,6 +494,35 @@ class TestRead:
         with pytest.raises(RepositoryError, match="is not a folder") as caught:
             Repository(tmp_path / "models")
         assert "--repository" in str(caught.value.hint)
+
+    def test_a_model_that_is_removed_before_it_is_read(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        publish(repository)
+        publish(repository, "other")
+        self.remove_at(monkeypatch, "iterdir", repository / "net")
+
+        assert [model.name for model in Repository(repository).models()] == ["other"]
+
+    @pytest.mark.parametrize(("ask", "answer"), [(Model.size, 0), (Model.damage, None)])
+    def test_a_model_that_is_removed_while_it_is_read(
+        self, ask: Callable[[Model, int], object], answer: object, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish(repository)
+        (repository / "net/1/manifest.json").write_text('{"schema": 1, "files": {"model.onnx": 14}}')
+        model = Repository(repository).find("net")
+        self.remove_at(monkeypatch, "stat", repository / "net")
+
+        assert ask(model, 1) == answer
+
+    def remove_at(self, monkeypatch: pytest.MonkeyPatch, call: str, model: Path) -> None:
+        """As another process might: at the first ``call`` of a path in the model's folder, before it is made."""
+        real = getattr(Path, call)
+
+        def remove_first(path: Path, **named: bool) -> object:
+            if path.is_relative_to(model):
+                shutil.rmtree(model, ignore_errors=True)
+            return real(path, **named)
+
+        monkeypatch.setattr(Path, call, remove_first)
 
     @pytest.mark.usefixtures("file_modes_hold")
     @pytest.mark.parametrize("what", ["", "net"])
