@@ -21,9 +21,19 @@ from repo_builder.errors import MissingExtraError, ServerError
 from repo_builder.servers import supervisor
 
 _BACKENDS = Path(__file__).parent / "backends"
+_SERVED = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 _SAFE_PATH = re.compile(r"[\w./+@=-]+", re.ASCII)
 _PREFIX, _LOCK = "repo-builder-", "server.lock"
 _SHM_PREFIX = re.compile(r"repo_builder_[0-9a-f]{16}_")
+
+# What Triton imports as a backend; repo_builder.servers.backends says why it is no more.
+_MODEL = """\
+import sys
+
+sys.path.insert(0, {folder!r})
+
+from repo_builder_backends.{name} import TritonPythonModel
+"""
 
 # Triton 24.10 starts a stub with `bash -c " exec STUB MODEL_PATH SHM_NAME ..."` and quotes nothing, so a space in the
 # path of the repository breaks every model and a `;` in a model's name or default_model_filename is a command of its
@@ -155,10 +165,15 @@ def _fill(path: Path, installation: Installation, shm_prefix: str) -> dict[str, 
     for file in (*installation.python_backend.glob("*.*"), installation.stub):
         shutil.copy(file, python_backend)
     stub = python_backend / installation.stub.name
-    for model in _BACKENDS.glob("*/model.py"):
-        backend = path / "backends" / model.parent.name
+    package = path / "lib/repo_builder_backends"
+    package.mkdir(parents=True)
+    for file in _BACKENDS.glob("*.py"):
+        shutil.copy(file, package)
+    for name in _SERVED:
+        backend = path / "backends" / name
         backend.mkdir()
-        shutil.copy(model, backend)
+        text = _MODEL.format(folder=str(package.parent), name=name)
+        (backend / "model.py").write_text(text, encoding="utf-8")
     bash = path / "bin/bash"
     bash.parent.mkdir()
     bash.write_text(_BASH.format(stub=shlex.quote(str(stub)), shm_prefix=shlex.quote(shm_prefix)), encoding="utf-8")

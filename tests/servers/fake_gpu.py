@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import time
-from enum import Enum
+from enum import Enum, IntEnum
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-CODES = Enum("CODES", {"cudaSuccess": 0, "cudaErrorInvalidValue": 1, "cudaErrorMemoryAllocation": 2})
+CODES = IntEnum("CODES", {"cudaSuccess": 0, "cudaErrorInvalidValue": 1, "cudaErrorMemoryAllocation": 2})
 
 
 class FakeCuda:
@@ -192,8 +193,46 @@ class FakeEngine:
         return [(1, low), (self.max_batch, high), (self.max_batch, high)]
 
 
-def fake_tensorrt(cuda: FakeCuda, widths: list[tuple[int, int]], max_batch: int) -> Any:
-    """A module ``tensorrt`` whose only plan is the bytes ``good``."""
+class CroppingContext(Context):
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        shape = self.shapes["x"]
+        return (shape[0], ctypes.c_int32.from_address(self.addresses["width"]).value) if name == "y" else shape
+
+    def compute(self) -> bool:
+        x = np.ctypeslib.as_array((ctypes.c_float * math.prod(self.shapes["x"])).from_address(self.addresses["x"]))
+        shape = self.get_tensor_shape("y")
+        y = np.ctypeslib.as_array((ctypes.c_float * math.prod(shape)).from_address(self.addresses["y"]))
+        y.reshape(shape)[:] = x.reshape(self.shapes["x"])[:, : shape[1]]
+        return True
+
+
+class CroppingEngine(FakeEngine):
+    """``y = x[:, :width]``, of which ``width`` is a value in host memory."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.num_io_tensors = 3
+
+    def create_execution_context(self) -> Context:
+        return CroppingContext(self)
+
+    def get_tensor_name(self, index: int) -> str:
+        return ("x", "y", "width")[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.OUTPUT if name == "y" else TensorIOMode.INPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return DataType["INT32" if name == "width" else "FLOAT"]
+
+    def get_tensor_location(self, name: str) -> Any:
+        return TensorLocation["HOST" if name == "width" else "DEVICE"]
+
+
+def fake_tensorrt(
+    cuda: FakeCuda, widths: list[tuple[int, int]], max_batch: int, engine: type[FakeEngine] = FakeEngine
+) -> Any:
+    """A module ``tensorrt`` whose only plan, of an ``engine``, is the bytes ``good``."""
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
@@ -205,7 +244,7 @@ def fake_tensorrt(cuda: FakeCuda, widths: list[tuple[int, int]], max_batch: int)
                     Severity.ERROR, "Version tag does not match. Note: Current Version: 232, Serialized: 226"
                 )
                 return None
-            return FakeEngine(cuda, self.logger, widths, max_batch)
+            return engine(cuda, self.logger, widths, max_batch)
 
     return SimpleNamespace(
         __name__="tensorrt",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import mmap
 import sys
@@ -16,12 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import repo_builder
 from repo_builder.servers.load_errors import explain
-from tests.servers.fake_gpu import CODES, FakeCuda, fake_tensorrt
+from tests.servers.fake_gpu import CODES, CroppingEngine, FakeCuda, FakeEngine, fake_tensorrt
 from tests.support import compile_library, was_loaded
-
-BACKENDS = Path(repo_builder.__file__).parent / "servers" / "backends"
 
 
 class Tensor:
@@ -84,25 +81,20 @@ class Response:
         return self._error
 
 
+UTILITIES = SimpleNamespace(
+    TritonModelException=type("TritonModelException", (Exception,), {}),
+    TritonError=TritonError,
+    InferenceResponse=Response,
+    Tensor=Tensor,
+    Logger=SimpleNamespace(log_error=lambda _: None, log_warn=lambda _: None),
+)
+
+
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The backend's module, with what Triton's stub gives it."""
-    silent = SimpleNamespace(log_error=lambda _: None, log_warn=lambda _: None)
-    utilities = SimpleNamespace(
-        TritonModelException=type("TritonModelException", (Exception,), {}),
-        TritonError=TritonError,
-        InferenceResponse=Response,
-        Tensor=Tensor,
-        Logger=silent,
-    )
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utilities)
-    spec = importlib.util.spec_from_file_location("tensorrt_backend", BACKENDS / "tensorrt" / "model.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "tensorrt_backend", module)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", UTILITIES)
+    return importlib.import_module("repo_builder.servers.backends.tensorrt")
 
 
 class Instance:
@@ -117,13 +109,14 @@ class Instance:
         widths: list[tuple[int, int]],
         max_batch_size: int = 4,
         engine_batch: int = 4,
+        engine: type[FakeEngine] = FakeEngine,
         plan: bytes = b"good",
         plan_file: str = "model.plan",
         manifest: dict[str, Any] | None = None,
         **config: Any,
     ) -> None:
         self.cuda = FakeCuda()
-        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(self.cuda, widths, engine_batch))
+        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(self.cuda, widths, engine_batch, engine))
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
         (folder / "1").mkdir(exist_ok=True)
         (folder / "1" / plan_file).write_bytes(plan)
@@ -295,6 +288,35 @@ def test_cuda_graphs_are_captured_once_for_the_batch_sizes_of_the_config(
     assert instance.cuda.calls["cudaGraphLaunch"] == 3
 
 
+def test_a_profile_finds_an_output_that_another_profile_made_move(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 4), (60, 90)])
+    for array in (rows(1, 3), rows(4, 90), rows(1, 3, 5), rows(4, 90, 7)):
+        [response] = instance.run(array)
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
+
+
+def test_a_size_that_is_an_input_s_value_is_each_request_s_own(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With batches only of requests of the same value, and without CUDA graphs, which would keep the first one."""
+    inputs = [
+        {"name": "x", "data_type": "TYPE_FP32", "dims": ["-1"]},
+        {"name": "width", "data_type": "TYPE_INT32", "dims": ["1"]},
+    ]
+    instance = Instance(
+        backend, monkeypatch, tmp_path, widths=[(1, 8)], engine=CroppingEngine, input=inputs,
+        optimization={"cuda": {"graphs": True}},
+    )  # fmt: skip
+    widths = [2, 4, 3, 4]
+    requests = [Request(x=rows(1, 5, start), width=np.array([width], np.int32)) for start, width in enumerate(widths)]
+    for _ in range(2):
+        for start, (width, response) in enumerate(zip(widths, instance.model.execute(requests), strict=True)):
+            np.testing.assert_array_equal(response.tensors[0].as_numpy(), rows(1, 5, start)[:, :width])
+    assert "cudaGraphLaunch" not in instance.cuda.calls
+
+
 def test_without_batching_the_first_axis_is_like_any_other(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -393,10 +415,6 @@ def test_custom_layers_published_with_the_plan_are_loaded_before_it(
 
 
 def test_the_rtx_backend_is_the_same_with_another_library(backend: ModuleType) -> None:
-    spec = importlib.util.spec_from_file_location("rtx_backend", BACKENDS / "tensorrt_rtx" / "model.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.TritonPythonModel.LIBRARY == "tensorrt_rtx"
-    assert module.TritonPythonModel.execute.__code__.co_filename.endswith("backends/tensorrt/model.py")
+    rtx = importlib.import_module("repo_builder.servers.backends.tensorrt_rtx").TritonPythonModel
+    assert rtx.LIBRARY == "tensorrt_rtx"
+    assert rtx.execute is backend.TritonPythonModel.execute
