@@ -143,7 +143,7 @@ def tensorrt_options(
     ] = "",
 ) -> TensorRTOptions:
     """What the options say, as the library takes it; raises UsageError."""
-    from repo_builder.trt.options import TensorRTOptions, parse_profiles
+    from repo_builder.trt.options import TensorRTOptions, parse_profiles, parse_shapes
 
     if int8:
         raise UsageError(
@@ -155,6 +155,8 @@ def tensorrt_options(
             "--shapes is min, opt and max in one, and there are --min-shapes, --opt-shapes or --max-shapes, too",
             "drop --shapes: what trtexec measures at by it, --benchmark measures at the opt shapes",
         )
+    for text in shapes or []:
+        parse_shapes("--shapes", text)  # its errors name the flag that was given
     pools = _pools(mem_pool_size or [])
     if workspace is not None:
         pools["workspace"] = workspace

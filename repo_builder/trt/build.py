@@ -324,6 +324,8 @@ def _build_error(library: Library, log: BuildLog, failure: BaseException | None)
         hint = f"give it more room, --workspace MiB, or lower --max-shapes or --max-batch-size; {hint}"
     elif "out of memory" in lowered or "outofmemory" in lowered:
         hint = f"free GPU memory, or lower --max-batch-size, --max-shapes or --workspace; {hint}"
+    elif "volume exceeds" in lowered:
+        hint = f"lower --max-batch-size, --opt-shapes or --max-shapes; {hint}"
     elif "libnvinfer_lean" in lowered:
         hint = f"drop --version-compatible: this installation lacks the lean runtime that such a plan holds; {hint}"
     elif "cuda_success" in lowered and find_gpu() is None:

@@ -46,9 +46,11 @@ def plan_profiles(
     Without a word of the user a batch axis goes from 1 to ``max_batch_size`` and is tuned for the latter.
 
     Raises:
-        UsageError: a profile names no input, or contradicts the model or itself.
+        UsageError: a profile names no input, or contradicts the model or itself; the batch is too large for any.
         CompileError: an input has a free axis that nothing is said about.
     """
+    if max_batch_size > LARGEST:
+        raise UsageError(f"--max-batch-size {max_batch_size} is a size that no tensor has", f"{LARGEST} at most")
     known = {tensor.name: tensor for tensor in inputs}
     for profile in given:
         for name in profile.opt:  # it names all that the other two do

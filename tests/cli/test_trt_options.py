@@ -147,6 +147,7 @@ def test_no_option_of_ours_is_called_trtexecs_alone() -> None:
         (["--bf16", "--outputIOFormats=fp16:chw"], "only bf16:chw"),
         (["--sparsity=force"], "enable or disable"),
         (["--min-shapes", "x"], "can't be read"),
+        (["--shapes=x:?x3"], r"--shapes x:\?x3: can't be read"),
         (["--shapes=x:1x3", "--maxShapes=x:8x3"], "--shapes is min, opt and max in one"),
         (["--hardwareCompatibilityLevel=bogus"], "--hardware-compatibility bogus: no such level"),
         (["--compute-capability", "86"], "not a compute capability"),

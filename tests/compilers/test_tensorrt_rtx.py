@@ -283,6 +283,16 @@ def test_options_that_this_library_does_not_have(tmp_path: Path, options: dict[s
 
 
 @rtx
+def test_shapes_too_large_for_tensorrt_name_the_flags_to_lower(tmp_path: Path) -> None:
+    shape = {"x": (2**31 - 1, 3, 2**20, 2**20)}
+    source = save(convolution(height="height", width="width"), tmp_path / "net.onnx")
+    options = TensorRTOptions(profiles=(Profile(shape, shape, shape),))
+    with pytest.raises(CompileError, match="can't build the engine: .*volume exceeds") as caught:
+        compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=options)
+    assert "lower --max-batch-size, --opt-shapes or --max-shapes" in (caught.value.hint or "")
+
+
+@rtx
 def test_half_precision_that_nothing_can_use(tmp_path: Path) -> None:
     proto = model([node("Add", ["a", "b"], ["y"])], {"a": (INT64, ["n"]), "b": (INT64, ["n"])}, {"y": (INT64, ["n"])})
     with pytest.raises(CompileError, match="nothing of the model can compute in FP16"):

@@ -59,6 +59,11 @@ def test_the_batch_axis_has_a_range_by_itself() -> None:
     assert largest_batch([BATCHED], [profile]) == 16
 
 
+def test_a_batch_that_no_tensor_has() -> None:
+    with pytest.raises(UsageError, match="--max-batch-size 3000000000 is a size that no tensor has"):
+        plan_profiles([BATCHED], (), batchable=True, max_batch_size=3_000_000_000)
+
+
 def test_a_model_of_fixed_shape_needs_no_range() -> None:
     assert plan_profiles([NetworkInput("x", (1, 4))], (), batchable=False, max_batch_size=0) == (Profile(),)
 
