@@ -287,7 +287,7 @@ def test_shapes_too_large_for_tensorrt_name_the_flags_to_lower(tmp_path: Path) -
     shape = {"x": (2**31 - 1, 3, 2**20, 2**20)}
     source = save(convolution(height="height", width="width"), tmp_path / "net.onnx")
     options = TensorRTOptions(profiles=(Profile(shape, shape, shape),))
-    with pytest.raises(CompileError, match="can't build the engine: .*volume exceeds") as caught:
+    with pytest.raises(CompileError, match=r"can't build the engine: .*volume exceeds") as caught:
         compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=options)
     assert "lower --max-batch-size, --opt-shapes or --max-shapes" in (caught.value.hint or "")
 
