@@ -10,8 +10,6 @@ _ENDING = {signal.SIGINT, signal.SIGTERM}
 if __name__ == "__main__":  # Ctrl-C in an import would show a traceback, or be lost: it waits for bench()
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
-import os
-import sys
 import threading
 import traceback
 from pathlib import Path
@@ -190,9 +188,6 @@ def bench(
     except KeyboardInterrupt:
         typer.echo("interrupted" if result else "interrupted, nothing measured", err=True)
         code = 128 + signal.SIGINT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from client.command import report_error, run_app
+from client.command import exit_code, run_app
 from client.errors import ClientError, UsageError
 
 if TYPE_CHECKING:
@@ -48,13 +47,7 @@ def compare(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Compare runs of client.bench with a baseline, load by load."""
-    try:
-        code = _run(baseline, others, fail_if_slower, html, as_json=as_json)
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        code = report_error(error)
-    raise typer.Exit(code)
+    raise typer.Exit(exit_code(lambda: _run(baseline, others, fail_if_slower, html, as_json=as_json), debug=debug))
 
 
 def _run(baseline: Path, others: Sequence[Path], limit: str | None, html: Path | None, *, as_json: bool) -> int:

@@ -409,6 +409,21 @@ class TestCompare:
         assert f"{runs[1].name} against {runs[0].name}</h2>" in page
         assert page.count(runs[0].name) == 1  # a column as wide as a file's name would push others off a phone
 
+    @pytest.mark.parametrize(
+        ("redirection", "code", "error"),
+        [
+            ("| true; exit ${PIPESTATUS[0]}", 141, ""),
+            (">&-", 0, ""),
+            (">/dev/full", 1, "error: the output can't be written: No space left on device\n"),
+        ],
+    )
+    def test_a_stdout_that_takes_nothing(
+        self, runs: tuple[Path, Path], redirection: str, code: int, error: str
+    ) -> None:
+        line = f"{sys.executable} -m client.compare {runs[0]} {runs[0]} {redirection}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (code, error)
+
     def test_another_way_of_sending_is_told(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
         saved(tmp_path / "other.json", "--compression", "gzip", "--requests", 50, "--concurrency", 4)
         done = command("compare", runs[0], tmp_path / "other.json")
