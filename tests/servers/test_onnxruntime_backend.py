@@ -15,6 +15,8 @@ import tritonclient.utils.shared_memory as shm
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
+from repo_builder.servers import local
+from repo_builder.servers.installation import Installation, RunDirectory, make_run_directory
 from repo_builder.servers.local import LocalServer, serve
 from tests.servers.repositories import (
     ONE_INSTANCE,
@@ -208,8 +210,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
         write(repository)
     write_identity(repository, "joined", VECTOR_CONFIG + ONE_INSTANCE + DYNAMIC)
     write_identity(repository, "twice", VECTOR_CONFIG + "instance_group [{ count: 2 kind: KIND_CPU }]\n")
-    with serve(repository) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "make_run_directory", make_run_directory_with_modules)
+        with serve(repository) as running:
+            yield running
+
+
+def make_run_directory_with_modules(installation: Installation, shm_prefix: str) -> RunDirectory:
+    """Put modules that Triton's stub could take for the backend's into the working directory, its first place."""
+    directory = make_run_directory(installation, shm_prefix)
+    for name in ("model", "batches", "dlpack"):
+        (directory.path / f"{name}.py").write_text("raise ImportError('this is not the backend')\n")
+    return directory
 
 
 def at_once(url: str, model: str, requests: list[dict[str, Array]]) -> list[dict[str, Array] | Exception]:
@@ -226,6 +238,7 @@ def at_once(url: str, model: str, requests: list[dict[str, Array]]) -> list[dict
 
 
 def test_every_model_is_ready(server: LocalServer) -> None:
+    """Other modules of the same names notwithstanding."""
     assert {status.name: status.cause for status in server.models if not status.ready} == {}
 
 
