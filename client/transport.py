@@ -48,22 +48,24 @@ class Url:
     prefix: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Url:
+    def parse(cls, text: str, example: str = f"--url {DEFAULT_URL}") -> Url:
         """Read ``host``, ``host:port`` or a whole URL with an optional path prefix.
 
-        A bare host means Triton's port 8000; with a scheme the port is the scheme's own.
+        A bare host means Triton's port 8000; with a scheme the port is the scheme's own.  UsageError, with ``example``
+        in its hint, if it is none.
         """
         whole = "://" in text
+        _, at, shown = text.rpartition("@")  # a password is not to be seen
         try:
             parts = urlsplit(text if whole else f"http://{text}")
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise UsageError(f"{text!r} is no URL: {error}", f"such as --url {DEFAULT_URL}") from None
+            raise UsageError(f"{shown!r} is no URL: {error}", f"such as {example}") from None
         sound = parts.scheme in {"http", "https"} and text.isprintable() and not any(c.isspace() for c in text)
-        if not sound or not host or parts.username or parts.query or parts.fragment:
+        if not sound or not host or host.isdecimal() or at or parts.query or parts.fragment:
             raise UsageError(
-                f"{text!r} is no URL of a server",
-                f"http:// or https://, a host, a port and perhaps a path, such as --url {DEFAULT_URL}",
+                f"{shown!r}{' with a user' if at else ''} is no URL of a server",
+                f"http:// or https://, a host, a port and perhaps a path, such as {example}",
             )
         default = 8000 if not whole else 443 if parts.scheme == "https" else 80
         return cls(parts.scheme, host, default if port is None else port, parts.path.rstrip("/"))
@@ -71,7 +73,7 @@ class Url:
     @classmethod
     def from_environment(cls) -> Url:
         """The URL in ``TRITON_URL``, else http://localhost:8000."""
-        return cls.parse(os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+        return cls.parse(os.environ.get(URL_VARIABLE) or DEFAULT_URL, f"{URL_VARIABLE}={DEFAULT_URL}")
 
     @property
     def netloc(self) -> str:

@@ -98,7 +98,8 @@ def target(url: Url, delivery: Delivery) -> Url:
     text = delivery.grpc_url
     if text is None:
         return Url(url.scheme, url.host, GRPC_PORT)
-    given = Url.parse(text if text.rpartition(":")[2].isdecimal() else f"{text}:{GRPC_PORT}")
+    whole = text if text.rpartition(":")[2].isdecimal() else f"{text}:{GRPC_PORT}"
+    given = Url.parse(whole, f"--grpc-url {url.host}:{GRPC_PORT}")
     if given.prefix:
         raise UsageError(f"--grpc-url {text}: gRPC has no path", f"--grpc-url {given.netloc}")
     return given

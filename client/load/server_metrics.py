@@ -40,7 +40,7 @@ class GpuUsage:
 
 def metrics_url(text: str) -> Url:
     """Read ``http://HOST:PORT``, with the path ``/metrics`` unless it has one."""
-    url = Url.parse(text if "://" in text else f"http://{text}")
+    url = Url.parse(text if "://" in text else f"http://{text}", "--metrics-url http://localhost:8002/metrics")
     if url.scheme != "http":
         raise UsageError("metrics are read over plain HTTP", "--metrics-url http://HOST:8002/metrics")
     return Url(url.scheme, url.host, url.port, url.prefix or "/metrics")

@@ -45,19 +45,24 @@ class TestUrl:
 
     @pytest.mark.parametrize(
         "text",
-        ["", ":8000", "grpc://host:8001", "host:port", "host:99999", "http://", "http://a b", "user:pw@host:8000",
-         "http://host/?q=1", "http://host/#x", "host:80\r\nX: y", "http://[::1"],
+        ["", ":8000", "grpc://host:8001", "host:port", "host:99999", "http://", "http://a b", "user:pw@host:8000", "user:pw@host:x",
+         "http://host/?q=1", "8000", "http://host/#x", "host:80\r\nX: y", "http://[::1"],
     )  # fmt: skip
     def test_refused(self, text: str) -> None:
         with pytest.raises(UsageError, match="no URL") as caught:
             Url.parse(text)
         assert caught.value.exit_code == 2
+        assert "pw" not in caught.value.message
 
     def test_from_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TRITON_URL", "box:1234")
         assert str(Url.from_environment()) == "http://box:1234"
         monkeypatch.setenv("TRITON_URL", "")
         assert str(Url.from_environment()) == "http://localhost:8000"
+        monkeypatch.setenv("TRITON_URL", "ftp://box")
+        with pytest.raises(UsageError, match="no URL") as caught:
+            Url.from_environment()
+        assert str(caught.value.hint).endswith("such as TRITON_URL=http://localhost:8000")
 
 
 class TestSend:
