@@ -47,7 +47,7 @@ def read_model(path: Path) -> OnnxModel:
     proto = _parse(path)
     _refuse_broken_text(path, proto)
     inputs, outputs = _ports(proto.graph, path)
-    _refuse_duplicate_names(path, inputs, outputs)
+    _refuse_unfit_names(path, inputs, outputs)
     _refuse_unknown_operators(path, proto)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), 0)
     spec = ModelSpec(path, inputs, outputs, _external_files(path, proto), proto.ir_version, opset)
@@ -130,18 +130,23 @@ def _axis(dim: onnx.TensorShapeProto.Dimension) -> Axis:
 
 def _refuse_broken_text(path: Path, proto: onnx.ModelProto) -> None:
     """Protobuf hands out text that is not UTF-8 as bytes; names made of them fit neither a config nor a URL."""
+    for text in _texts(proto):
+        if not isinstance(text, str):
+            raise ModelError(f"{path} has a name that is not UTF-8 text: {text!r}", _NOT_ONNX_HINT)
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[object]:
+    """The names in a model, those of its external data too."""
     for graph in graphs_of(proto.graph):
-        texts = [tensor.name for tensor in graph.initializer]
         for node in graph.node:
-            texts += [node.op_type, node.domain, node.name, *node.input, *node.output]
+            yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
         for value in (*graph.input, *graph.output):
-            texts += [value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim)]
-        broken = next((text for text in texts if not isinstance(text, str)), None)
-        if broken is not None:
-            raise ModelError(f"{path} has a name that is not UTF-8 text: {broken!r}", _NOT_ONNX_HINT)
+            yield from (value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
+    for tensor in _tensors(proto):
+        yield from (tensor.name, *(entry.value for entry in tensor.external_data))
 
 
-def _refuse_duplicate_names(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+def _refuse_unfit_names(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
     for role, tensors in (("input", inputs), ("output", outputs)):
         names = [tensor.name for tensor in tensors]
         if "" in names or len(set(names)) != len(names):
@@ -149,6 +154,12 @@ def _refuse_duplicate_names(path: Path, inputs: tuple[TensorSpec, ...], outputs:
                 f"{path} has {role}s without a name or with the same name: {names}",
                 "give each a name of its own",
             )
+        for name in names:
+            if "\0" in name:  # Triton's ends there
+                raise ModelError(
+                    f"{path} has the {role} {name!r}, and Triton loads no model with a NUL in a name",
+                    "export the model again with another name",
+                )
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -247,14 +258,23 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
                 f"the weights of tensor {tensor.name!r} are in {location!r}, a path with '..' in it",
                 "save the model again with the plain path of its external data file",
             )
-        if not target.is_file():
-            raise ModelError(
-                f"{path} keeps weights in {location!r}, which is missing",
-                f"copy {relative.name} into {path.parent}/ beside the model",
-            )
-        found[relative] = target.stat().st_size
+        found[relative] = _size(path, location, target)
         _refuse_short(path, location, tensor, found[relative])
     return tuple(found)
+
+
+def _size(path: Path, location: str, target: Path) -> int:
+    """Bytes of the file ``target`` that is meant by ``location``; raises ModelError without it."""
+    try:
+        if target.is_file():
+            return target.stat().st_size
+        why = "is missing"
+    except OSError as error:
+        why = f"can't be read: {error.strerror}"
+    raise ModelError(
+        f"{path} keeps weights in {location!r}, which {why}",
+        f"copy {Path(location).name} into {path.parent}/ beside the model",
+    )
 
 
 def _refuse_short(path: Path, location: str, tensor: onnx.TensorProto, size: int) -> None:

@@ -198,12 +198,22 @@ def test_tensors_need_names_of_their_own(role: str, name: str, tmp_path: Path) -
     assert f"{role}s without a name or with the same name" in refusal(save(proto, tmp_path / "net.onnx")).message
 
 
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    data = linear().SerializeToString().replace(b"MatMul", b"Mat\xff\xfel")
+@pytest.mark.parametrize("name", [b"MatMul", b"weights.bin"])
+def test_names_that_are_not_utf8(name: bytes, tmp_path: Path) -> None:
+    path = with_external_data(tmp_path, "weights.bin")
+    path.write_bytes(path.read_bytes().replace(name, name[:-2] + b"\xff\xfe"))
+
+    assert "not UTF-8" in refusal(path).message
+
+
+@pytest.mark.parametrize("role", ["input", "output"])
+def test_names_with_an_end_within(role: str, tmp_path: Path) -> None:
+    name = {"input": "x", "output": "y"}[role]
+    data = linear().SerializeToString().replace(b"\x01" + name.encode(), b"\x01\0")
     path = tmp_path / "net.onnx"
     path.write_bytes(data)
 
-    assert "not UTF-8" in refusal(path).message
+    assert rf"the {role} '\x00', and Triton loads no model with a NUL in a name" in refusal(path).message
 
 
 class TestFilesThatAreNoModels:
@@ -319,6 +329,9 @@ class TestExternalData:
 
         assert "'gone.bin', which is missing" in error.message
         assert "gone.bin" in str(error.hint)
+
+    def test_called_as_no_file_can_be(self, tmp_path: Path) -> None:
+        assert "which can't be read: File name too long" in refusal(with_external_data(tmp_path, "w" * 300)).message
 
     @pytest.mark.parametrize("length", [{}, {"length": "48"}, {"offset": "0", "length": "48"}])
     def test_cut_short(self, tmp_path: Path, length: dict[str, str]) -> None:
