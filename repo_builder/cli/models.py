@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +83,10 @@ def show(
         say(f"DAMAGED: {_damage_note(name, number, damage)}")
     if found.edited_by_hand:
         typer.echo("config.pbtxt was edited by hand since the latest version was published")
-    typer.echo(f"\n# {found.folder / 'config.pbtxt'}\n{found.config_text or '(none)'}", nl=False)
+    typer.echo()
+    say(f"# {found.folder / 'config.pbtxt'}")
+    # Its lines and tabs as they are; a tensor's name may hold what a terminal would obey.
+    typer.echo(re.sub(r"[^\n\t]+", lambda part: printable(part[0]), found.config_text or "(none)"), nl=False)
 
 
 def remove(

@@ -222,6 +222,11 @@ class TestShow:
         assert "empty: versions none" in result.out
         assert "(none)" in result.out
 
+    def test_a_config_that_a_terminal_would_obey(self, published: Path, cli: Cli) -> None:
+        (published / "theirs/config.pbtxt").write_text('\tname: "\x1b[31m\x9b1m\u202e"\n', encoding="utf-8")
+
+        assert cli("show", "theirs").out.endswith('\n\tname: "\\x1b[31m\\x9b1m\\u202e"\n')
+
     def test_a_config_that_is_not_text(self, published: Path, cli: Cli) -> None:
         (published / "theirs/config.pbtxt").write_bytes(b"\xff")
 
