@@ -58,7 +58,7 @@ def is_stray(name: str) -> bool:
 def parse_reference(text: str) -> tuple[str, int | None]:
     """Split ``NAME[@VERSION]``; raises UsageError."""
     name, at, version = text.partition("@")
-    if at and not (version.isascii() and version.isdigit() and int(version) > 0):
+    if at and not _VERSION.fullmatch(version.lstrip("0")):
         raise UsageError(f"{text!r}: {version!r} is not a version", "NAME or NAME@NUMBER, as in resnet50@2")
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a model name", "NAME or NAME@NUMBER; repo-builder list shows the names")

@@ -66,7 +66,8 @@ def test_names_fit_for_no_folder_url_or_config(name: str) -> None:
 def test_references() -> None:
     assert parse_reference("net") == ("net", None)
     assert parse_reference("net@12") == ("net", 12)
-    for wrong in ("net@", "net@0", "net@x", "net@-1", "net@1@2", "@1", "net@²"):
+    assert parse_reference("net@012") == ("net", 12)
+    for wrong in ("net@", "net@0", "net@x", "net@-1", "net@1@2", "@1", "net@²", "net@" + "1" * 5000):
         with pytest.raises(UsageError):
             parse_reference(wrong)
 
