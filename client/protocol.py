@@ -65,8 +65,9 @@ def http_head(request: Request, host: str, prefix: str = "") -> bytes:
 
 def model_path(model: str, version: str = "") -> str:
     """Path of a model's resources, as ``/v2/models/NAME[/versions/VERSION]``."""
-    path = f"/v2/models/{quote(model, safe='')}"
-    return f"{path}/versions/{quote(version, safe='')}" if version else path
+    # What was typed may be no UTF-8, or not be known as such (LANG=C): its bytes are what is asked for.
+    name, number = (quote(text, safe="", errors="surrogateescape") for text in (model, version))
+    return f"/v2/models/{name}/versions/{number}" if version else f"/v2/models/{name}"
 
 
 def inference_request(

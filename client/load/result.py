@@ -178,15 +178,16 @@ def write_text(path: Path, text: str, option: str) -> None:
 
     What is no ordinary file, such as /dev/stdout, is written to as it is.
     """
+    data = text.encode(errors="backslashreplace")  # names of files need not be text
     temporary = None
     try:
         if not is_ordinary(path):
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
             return
         real = Path(os.path.realpath(path))  # a link stays one
-        with tempfile.NamedTemporaryFile("w", dir=real.parent, prefix=".", delete=False, encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile(dir=real.parent, prefix=".", delete=False) as file:
             temporary = Path(file.name)
-            file.write(text)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)

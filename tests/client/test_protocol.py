@@ -124,6 +124,7 @@ class TestRequests:
 
     def test_model_path(self) -> None:
         assert model_path("a b/../c") == "/v2/models/a%20b%2F..%2Fc"
+        assert model_path("\udcff", "ü") == "/v2/models/%FF/versions/%C3%BC"
 
 
 class TestAnswers:

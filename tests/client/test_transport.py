@@ -45,8 +45,8 @@ class TestUrl:
 
     @pytest.mark.parametrize(
         "text",
-        ["", ":8000", "grpc://host:8001", "host:port", "host:99999", "http://", "http://a b", "user:pw@host:8000", "user:pw@host:x",
-         "http://host/?q=1", "8000", "http://host/#x", "host:80\r\nX: y", "http://[::1"],
+        ["", ":8000", "grpc://host:8001", "host:port", "host:99999", "http://", "http://a b", "user:pw@host:8000",
+         "user:pw@host:x", "http://host/?q=1", "8000", "http://host/#x", "host:80\r\nX: y", "http://[::1"],
     )  # fmt: skip
     def test_refused(self, text: str) -> None:
         with pytest.raises(UsageError, match="no URL") as caught:

@@ -17,8 +17,8 @@ from client.load.result import write_text
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     file.write_text("before")
-    write_text(file, "after", "--output")
-    assert file.read_text() == "after"
+    write_text(file, "after \udcff", "--output")
+    assert file.read_text() == "after \\udcff"
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
