@@ -5,7 +5,7 @@ behind a value's producer when some reader wants the other type, so the result i
 
 A node stays in FP32 when
 
-- ONNX does not define it, or not for half precision (the operator's own schema is asked);
+- ONNX does not define it, or not for half precision (the operator's own schema is asked), or TensorRT refuses it so;
 - it reads constants alone: such parts are folded when the engine is built;
 - one of its constants does not fit: 1e6 would become infinite, an epsilon of 1e-12 zero (constants that the graph
   computes are folded first);
@@ -39,7 +39,7 @@ from repo_builder.passes.graph import (
     subgraphs,
 )
 from repo_builder.passes.half_constants import as_half, fits_range, numbers_of
-from repo_builder.passes.half_ports import half_ports
+from repo_builder.passes.half_operators import half_ports, refused_by_tensorrt, with_bf16_operators
 from repo_builder.passes.ranges import Numbers, Range, operator_of, range_made, squares
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ FP32_OPERATORS = frozenset({
 MATRIX_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 """They read even wide values cast to half: they are what half precision is asked for."""
 
-_BF16_OPSET = 22
 _FLOAT, _BOOL = DataType.FP32.onnx, DataType.BOOL.onnx
 _INTEGERS = frozenset(kind.onnx for kind in DataType if "INT" in kind.value)
 _NONE: frozenset[int] = frozenset()
@@ -113,7 +112,7 @@ def to_half(
     proto.CopyFrom(inliner.inline_local_functions(source) if source.functions else source)
     external_data_helper.load_external_data_for_model(proto, str(folder))
     if half is DataType.BF16:
-        proto = _with_bf16_operators(proto)
+        proto = with_bf16_operators(proto)
     drop_initialiser_inputs(proto)
     lift_constants(proto.graph)
     sort_nodes(proto.graph)
@@ -133,21 +132,6 @@ def to_half(
         if value.name in inputs | outputs:
             value.type.tensor_type.elem_type = half.onnx
     return MixedPrecision(proto, model.half_nodes, dict(model.kept), model.already_half, scope.half_values())
-
-
-def _with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model at opset 22, the first whose Conv and Gemm of all versions take BF16, if ONNX can bring it there."""
-    from onnx import checker, version_converter
-
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), 22)
-    if opset >= _BF16_OPSET:
-        return proto
-    try:
-        raised: onnx.ModelProto = version_converter.convert_version(proto, _BF16_OPSET)
-        checker.check_model(raised, full_check=True)
-    except (RuntimeError, ValueError, checker.ValidationError):  # what the converter raises when it can't
-        return proto
-    return raised
 
 
 def _float_names(values: object) -> set[str]:
@@ -292,6 +276,8 @@ class _Scope:
         reduces = any(entry.name == "reduction" for entry in node.attribute)
         if operator in FP32_OPERATORS or squares(node) or reduces:
             return "range", _NONE, _NONE
+        if refused_by_tensorrt(node, self.model.half):
+            return "no half precision in TensorRT", _NONE, _NONE
         read = [value.elem_type if value else None for value, name in zip(values, node.input, strict=True) if name]
         made = [self.types.get(name, _FLOAT) for name in node.output if name]
         if not all((*read, *made)):  # not known, or no tensors

@@ -62,6 +62,29 @@ def test_a_model_that_is_fp16_already_goes_through(tmp_path: Path) -> None:
     assert publish(tmp_path, proto, fp16=True).manifest["engine"]["layers_by_precision"]["FP16"] >= 1
 
 
+def test_what_tensorrt_takes_in_fp32_alone_is_left_so(tmp_path: Path) -> None:
+    """The zeros that its parser puts past the end of rows, the 1 of 1 - z in BF16, BF16's transposed convolution."""
+    recurrent = model(
+        [
+            node("GRU", ["x", "w", "r", "", "lengths"], ["all", "last"], hidden_size=8),
+            node("MatMul", ["last", "after"], ["y"]),
+        ],
+        {"x": (FP32, [6, 2, 4]), "lengths": (DataType.INT32, [2])},
+        {"y": (FP32, [1, 2, 3])},
+        {"w": weights(1, 24, 4), "r": weights(1, 24, 8, seed=1), "after": weights(8, 3)},
+    )
+    upwards = model(
+        [node("Conv", ["x", "w"], ["c"]), node("ConvTranspose", ["c", "w"], ["y"])],
+        {"x": (FP32, ["batch", 4, 8, 8])},
+        {"y": (FP32, ["batch", 4, 8, 8])},
+        {"w": weights(4, 4, 3, 3)},
+    )
+    layers = publish(tmp_path / "recurrent", recurrent, fp16=True).manifest["engine"]["layers_by_precision"]
+    assert min(layers["FP16"], layers["FP32"]) >= 1
+    layers = publish(tmp_path / "upwards", upwards, bf16=True).manifest["engine"]["layers_by_precision"]
+    assert min(layers["BF16"], layers["FP32"]) >= 1
+
+
 @pytest.mark.parametrize(("precision", "hinted"), [("fp16", False), ("bf16", True)])
 def test_newer_opsets_are_advised_for_bf16_alone(tmp_path: Path, precision: str, hinted: bool) -> None:
     proto = model(

@@ -126,6 +126,21 @@ def test_bf16_agrees_to_its_eight_bits() -> None:
     np.testing.assert_allclose(actual, expected, atol=2.0**-7 * float(np.abs(expected).max()))
 
 
+def test_bf16_of_a_graph_that_onnx_cannot_bring_to_a_newer_opset() -> None:
+    """Its converter knows no sparse weights."""
+    source = model(
+        [node("MatMul", ["x", "w"], ["m"]), node("Relu", ["m"], ["y"])],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+    )
+    values = numpy_helper.from_array(floats([1, 2]), "w")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(integers([0, 5])), [4, 4])
+    source.graph.sparse_initializer.append(sparse)
+    result = to_half(source, BF16, Path())
+    assert result.half_nodes == 2
+    assert result.proto.opset_import[0].version == 17
+
+
 def test_attention_mask_of_the_smallest_float() -> None:
     """Rows masked whole are a uniform average in FP32; -3.4e38 turned into -inf would make them NaN."""
     source = model(

@@ -1,4 +1,4 @@
-"""Which inputs and outputs of a node ONNX lets be half."""
+"""What may be half: ports of a node, by its operator's schema, what TensorRT refuses, and for BF16 the opset."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from repo_builder.passes.ranges import operator_of
 
 if TYPE_CHECKING:
     import onnx
+
+_BF16_OPSET = 22
+"""The first whose Conv and Gemm of all versions take BF16."""
 
 
 def half_ports(
@@ -38,6 +41,34 @@ def half_ports(
     return inputs, frozenset(outputs)
 
 
+def refused_by_tensorrt(node: onnx.NodeProto, half: DataType) -> bool:
+    """Whether TensorRT-RTX 1.7 does not take in ``half`` what ONNX defines for it.
+
+    Its parser makes the 1 of a GRU's 1 - z, and the zeros past the end of rows with lengths, of FP32; of BF16 its
+    compiler has no transposed convolution.
+    """
+    operator = operator_of(node)
+    if operator in {"GRU", "LSTM", "RNN"} and len(node.input) > 4 and node.input[4]:
+        return True
+    return half is DataType.BF16 and operator in {"ConvTranspose", "GRU"}
+
+
 def _formal(formals: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> onnx.defs.OpSchema.FormalParameter:
     """The schema's parameter number ``index``; the last one stands for all of a variadic operator."""
     return formals[min(index, len(formals) - 1)]
+
+
+def with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at the opset that BF16 asks for, if ONNX can bring it there, else as it is."""
+    from onnx import checker, shape_inference, version_converter
+
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), _BF16_OPSET)
+    if opset >= _BF16_OPSET:
+        return proto
+    refusals = (checker.ValidationError, shape_inference.InferenceError, version_converter.ConvertError)
+    try:
+        raised: onnx.ModelProto = version_converter.convert_version(proto, _BF16_OPSET)
+        checker.check_model(raised, full_check=True)
+    except (RuntimeError, ValueError, *refusals):  # RuntimeError: no adapter; ValueError: more than 2 GiB
+        return proto
+    return raised
