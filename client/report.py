@@ -25,6 +25,9 @@ _SERVER: Final = {
     "compute_infer": "compute_infer_ns",
     "compute_output": "compute_output_ns",
 }
+_WHOLE: Final = 11
+"""Characters of a word that a narrow terminal doesn't break: concurrency."""
+
 _REST: Final = "network_and_rest"
 
 
@@ -229,12 +232,15 @@ def _show_rich(table: Table) -> None:
     if table.title:
         console.print(Text(table.title, style="bold"), soft_wrap=True)  # a path stays one that can be copied
     grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name, align in zip(table.header, table.align, strict=True):
-        grid.add_column(name, justify="right" if align == ">" else "left", overflow="fold")
+    for column, (name, align) in enumerate(zip(table.header, table.align, strict=True)):
+        # A number is broken by nothing, not even a terminal that is narrower than the table then.
+        longest = max((len(word) for row in table.rows for word in row[column].split()), default=0)
+        whole = longest if align == ">" else min(longest, _WHOLE)
+        grid.add_column(name, justify="right" if align == ">" else "left", overflow="fold", min_width=whole)
     for index, row in enumerate(table.rows):
         best = index == 0 and "score" in table.header
         grid.add_row(*(Text(cell) for cell in row), style="green" if best else "")
-    console.print(grid)
+    console.print(grid, crop=False)
     for note in table.notes:
         console.print(Text(note, style="dim"), soft_wrap=True)
     console.print()

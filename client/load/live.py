@@ -52,7 +52,9 @@ class Progress(Observer):
             from rich.console import Console
             from rich.live import Live
 
-            self._view = Live(console=Console(file=self._stream), auto_refresh=False, transient=True)
+            self._view = Live(
+                console=Console(file=self._stream, highlight=False, markup=False), auto_refresh=False, transient=True
+            )
             self._view.start()
 
     def records(self, records: Records) -> None:

@@ -167,6 +167,17 @@ def test_path_stays_whole_on_a_narrow_terminal(
     assert f"saved as {path}\x1b[0m" in text[-2]
 
 
+def test_numbers_stay_whole_on_a_terminal_that_is_too_narrow(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    row = ("concurrency 1", "throughput, requests/s", "12,345.6", "12,345.7", "+100.0%")
+    header = ("load", "", "before", "a-long-name-of-a-run.json", "change")
+    text = "\n".join(lines(capsys, Table("", header, (row,), "<<>>>")))
+    assert {"concurrency", "throughput,", *row[2:]} <= set(text.split())
+
+
 def test_other_clients_requests_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     busy = report(10, 15)
     assert "network_and_rest" not in server_parts(busy)
