@@ -116,7 +116,7 @@ def _docker(host: Host, folder: Path) -> Iterator[Finding]:
         return
     yield ok("docker", f"engine {info.get('ServerVersion')}")
     yield _compose(host)
-    yield from _memlock(folder)
+    yield from _memlock(host, folder)
     if host.gpus:
         yield _toolkit(host, info.get("Runtimes") or {})
     yield from _image(host)
@@ -142,9 +142,10 @@ def _compose(host: Host) -> Finding:
     return ok("compose", host.compose.output)
 
 
-def _memlock(folder: Path) -> Iterator[Finding]:
+def _memlock(host: Host, folder: Path) -> Iterator[Finding]:
     """Whether the engine here can raise the limit that compose.yaml asks for; without, it does not start Triton."""
-    most = None if os.environ.get("DOCKER_HOST") else engine_memlock()
+    here = (os.environ.get("DOCKER_HOST") or "unix://").startswith("unix://")
+    most = engine_memlock(rootless=host.rootless) if here else None
     wanted = configured("TRITON_MEMLOCK", folder) or "-1"
     if most is not None and not (wanted.isdecimal() and int(wanted) <= most):
         asked = "no limit" if wanted == "-1" else wanted

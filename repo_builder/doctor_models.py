@@ -49,17 +49,17 @@ def _repository(root: Path, host: Host) -> Iterator[Finding]:
         yield Finding("repository", Level.WARNING, f"{root} does not exist", mend)
         return
     repository = Repository(root)
-    models = repository.models()
-    if not models:
-        yield Finding("repository", Level.WARNING, f"{root} has no models", "repo-builder add MODEL.onnx")
-        return
     for link in repository.dangling():
         text = f"{link} leads to {link.readlink()}, which is not there, and Triton then reads no model at all"
         yield Finding("repository", Level.WRONG, text, f"rm {link}, or put back what it leads to")
     for link in links_outside(root):
         text = f"{link} leads to {link.readlink()}, which a container does not have: only --engine local serves it"
         yield Finding("repository", Level.WARNING, text, "copy the model into the repository")
-    yield _unreadable(root) or ok("repository", f"{root}: {len(models)} model{'s' * (len(models) > 1)}")
+    models = repository.models()
+    if not models:
+        yield Finding("repository", Level.WARNING, f"{root} has no models", "repo-builder add MODEL.onnx")
+        return
+    yield _unreadable(root, host) or ok("repository", f"{root}: {len(models)} model{'s' * (len(models) > 1)}")
     plans = find_plans(repository)
     for model in models:
         yield from _model(model, [plan for plan in plans if plan.model == model.name], host)
@@ -91,14 +91,16 @@ def _unknown_image(image: str, tensorrt: Version) -> Finding:
     return Finding("container", Level.WARNING, text, mend or "see that it has it: no container of NVIDIA's is known to")
 
 
-def _unreadable(root: Path) -> Finding | None:
-    """The first file that the container's user, who is not its owner, can't read."""
+def _unreadable(root: Path, host: Host) -> Finding | None:
+    """The first file that Triton in a container of Compose's can't read."""
     for folder, _, names in os.walk(root):
         for path in (Path(folder), *(Path(folder, name) for name in names)):
-            mode = path.lstat().st_mode
-            if not mode & 0o004 or (path.is_dir() and not mode & 0o001):
-                text = f"{path} is not readable by others, and Triton's container runs as user 1000"
-                mend = f"chmod -R a+rX {root}, or TRITON_USER=$(id -u):$(id -g) in .env"
+            facts = path.lstat()
+            mode = facts.st_mode >> (6 if facts.st_uid == host.triton_uid else 0)
+            if not mode & 0o4 or (path.is_dir() and not mode & 0o1):
+                text = f"{path} is not readable by user {host.triton_user}, whom Triton's container runs as"
+                owner = "0:0" if host.rootless else "$(id -u):$(id -g)"
+                mend = f"chmod -R a+rX {root}, or TRITON_USER={owner} in .env"
                 return Finding("repository", Level.WARNING, text, mend)
     return None
 

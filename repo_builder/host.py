@@ -82,12 +82,27 @@ class Host:
     image: str
     image_named: bool  # by a person; else it is compose.yaml's
     image_present: Answer  # its environment as JSON
+    triton_user: str  # whom compose.yaml's container runs as
     programs: Mapping[str, str | None]
 
     @property
     def release(self) -> Release | None:
         """The release of the image: the one that it names itself, else that of its tag."""
         return release_of_environment(self.image_present.json() or ()) or release_of_image(self.image)
+
+    @property
+    def rootless(self) -> bool:
+        """Whether the Docker engine runs as a user, who is root in its containers."""
+        info = self.docker.json()
+        return isinstance(info, dict) and "name=rootless" in (info.get("SecurityOptions") or ())
+
+    @property
+    def triton_uid(self) -> int | None:
+        """The id that compose.yaml's container has on this machine; None: one that owns nothing here."""
+        user = self.triton_user.partition(":")[0]
+        if self.rootless:
+            return os.getuid() if user in {"0", "root"} else None
+        return int(user) if user.isdecimal() else None
 
 
 def look(folder: Path = Path(), image: str | None = None) -> Host:
@@ -113,6 +128,7 @@ def look(folder: Path = Path(), image: str | None = None) -> Host:
             image=image,
             image_named=named is not None,
             image_present=present.result(),
+            triton_user=configured("TRITON_USER", folder) or "1000",
             programs={name: shutil.which(name) for name in ("docker", "nvidia-smi", "nvidia-container-runtime-hook")},
         )
 
@@ -141,19 +157,20 @@ def ask_for_image(image: str) -> Answer:
     return ask("docker", "image", "inspect", "--format", "{{json .Config.Env}}", image)
 
 
-def engine_memlock() -> int | None:
+def engine_memlock(*, rootless: bool) -> int | None:
     """The most memory in bytes that the local engine lets a container lock; None: no limit, or it can't be told.
 
     Containers are started by containerd, dockerd's child or its neighbour, and can't be given more than it has itself
-    unless it has CAP_SYS_RESOURCE, which it only has as the machine's root.
+    unless it has CAP_SYS_RESOURCE, which it only has as the machine's root; a ``rootless`` one is this user's.
     """
+    user = os.getuid() if rootless else 0
     for name in ("containerd", "dockerd"):
         for process in PROC.glob("[0-9]*"):
             with contextlib.suppress(OSError, KeyError, ValueError, IndexError):
                 status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-                if status["Name"].strip() != name:
+                if status["Name"].strip() != name or int(status["Uid"].split()[1]) != user:
                     continue
-                if status["Uid"].split()[1] == "0" and int(status["CapEff"], 16) & CAP_SYS_RESOURCE:
+                if not rootless and int(status["CapEff"], 16) & CAP_SYS_RESOURCE:
                     return None
                 (limit,) = re.findall(r"^Max locked memory +\S+ +(\S+)", (process / "limits").read_text(), re.MULTILINE)
                 return None if limit == "unlimited" else int(limit)

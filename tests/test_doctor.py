@@ -25,7 +25,10 @@ from tests.conftest import SmallDisk
 CONFIG = 'name: "{name}"\nplatform: "{platform}"\nmax_batch_size: 8\n'
 DOCKER = """\
 case "$1 $2" in
-"info --format") echo '{{"ServerVersion": "28.2.2", "Runtimes": {{"runc": {{}}, {runtime}}}, "DockerRootDir": "/"}}' ;;
+"info --format")
+  echo '{{"ServerVersion": "28.2.2", "Runtimes": {{"runc": {{}}, {runtime}}}, "DockerRootDir": "/",'
+  echo '"SecurityOptions": [{security}]}}'
+  ;;
 "compose version") echo {compose} ;;
 "image inspect") {image} ;;
 esac
@@ -49,8 +52,16 @@ class Machine:
     def gpu(self, driver: str = "580.95.05", capability: str = "9.0") -> None:
         self.program("nvidia-smi", f"echo 'NVIDIA H100 80GB HBM3, {driver}, {capability}'")
 
-    def docker(self, *, runtime: str = '"nvidia": {}', compose: str = "2.39.1", image: str = "echo sha256:1") -> None:
-        self.program("docker", DOCKER.format(runtime=runtime, compose=compose, image=image))
+    def docker(
+        self,
+        *,
+        runtime: str = '"nvidia": {}',
+        compose: str = "2.39.1",
+        image: str = "echo sha256:1",
+        security: str = '"name=seccomp"',
+    ) -> None:
+        script = DOCKER.format(runtime=runtime, compose=compose, image=image, security=security)
+        self.program("docker", script)
 
     def model(self, name: str, platform: str = "onnxruntime_onnx", more: str = "") -> Path:
         version = self.repository / name / "1"
@@ -82,7 +93,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path)
     monkeypatch.setenv("PATH", str(made.programs))
     monkeypatch.setattr("repo_builder.host.PROC", tmp_path / "proc")
-    for variable in ("TRITON_IMAGE", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "DOCKER_HOST"):
+    ports = ("TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
+    for variable in (*ports, "TRITON_IMAGE", "TRITON_USER", "TRITON_MEMLOCK", "DOCKER_HOST"):
         monkeypatch.delenv(variable, raising=False)
     return made
 
@@ -155,10 +167,13 @@ def test_locked_memory_that_the_engine_can_t_give(machine: Machine, monkeypatch:
         "the engine lets containers lock 8388608 bytes at most, and compose.yaml asks for no limit",
         "TRITON_MEMLOCK=8388608 in .env, or serve --engine docker",
     )
-    assert found("containerd", 1000, every) == [refused]  # rootless: root in a namespace only
-    assert found("dockerd", 0, every) == found("other", 1000, 0) == []
+    assert found("dockerd", 0, every) == found("other", 0, 0) == found("dockerd", 12345, 0) == []
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/user/1000/docker.sock")
+    machine.docker(security='"name=rootless"')
+    assert found("containerd", os.getuid(), every) == [refused]  # root in a namespace only
+    assert found("dockerd", 12345, every) == []  # someone else's
     monkeypatch.setenv("TRITON_MEMLOCK", "8388608")
-    assert found("dockerd", 1000, every) == []
+    assert found("dockerd", os.getuid(), every) == []
 
 
 def test_compose_too_old(machine: Machine) -> None:
@@ -419,11 +434,19 @@ def test_links_that_a_container_can_t_follow(machine: Machine, tmp_path: Path) -
     assert outside.text.startswith(f"{machine.repository}/resnet leads to ../resnet, which a container does not have")
 
 
-def test_files_the_container_s_user_can_t_read(machine: Machine) -> None:
+def test_files_the_container_s_user_can_t_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     (machine.model("secret") / "model.onnx").chmod(0o600)
     found = machine.find("repository")
     assert found.level is Level.WARNING
-    assert "model.onnx is not readable by others" in found.text
+    assert "model.onnx is not readable by user 1000, whom Triton's container runs as" in found.text
+    assert "or TRITON_USER=$(id -u):$(id -g) in .env" in str(found.mend)
+    monkeypatch.setenv("TRITON_USER", f"{os.getuid()}:{os.getgid()}")
+    assert machine.find("repository").level is Level.OK
+    monkeypatch.delenv("TRITON_USER")
+    machine.docker(security='"name=rootless"')  # users of its containers are no users of this machine
+    assert str(machine.find("repository").mend).endswith(" or TRITON_USER=0:0 in .env")
+    monkeypatch.setenv("TRITON_USER", "0:0")
+    assert machine.find("repository").level is Level.OK
 
 
 def test_command(machine: Machine, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from repo_builder.errors import CompileError, ServerError
 from repo_builder.folders import state_folder
-from repo_builder.servers.docker import connect, lacks_gpu, remove_container
+from repo_builder.servers.docker import lacks_gpu, remove_container
+from repo_builder.servers.docker_client import ROOTLESS_USER, connect, is_rootless
 from repo_builder.servers.docker_supervisor import find
 from repo_builder.servers.images import explanation
 
@@ -114,7 +115,6 @@ def _settings(
 ) -> dict[str, Any]:
     from docker.types import Mount
 
-    rootless = "name=rootless" in client.info().get("SecurityOptions", ())
     return {
         "mounts": [
             Mount(inside, str(outside), type="bind", read_only=not writable)
@@ -123,7 +123,7 @@ def _settings(
         "environment": {"HOME": "/tmp", **environment},  # noqa: S108
         "device_requests": gpus,
         # Files are to belong to the caller, whom a rootless engine calls root.
-        "user": "0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
+        "user": ROOTLESS_USER if is_rootless(client) else f"{os.getuid()}:{os.getgid()}",
         "network_mode": None if network else "none",
         "working_dir": "/tmp",  # noqa: S108
         "read_only": True,

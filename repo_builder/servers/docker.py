@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.compatibility import find_plans, plugins_setting
-from repo_builder.errors import MissingExtraError, RepoBuilderError, ServerError, UsageError
+from repo_builder.errors import RepoBuilderError, ServerError, UsageError
 from repo_builder.repository import Repository
 from repo_builder.servers.base import ServerOptions
+from repo_builder.servers.docker_client import ROOTLESS_USER, connect, engine_address, is_rootless
 from repo_builder.servers.images import (
     Progress,
     check_plans,
@@ -53,46 +53,6 @@ class DockerOptions:
     shm_size: str = "1g"
 
 
-def engine_address() -> str:
-    """Where the Docker engine is, as DOCKER_HOST has it."""
-    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-
-
-def connect(otherwise: str = "or serve without: --engine local", where: str | None = None) -> Any:
-    """A client of the Docker engine at ``where``, else of the one here; ``otherwise`` is what can be done without it.
-
-    Raises:
-        MissingExtraError: Docker's Python SDK is not installed.
-        ServerError: no engine answers, or not to this user.
-    """
-    try:
-        import docker
-        import docker.errors
-    except ImportError:
-        raise MissingExtraError("docker", "Docker's Python SDK") from None
-    where = where or engine_address()
-    try:
-        if where.startswith("unix://"):  # tried first, for the SDK leaks a socket that does not connect
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(where.removeprefix("unix://"))
-        client = docker.from_env(timeout=60, environment={**os.environ, "DOCKER_HOST": where})
-        client.ping()
-    except (docker.errors.DockerException, OSError) as error:
-        raise _no_engine_error(error, where, otherwise) from None
-    return client
-
-
-def _no_engine_error(error: Exception, where: str, otherwise: str) -> ServerError:
-    if isinstance(error, PermissionError) or "Permission denied" in str(error):
-        return ServerError(
-            "this user may not use the Docker engine", "sudo usermod -aG docker $USER, then log in again"
-        )
-    start = "start one (sudo systemctl start docker, or Docker Desktop)"
-    if os.environ.get("DOCKER_HOST") == where:
-        start = "DOCKER_HOST says where: correct it, unset it"
-    return ServerError(f"no Docker engine answers at {where}", f"{start}, {otherwise}")
-
-
 def start(
     repository: Path | str, options: ServerOptions, docker_options: DockerOptions, progress: Progress = lambda _: None
 ) -> DockerServer:
@@ -105,9 +65,10 @@ def start(
             container does not start or ends.
     """
     root = checked_repository(Path(repository), options)
-    check_mountable(root, _user())
     address = resolve_host(options.host)
     client = connect()
+    user = _user(client)
+    check_mountable(root, os.getuid() if user == ROOTLESS_USER else int(user.partition(":")[0]))
     plans = find_plans(Repository(root))
     image = choose_image(docker_options.image, plans, environment=partial(image_environment, client))
     requests = gpu_requests(docker_options.gpus)
@@ -116,7 +77,7 @@ def start(
     ports = reserve(Ports(options.http_port, options.grpc_port, options.metrics_port), address)
     ensure_image(client, image, progress)
     check_plans(image, plans, image_environment(client, image))
-    settings = _settings(root, options, docker_options, ports, address, requests)
+    settings = {**_settings(root, options, docker_options, ports, address, requests), "user": user}
     if any(plan.version_compatible for plan in plans):
         settings["command"].append("--backend-config=tensorrt,version-compatible=true")
     if layers := plugins_setting(plans, MODELS):
@@ -153,9 +114,9 @@ def gpu_requests(gpus: str) -> list[Any]:
     raise UsageError(f"--gpus {gpus!r} is nothing Docker knows", "auto, all, none, a number from 1, or ids: 0,2")
 
 
-def _user() -> int:
+def _user(client: Any) -> str:
     """Who Triton runs as: the caller, who can read the repository; instead of root, who has nothing to do in there."""
-    return os.getuid() or 1000
+    return ROOTLESS_USER if is_rootless(client) else f"{os.getuid() or 1000}:{os.getgid() or 1000}"
 
 
 def _settings(
@@ -175,7 +136,6 @@ def _settings(
         "mounts": [Mount(MODELS, str(root), type="bind", read_only=True)],  # a volume's notation takes no colon
         "device_requests": gpus,
         "shm_size": docker_options.shm_size,
-        "user": f"{_user()}:{os.getgid() or 1000}",
         "ulimits": [Ulimit(name="memlock", soft=-1, hard=-1), Ulimit(name="stack", soft=67108864, hard=67108864)],
         "read_only": True,
         "tmpfs": {"/tmp": ""},  # noqa: S108

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.servers.docker import GRACE_S, remove_container
+from repo_builder.servers.docker_client import engine_address, open_client
 from repo_builder.servers.supervisor import close_record
 
 WATCH_S = 0.2
@@ -92,11 +93,9 @@ def watch(follower: Follower, parent: int) -> int | None:
 
 
 def main() -> int:
-    import docker
-
     parent, name, record = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    client = docker.from_env()
+    client = open_client(engine_address())
     container = wait_for_start(client, name, parent)
     if container is None:
         deadline = time.monotonic() + APPEAR_S

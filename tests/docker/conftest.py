@@ -17,6 +17,7 @@ from repo_builder.config.build import ServingOptions
 from repo_builder.config.image import image_preset
 from repo_builder.errors import RepoBuilderError
 from repo_builder.servers import docker
+from repo_builder.servers.docker_client import connect
 from tests.docker.make_image import CannotMakeError, make_image
 from tests.support import let_everyone_into
 
@@ -29,7 +30,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Any]:
     try:
-        client = docker.connect()
+        client = connect()
     except RepoBuilderError as error:
         pytest.skip(f"{error}; tests/docker/engine.sh start can start one")
     yield client
