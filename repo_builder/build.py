@@ -37,7 +37,7 @@ from repo_builder.repository import CONFIG, MANIFEST
 from repo_builder.runtime import RunError
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
 from repo_builder.trt.options import NOT_IN_FINGERPRINT, TensorRTOptions
-from repo_builder.verify import Reference, Tolerance, Verification
+from repo_builder.verify import Reference, Tolerance, Verification, sizes_to_verify
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -274,9 +274,6 @@ class Build:
     def _verify(self) -> None:
         if self.reference is None:
             return
-        sizes = tuple(dict.fromkeys((1, self.max_batch_size))) if self.max_batch_size else (0,)
-        if self.batching.batchable and not self.max_batch_size:
-            sizes = (1,)
         self.progress(f"verifying against {self.reference.session.runner}")
         self.verification = check_artifact(
             self.artifact,
@@ -284,7 +281,7 @@ class Build:
             self.model.spec,
             self.samples(),
             self.index_ranges,
-            sizes,
+            sizes_to_verify(self.max_batch_size, batchable=self.batching.batchable),
             self.build.tolerance,
         )
 

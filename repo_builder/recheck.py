@@ -24,7 +24,7 @@ from repo_builder.runtime import open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
 from repo_builder.served import ServedModel
 from repo_builder.trt.options import TensorRTOptions, read_profiles
-from repo_builder.verify import Reference, Tolerance, Verification
+from repo_builder.verify import Reference, Tolerance, Verification, sizes_to_verify
 
 ROUNDS = 5
 """How often rows are sent together until the server has joined some: a fast model may be done with each before the
@@ -91,7 +91,7 @@ def verify_model(
             f"{name!r} has no manifest that says what it was made from", "publish it with repo-builder add"
         )
     folder = found.folder / str(number)
-    with _readable(folder):
+    with _as_written(folder):
         change = found.change(number)
         if change:
             raise VerificationError(f"{name}@{number}: {change}", "publish it anew: repo-builder add --force")
@@ -113,7 +113,8 @@ def verify_model(
     whose = f"{gate.reference.session.runner} for {Path(origin).name}"
     if served is None:
         progress(f"verifying {name}@{number} against {whose}")
-        verification = gate.check(_load(folder, recorded), gate.batch_sizes(recorded.artifact.max_batch_size or 0))
+        sizes = sizes_to_verify(recorded.artifact.max_batch_size or 0, batchable=gate.batchable)
+        verification = gate.check(_load(folder, recorded), sizes)
         hints = (_SAME_FILE,) if Path(origin) == folder / Target.ONNXRUNTIME.filename else ()
         return Rechecked(name, number, recorded.target.value, origin, None, None, verification, hints)
     with contextlib.closing(ServedModel(served, name, number, recorded.artifact)) as server:
@@ -240,22 +241,16 @@ class _Gate:
         reference = Reference(spec, session, Sampler(spec.inputs, samples, {}), batch_axis=recorded.batchable)
         return cls(spec, reference, samples, {}, tolerance or recorded.tolerance, recorded.batchable)
 
-    def check(self, artifact: Artifact, batch_sizes: tuple[int, ...]) -> Verification:
-        sizes = tuple(dict.fromkeys(batch_sizes))
+    def check(self, artifact: Artifact, sizes: tuple[int, ...]) -> Verification:
         result = check_artifact(artifact, self.reference, self.spec, self.samples, self.ranges, sizes, self.tolerance)
         assert result is not None  # noqa: S101  (the artifact runs)
         return result
 
-    def batch_sizes(self, largest: int) -> tuple[int, ...]:
-        """One row and the largest batch; (0,) stands for a model without a batch axis."""
-        if largest:
-            return 1, largest
-        return (1,) if self.batchable else (0,)
-
 
 def _check_served(gate: _Gate, artifact: Artifact, server: ServedModel) -> tuple[Verification, int | None]:
     size = server.max_batch_size
-    verification = gate.check(dataclasses.replace(artifact, run=server.run), gate.batch_sizes(size))
+    sizes = sizes_to_verify(size, batchable=gate.batchable)
+    verification = gate.check(dataclasses.replace(artifact, run=server.run), sizes)
     if size < 2:
         return verification, None
     rows = dataclasses.replace(artifact, run=server.run_rows)
@@ -306,7 +301,7 @@ def _find_source(what: str, folder: Path, manifest: Mapping[str, Any], given: Pa
         UsageError: it was not named, or is another one.
         ModelError: it can't be read.
     """
-    with _readable(folder):
+    with _as_written(folder):
         name, wanted, external = (manifest["source"][key] for key in ("file", "sha256", "external_data"))
     path = given or folder / Target.ONNXRUNTIME.filename
     if given is None and not (path.is_file() and _sha256(path) == wanted):
@@ -333,7 +328,8 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def _as_written(folder: Path) -> Iterator[None]:
+    """Raise RepositoryError where the body does not find in the manifest of ``folder`` what it looks for."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -256,6 +256,13 @@ def verify(
     return result
 
 
+def sizes_to_verify(largest: int, *, batchable: bool) -> tuple[int, ...]:
+    """One row and the largest batch; (0,) stands for a model without a batch axis."""
+    if largest:
+        return tuple(dict.fromkeys((1, largest)))
+    return (1,) if batchable else (0,)
+
+
 def _shape_error(
     name: str, actual: tuple[int, ...], expected: tuple[int, ...], runner: str, size: int
 ) -> VerificationError:
