@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 _BF16_OPSET = 22
 """The first whose Conv and Gemm of all versions take BF16."""
+_REFUSED_IN_BF16 = frozenset({
+    "ConvTranspose", "GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish",
+})  # fmt: skip
+"""What TensorRT-RTX 1.7 takes in FP32 and FP16 alone, of some 120 operators built one by one."""
 
 
 def half_ports(
@@ -44,13 +48,12 @@ def half_ports(
 def refused_by_tensorrt(node: onnx.NodeProto, half: DataType) -> bool:
     """Whether TensorRT-RTX 1.7 does not take in ``half`` what ONNX defines for it.
 
-    Its parser makes the 1 of a GRU's 1 - z, and the zeros past the end of rows with lengths, of FP32; of BF16 its
-    compiler has no transposed convolution.
+    Its parser makes the zeros past the end of rows with lengths of FP32.
     """
     operator = operator_of(node)
     if operator in {"GRU", "LSTM", "RNN"} and len(node.input) > 4 and node.input[4]:
         return True
-    return half is DataType.BF16 and operator in {"ConvTranspose", "GRU"}
+    return half is DataType.BF16 and operator in _REFUSED_IN_BF16
 
 
 def _formal(formals: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> onnx.defs.OpSchema.FormalParameter:

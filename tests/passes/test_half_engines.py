@@ -63,7 +63,7 @@ def test_a_model_that_is_fp16_already_goes_through(tmp_path: Path) -> None:
 
 
 def test_what_tensorrt_takes_in_fp32_alone_is_left_so(tmp_path: Path) -> None:
-    """The zeros that its parser puts past the end of rows, the 1 of 1 - z in BF16, BF16's transposed convolution."""
+    """Rows of unequal lengths in FP16, some operators in BF16."""
     recurrent = model(
         [
             node("GRU", ["x", "w", "r", "", "lengths"], ["all", "last"], hidden_size=8),
@@ -73,15 +73,24 @@ def test_what_tensorrt_takes_in_fp32_alone_is_left_so(tmp_path: Path) -> None:
         {"y": (FP32, [1, 2, 3])},
         {"w": weights(1, 24, 4), "r": weights(1, 24, 8, seed=1), "after": weights(8, 3)},
     )
-    upwards = model(
-        [node("Conv", ["x", "w"], ["c"]), node("ConvTranspose", ["c", "w"], ["y"])],
+    refused = model(
+        [
+            node("Conv", ["x", "w"], ["c"]),
+            node("HardSwish", ["c"], ["h"]),
+            node("ConvTranspose", ["h", "w"], ["t"]),
+            node("Mish", ["t"], ["m"]),
+            node("LpPool", ["m"], ["p"], kernel_shape=[2, 2]),
+            node("LpNormalization", ["p"], ["n"]),
+            node("GlobalLpPool", ["n"], ["y"]),
+        ],
         {"x": (FP32, ["batch", 4, 8, 8])},
-        {"y": (FP32, ["batch", 4, 8, 8])},
+        {"y": (FP32, ["batch", 4, 1, 1])},
         {"w": weights(4, 4, 3, 3)},
+        opset=18,
     )
     layers = publish(tmp_path / "recurrent", recurrent, fp16=True).manifest["engine"]["layers_by_precision"]
     assert min(layers["FP16"], layers["FP32"]) >= 1
-    layers = publish(tmp_path / "upwards", upwards, bf16=True).manifest["engine"]["layers_by_precision"]
+    layers = publish(tmp_path / "refused", refused, bf16=True).manifest["engine"]["layers_by_precision"]
     assert min(layers["BF16"], layers["FP32"]) >= 1
 
 
