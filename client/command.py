@@ -40,6 +40,8 @@ def run_app(app: typer.Typer, command: str) -> None:
 def exit_code(run: Callable[[], int], *, debug: bool) -> int:
     """Run a command and return its exit code, that of its error if it fails; the error goes to stderr."""
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as while the command was imported
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return run()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -282,6 +282,15 @@ class TestInterruption:
         out, err = process.communicate(timeout=20)
         assert (process.returncode, out, err) == (128 + number, "", "interrupted, nothing measured\n")
 
+    @pytest.mark.parametrize("module", ["client.infer", "client.compare"])
+    def test_in_imports(self, tmp_path: Path, module: str) -> None:
+        (tmp_path / "typer.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+        path = os.pathsep.join([str(tmp_path), str(Path(client.__file__).parents[1])])
+        done = subprocess.run(
+            [sys.executable, "-m", module], env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=60
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
     def test_the_second_time_answers_are_not_waited_for(self, tmp_path: Path) -> None:
         """A server that has stopped answering doesn't keep what was measured before."""
         file = tmp_path / "run.json"
