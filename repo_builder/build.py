@@ -29,7 +29,7 @@ from repo_builder.config.proto import enum_name
 from repo_builder.config.render import render_config
 from repo_builder.errors import ConfigError, ModelError, UsageError
 from repo_builder.gate import check_artifact, known_shapes, open_source
-from repo_builder.model import TensorSpec
+from repo_builder.model import DataType, TensorSpec
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
 from repo_builder.passes.shapes import describe_zero_axes, free_zero_axes, state_output_shapes
@@ -187,26 +187,28 @@ class Build:
         """Bring the graph into a shape that Triton's backends understand, and find its batch axis."""
         self.notes = describe_zero_axes(self.model.proto)
         self.model = self.model.with_graph(free_zero_axes(self.model.proto))
-        wanted = self.build.batching and self.serving.max_batch_size != 0
         if not self.build.verify:
             self._refuse_unknown_ranks()
-            batching = static_batching(self.model)
-        else:
-            self.reference = self._open_reference()
-            shapes = {output: array.shape for output, array in self.reference.row(0)[1].items()}
-            self.model = self.model.with_graph(state_output_shapes(self.model.proto, shapes))
-            if wanted:
-                self.progress("looking for the batch axis: rows together against each alone")
-                batching = plan_batching(self.model, self.reference, self._largest_batch(), self.version_folder)
-                if not batching.batchable and self.reference.batch_axis:
-                    self.reference = self.reference.without_batch_axis()
-                return batching
-        if not wanted:
-            if self.reference and self.reference.batch_axis and self.samples().has_shapes:
+            return self._turned_off("--no-batching") or static_batching(self.model)
+        self.reference = self._open_reference()
+        shapes = {output: array.shape for output, array in self.reference.row(0)[1].items()}
+        self.model = self.model.with_graph(state_output_shapes(self.model.proto, shapes))
+        if off := self._turned_off("--no-batching"):
+            if self.reference.batch_axis and self.samples().has_shapes:
                 self.reference = self.reference.without_batch_axis()
-            wish = "a max_batch_size of 0" if self.build.batching else "--no-batching"
-            return Batching(False, f"{wish} was asked for", self.model.proto)
+            return off
+        self.progress("looking for the batch axis: rows together against each alone")
+        batching = plan_batching(self.model, self.reference, self._largest_batch(), self.version_folder)
+        if not batching.batchable and self.reference.batch_axis:
+            self.reference = self.reference.without_batch_axis()
         return batching
+
+    def _turned_off(self, option: str) -> Batching | None:
+        """What comes of it that no batching was asked for, by ``option`` or by a max_batch_size; None if it was not."""
+        if self.build.batching and self.serving.max_batch_size != 0:
+            return None
+        wish = "a max_batch_size of 0" if self.build.batching else option
+        return Batching(False, f"{wish} was asked for", self.model.proto)
 
     def _refuse_unknown_ranks(self) -> None:
         for tensor in self.model.spec.outputs:
@@ -251,7 +253,7 @@ class Build:
             return None
         zeros = {
             tensor.name: np.full(
-                shapes[tensor.name], "" if tensor.dtype.value == "STRING" else 0, tensor.dtype.numpy_dtype()
+                shapes[tensor.name], "" if tensor.dtype is DataType.STRING else 0, tensor.dtype.numpy_dtype()
             )
             for tensor in self.reference.session.inputs
         }
@@ -325,7 +327,7 @@ class Build:
         ]
         if len(pictures) == 1 and PARAMETER not in self.config.parameters:
             hints.append("it may take pictures: --image PRESET stores their preprocessing with the model")
-        if any(tensor.dtype.value == "BF16" for tensor in (*self.artifact.inputs, *self.artifact.outputs)):
+        if any(tensor.dtype is DataType.BF16 for tensor in (*self.artifact.inputs, *self.artifact.outputs)):
             hints.append("NVIDIA's onnxruntime backend does not take BF16 inputs or outputs; the local server does")
         return tuple(hints)
 

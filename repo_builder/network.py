@@ -111,21 +111,17 @@ class NetworkBuild(Build):
         """Build the network, then look at what it is."""
         from repo_builder.compilers.tensorrt import TensorRTCompiler
 
-        if not isinstance(compiler, TensorRTCompiler):
-            raise UsageError(
-                "a network definition is built by the TensorRT of this process, not in a container",
-                "leave out container",
-            )
+        assert isinstance(compiler, TensorRTCompiler)  # noqa: S101  (refuse_misuse saw to it)
         self.progress(f"compiling for {compiler.target.value}")
-        wanted = self.build.batching and self.serving.max_batch_size != 0
+        off = self._turned_off("batching=False")
         artifact = compiler.compile_network(
             self.definition,
             self.version_folder,
-            batching=wanted,
+            batching=off is None,
             max_batch_size=wanted_max_batch_size(self.serving),
             progress=self.progress,
         )
-        self.batching = self._batching(artifact, wanted=wanted)
+        self.batching = off or self._batching(artifact)
         spec = replace(self.model.spec, inputs=artifact.inputs, outputs=artifact.outputs)
         self.model = replace(self.model, spec=spec)
         if not self.build.verify:
@@ -139,10 +135,7 @@ class NetworkBuild(Build):
         self.reference = Reference(spec, session, sampler, batch_axis=self.batching.batchable)
         return artifact
 
-    def _batching(self, artifact: Artifact, *, wanted: bool) -> Batching:
-        if not wanted:
-            wish = "a max_batch_size of 0" if self.build.batching else "batching=False"
-            return Batching(False, f"{wish} was asked for", self.model.proto)
+    def _batching(self, artifact: Artifact) -> Batching:
         batchable = artifact.max_batch_size != 0
         free = "are free" if batchable else "are not all free"
         return Batching(batchable, f"the first axes of its inputs and outputs {free}", self.model.proto)
