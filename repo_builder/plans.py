@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from repo_builder.errors import CompileError, ModelError, UsageError
 from repo_builder.onnx_model import read_model
 from repo_builder.passes.batch import static_batching
 from repo_builder.passes.shapes import describe_zero_axes, free_zero_axes
-from repo_builder.repository import MANIFEST, MANIFEST_SCHEMA
+from repo_builder.repository import manifest_in
 from repo_builder.trt.benchmark import Performance, measure
 from repo_builder.trt.cuda import find_gpu
 from repo_builder.trt.engine import EngineInfo, inspect_engine
@@ -136,7 +135,7 @@ def load_plan(path: Path, plugins: tuple[Path, ...] = ()) -> LoadedPlan:
     gpu = find_gpu()
     if gpu is None:
         raise CompileError(f"{path} can't be opened: there is no GPU here", f"it is a plan of {library.name} {version}")
-    recorded = _manifest_beside(path)
+    recorded = manifest_in(path.parent) or {}
     with tempfile.TemporaryDirectory() as folder:
         log = BuildLog(library, Path(folder) / "log")
         load_plugins(library, log.logger, plugins or published_plugins(path.parent, recorded))
@@ -234,17 +233,12 @@ def benchmark_plan(path: Path) -> Performance:
     return measure(loaded.engine, loaded.info, shapes)
 
 
-def _manifest_beside(path: Path) -> dict[str, Any]:
-    """What was noted when the plan was published; empty for a plan by itself or of another tool."""
-    try:
-        manifest = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA else {}
+_FROM_MANIFEST = ("gpu", "profiles", "layers_by_precision", "device_memory_bytes")
 
 
 def _from_manifest(path: Path) -> dict[str, Any]:
-    manifest = _manifest_beside(path)
+    """What was noted when the plan was published; nothing of a plan by itself or of another tool."""
+    manifest = manifest_in(path.parent) or {}
     engine = manifest.get("engine")
     if not engine:
         return {"source": "header"}
@@ -253,6 +247,3 @@ def _from_manifest(path: Path) -> dict[str, Any]:
         for role in ("inputs", "outputs")
     }
     return {"source": "manifest", **ports, **{key: engine.get(key) for key in _FROM_MANIFEST}}
-
-
-_FROM_MANIFEST = ("gpu", "profiles", "layers_by_precision", "device_memory_bytes")

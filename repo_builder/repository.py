@@ -87,10 +87,7 @@ class Model:
 
     def manifest(self, version: int) -> dict[str, Any] | None:
         """The manifest of a version, None where another tool made it."""
-        try:
-            return self._read_manifest(version)
-        except (OSError, ValueError):
-            return None
+        return manifest_in(self.folder / str(version))
 
     def damage(self, version: int) -> str | None:
         """What became of a version's files since it was published; None if nothing, or if it is gone or another tool's.
@@ -98,7 +95,7 @@ class Model:
         Files are told by their sizes alone: hashing engines of gigabytes takes too long for a look.
         """
         try:
-            manifest = self._read_manifest(version)
+            manifest = _read_manifest(self.folder / str(version))
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
@@ -128,11 +125,6 @@ class Model:
                 return f"{file} can't be read: {error.strerror}"
         return None
 
-    def _read_manifest(self, version: int) -> dict[str, Any] | None:
-        manifest = json.loads((self.folder / str(version) / MANIFEST).read_text(encoding="utf-8"))
-        ours = isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA
-        return manifest if ours else None
-
     def size(self, version: int) -> int:
         """Bytes of a version's files, as far as they can be looked at."""
         total = 0
@@ -155,6 +147,20 @@ class Model:
             return config != (self.folder / str(self.latest) / CONFIG).read_bytes()
         except OSError:
             return True  # another tool's, or a person's
+
+
+def manifest_in(folder: Path) -> dict[str, Any] | None:
+    """The manifest in the folder of a version, None where there is none of ours."""
+    try:
+        return _read_manifest(folder)
+    except (OSError, ValueError):
+        return None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    ours = isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA
+    return manifest if ours else None
 
 
 class Repository:
