@@ -181,7 +181,7 @@ def _image(host: Host) -> Iterator[Finding]:
 
 def _ports(folder: Path) -> Iterator[Finding]:
     """The ports that ``serve`` takes unless told otherwise, or that Compose is told to take."""
-    from repo_builder.servers.ports import process_on
+    from repo_builder.servers.ports import CONTAINER_PORTS, process_on
     from repo_builder.servers.records import server_on
 
     for role, default in PORTS.items():
@@ -200,9 +200,11 @@ def _ports(folder: Path) -> Iterator[Finding]:
                 if server_on(port):
                     yield ok(subject, "taken by your own server; repo-builder status shows it")
                     continue
-                flag = f"--{role.lower()}-port 0, or {variable} in .env"
                 holder = process_on(port) or "another process"
-                yield Finding(subject, Level.WRONG, f"{role} would need it, and {holder} has it", f"serve with {flag}")
+                mend = f"serve with --{role.lower()}-port 0, or {variable} in .env"
+                if holder.startswith(CONTAINER_PORTS):
+                    mend = f"docker ps --filter publish={port} names the container: stop that, or {mend}"
+                yield Finding(subject, Level.WRONG, f"{role} would need it, and {holder} has it", mend)
             else:
                 yield ok(f"port {port}", f"free for {role}")
 

@@ -21,6 +21,7 @@ from repo_builder.repository import MANIFEST, MANIFEST_SCHEMA
 from repo_builder.servers.base import ServerOptions
 from repo_builder.servers.local import start
 from tests.conftest import SmallDisk
+from tests.servers.test_ports import listening
 
 CONFIG = 'name: "{name}"\nplatform: "{platform}"\nmax_batch_size: 8\n'
 DOCKER = """\
@@ -215,6 +216,16 @@ def test_port_in_use_names_the_holder(machine: Machine) -> None:
     assert found.level is Level.WRONG
     assert f"(pid {os.getpid()})" in found.text
     assert "--grpc-port 0" in str(found.mend)
+
+
+def test_a_container_s_port_is_told_as_such(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening("docker-proxy", tmp_path) as port:
+        monkeypatch.setenv("TRITON_HTTP_PORT", str(port))
+        found = machine.find(f"port {port}")
+    assert found.text.startswith("HTTP would need it, and docker-proxy (pid ")
+    assert str(found.mend).startswith(
+        f"docker ps --filter publish={port} names the container: stop that, or serve with"
+    )
 
 
 def test_the_ports_are_those_that_compose_is_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from repo_builder.errors import ServerError, UsageError
 from repo_builder.servers.records import server_on
 
-_CONTAINER_PORTS = ("docker-proxy", "rootlessport")  # the programs that listen for a container
+CONTAINER_PORTS = ("docker-proxy", "rootlesskit", "rootlessport")  # the programs that listen for a container
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _in_use_error(port: int, flag: str) -> ServerError:
             f"repo-builder stop --http-port {ours.http_port}; or {another}",
         )
     holder = process_on(port)
-    if holder and holder.startswith(_CONTAINER_PORTS):
+    if holder and holder.startswith(CONTAINER_PORTS):
         another = f"docker ps --filter publish={port} names the container; or {another}"
     return ServerError(f"port {port} is in use" + (f" by {holder}" if holder else ""), another)
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,18 +51,24 @@ LISTEN = (
 )
 
 
-@pytest.mark.parametrize("name", ["docker-proxy", "rootlessport"])
-def test_of_a_container_s_port_the_hint_says_how_to_find_the_container(name: str, tmp_path: Path) -> None:
-    program = tmp_path / name
+@contextlib.contextmanager
+def listening(name: str, folder: Path) -> Iterator[int]:
+    """A port that a program of that name has."""
+    program = folder / name
     program.symlink_to(Path(sys.executable).resolve())
     command = [str(program), "-I", "-S", "-c", LISTEN]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        port = int(process.stdout.readline())
+        yield int(process.stdout.readline())
+        process.communicate("\n")
+
+
+@pytest.mark.parametrize("name", ["docker-proxy", "rootlesskit", "rootlessport"])
+def test_of_a_container_s_port_the_hint_says_how_to_find_the_container(name: str, tmp_path: Path) -> None:
+    with listening(name, tmp_path) as port:
         with pytest.raises(ServerError, match=f"port {port} is in use by {name} ") as caught:
             reserve(Ports(port, 0, 0), "127.0.0.1")
         assert str(caught.value.hint).startswith(f"docker ps --filter publish={port} names the container; or choose ")
-        process.communicate("\n")
 
 
 def test_ports_that_can_not_be() -> None:
