@@ -26,7 +26,7 @@ from repo_builder.servers.records import process_name
 from tests.docker.conftest import ROOT, Containers, Run
 from tests.docker.make_image import make_base
 from tests.servers.repositories import write_identity
-from tests.support import steady_port, wait_for
+from tests.support import let_everyone_into, steady_port, wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("no_containers")]
 
@@ -241,8 +241,7 @@ def test_of_two_at_once_on_a_port_one_is_told_what_is_there(image: str, reposito
 
 
 def test_a_repository_with_a_colon_in_its_path(image: str, repository: Path, run: Run, tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    let_everyone_into(tmp_path)
     shutil.copytree(repository, tmp_path / "models: mine")
     record = start_detached(image, tmp_path / "models: mine", run)
     assert [model["state"] for model in record["models"]] == ["READY"]
@@ -345,8 +344,7 @@ def test_broken_models_are_explained(containers: Containers, image: str, tmp_pat
     write_identity(root, "good")
     write_identity(root, "broken")
     (root / "broken/1/model.onnx").write_bytes(b"not a model")
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    let_everyone_into(tmp_path)
     done = run(*serve(image, root), "--detach")
     assert done.returncode == 0, done.stderr
     assert "warning: broken: the model file is no whole ONNX model" in done.stderr
@@ -387,8 +385,7 @@ def test_socket_of_others(repository: Path, run: Run, tmp_path: Path) -> None:
     state = tmp_path / "other"
     state.mkdir()
     state.chmod(0o777)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    let_everyone_into(tmp_path)
     other = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups")
     done = run(*other, *serve("any", repository), XDG_STATE_HOME=str(state))
     assert only_error(done) == "error: this user may not use the Docker engine"
