@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -168,8 +168,8 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield from _subgraphs(graph.node)
 
 
-def _subgraphs(nodes: object) -> Iterator[onnx.GraphProto]:
-    for node in nodes:  # type: ignore[attr-defined]
+def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from graphs_of(attribute.g)
@@ -211,9 +211,8 @@ _RETIRED_OPERATORS = {
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    function_graphs = (graph for function in proto.functions for graph in _subgraphs(function.node))
-    functions_nodes = (node for function in proto.functions for node in function.node)
-    graphs = [*graphs_of(proto.graph), *function_graphs]
+    functions_nodes = [node for function in proto.functions for node in function.node]
+    graphs = [*graphs_of(proto.graph), *_subgraphs(functions_nodes)]
     for graph in graphs:
         yield from graph.initializer
         for sparse in graph.sparse_initializer:

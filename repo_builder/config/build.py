@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from repo_builder.config.image import PARAMETER, ImagePreprocessing, fit_to_inpu
 from repo_builder.config.problems import INT32_MAX, LONGEST_DELAY_US, MOST_INSTANCES
 from repo_builder.config.proto import ModelConfig, enum_name, messages, new_config, read_config, stated_max_batch_size
 from repo_builder.errors import ConfigError, UsageError
-from repo_builder.model import TensorSpec
+from repo_builder.model import DataType, TensorSpec
 
 DEFAULT_MAX_BATCH_SIZE = 8
 LABELS = "labels.txt"
@@ -207,7 +207,7 @@ def _add_instances(config: ModelConfig, options: ServingOptions, artifact: Artif
         group.profile.extend(str(index) for index in range(len(artifact.profiles)))
 
 
-def _add_tensor(message: ModelConfig, tensor: TensorSpec, *, batched: bool) -> None:
+def _add_tensor(message: Any, tensor: TensorSpec, *, batched: bool) -> None:
     message.name = tensor.name
     message.data_type = messages().DataType.Value(tensor.dtype.config_name)
     dims = tensor.dims[1:] if batched else tensor.dims
@@ -216,12 +216,12 @@ def _add_tensor(message: ModelConfig, tensor: TensorSpec, *, batched: bool) -> N
         message.reshape.SetInParent()
 
 
-def _labelled_output(config: ModelConfig) -> ModelConfig:
+def _labelled_output(config: ModelConfig) -> Any:
     """The output that labels belong to: the only one, or the only one of floating point."""
     outputs = list(config.output)
     if len(outputs) > 1:
-        floats = {messages().DataType.Value(f"TYPE_{name}") for name in ("FP16", "FP32", "FP64", "BF16")}
-        outputs = [output for output in outputs if output.data_type in floats]
+        floats = {dtype.config_name for dtype in DataType if dtype.is_float}
+        outputs = [output for output in outputs if enum_name(output, "data_type") in floats]
     if len(outputs) != 1:
         names = ", ".join(output.name for output in config.output)
         raise ConfigError(
@@ -257,11 +257,8 @@ def _dims_of_request(entry: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(next(free, 1) if axis < 0 else axis for axis in entry.dims)
 
 
-_MERGED_BY_NAME = {"input", "output"}
-
-
-def merge_config(config: ModelConfig, extra: ModelConfig) -> None:
-    """Merge ``extra`` over ``config`` in place.
+def merge_config(config: Any, extra: Any) -> None:
+    """Merge ``extra`` over ``config`` in place: two ModelConfig messages, or two of any kind in them.
 
     Single fields replace; inputs and outputs are merged by name; other lists (instance_group, preferred sizes,
     warmup...) are replaced whole; maps are merged by key.
@@ -270,23 +267,22 @@ def merge_config(config: ModelConfig, extra: ModelConfig) -> None:
         ConfigError: ``extra`` names an input or output that the model does not have.
     """
     for field, value in extra.ListFields():
-        if field.name in _MERGED_BY_NAME:
+        if field.name in {"input", "output"}:
             _merge_tensors(config, field.name, value)
-        elif _is_repeated(field) and not _is_map(field):
-            config.ClearField(field.name)
+        elif _is_repeated(field):
+            if not _is_map(field):
+                config.ClearField(field.name)
             getattr(config, field.name).MergeFrom(value)
-        elif _is_map(field) or field.message_type is None:
-            single = type(extra)()
-            getattr(single, field.name).MergeFrom(value) if _is_map(field) else setattr(single, field.name, value)
-            config.MergeFrom(single)
+        elif field.message_type is None:
+            setattr(config, field.name, value)
         else:
             merge_config(getattr(config, field.name), value)
             getattr(config, field.name).SetInParent()
 
 
-def _merge_tensors(config: ModelConfig, role: str, tensors: object) -> None:
+def _merge_tensors(config: ModelConfig, role: str, tensors: Iterable[Any]) -> None:
     own = {tensor.name: tensor for tensor in getattr(config, role)}
-    for tensor in tensors:  # type: ignore[attr-defined]
+    for tensor in tensors:
         if tensor.name not in own:
             raise ConfigError(
                 f"--config: the model has no {role} {tensor.name!r}",
@@ -295,10 +291,10 @@ def _merge_tensors(config: ModelConfig, role: str, tensors: object) -> None:
         merge_config(own[tensor.name], tensor)
 
 
-def _is_repeated(field: ModelConfig) -> bool:
+def _is_repeated(field: Any) -> bool:
     repeated = field.is_repeated
     return bool(repeated() if callable(repeated) else repeated)
 
 
-def _is_map(field: ModelConfig) -> bool:
+def _is_map(field: Any) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repo_builder.config.proto import ModelConfig, enum_name, parse_config
 from repo_builder.errors import ConfigError
@@ -48,13 +48,13 @@ def _quote(value: str) -> str:
     return f'"{escaped}"'
 
 
-def _one_line(message: ModelConfig) -> str:
+def _one_line(message: Any) -> str:
     from google.protobuf import text_format
 
     return str(text_format.MessageToString(message, as_utf8=True, as_one_line=True)).strip()
 
 
-def _rest(message: ModelConfig, known: list[str]) -> list[str]:
+def _rest(message: Any, known: list[str]) -> list[str]:
     """The lines that protobuf's printer makes of all fields but ``known``."""
     from google.protobuf import text_format
 
