@@ -50,16 +50,6 @@ def _root(
     pass
 
 
-def report(error: Exception) -> int:
-    """Write ``error`` for a person to stderr and return its exit code."""
-    message = str(error) or type(error).__name__
-    typer.echo(f"error: {printable(message)}", err=True)
-    hint = getattr(error, "hint", None)
-    if hint:
-        typer.echo(f"\nhint: {printable(hint)}", err=True)
-    return getattr(error, "exit_code", 1)
-
-
 def main() -> None:
     """Run the command line; the entry point of ``repo-builder`` and ``python -m repo_builder``."""
     try:
@@ -69,7 +59,7 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        code = _report_any(error)
+        code = _report(error)
     if code == INTERRUPTED:  # the parser, too, turns Ctrl-C into this
         typer.echo("interrupted", err=True)
         if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
@@ -77,39 +67,44 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _report_any(error: Exception) -> int:
-    """Errors on purpose as they are, those of the parser and the system in our words; the rest is our mistake."""
-    if isinstance(error, RepoBuilderError):
-        return report(error)
-    if isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo":
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again at its end, and complains
-        why = f"can't write to standard output: {error.strerror}"
-        return report(RepoBuilderError(why, "free some space, or send the output elsewhere"))
+def _report(error: Exception) -> int:
+    """Write ``error`` for a person to stderr and return its exit code."""
     if type(error).__name__ == "NoArgsIsHelpError":  # private to the parser; its message is the help
         typer.echo(str(error), err=True)
         return 2
-    if hasattr(error, "format_message"):  # the parser's exceptions
-        context = getattr(error, "ctx", None)
-        unreadable = re.search(r"path (.+) is not readable\.$", error.format_message(), re.DOTALL)
-        if unreadable:
-            return report(UsageError(f"{unreadable[1]} can't be read: Permission denied", "check its permissions"))
-        command = context.info_name if context is not None else ""
-        if command in {"add", "compile"}:
-            of_trtexec = explain(getattr(error, "option_name", ""), sys.argv, command)
-            if of_trtexec:
-                return report(of_trtexec)
-        typer.echo(f"error: {printable(error.format_message())}", err=True)
-        path = context.command_path if context is not None else "repo-builder"
-        typer.echo(f"\nhint: {path} --help", err=True)
-        return int(getattr(error, "exit_code", 2))
+    told = _in_our_words(error)
+    typer.echo(f"error: {printable(told.message)}", err=True)
+    if told.hint:
+        typer.echo(f"\nhint: {printable(told.hint)}", err=True)
+    return told.exit_code
+
+
+def _in_our_words(error: Exception) -> RepoBuilderError:
+    """Errors on purpose as they are, those of the parser and the system as ours; the rest is our mistake."""
+    if isinstance(error, RepoBuilderError):
+        return error
+    if isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo":
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again at its end, and complains
+        why = f"can't write to standard output: {error.strerror}"
+        return RepoBuilderError(why, "free some space, or send the output elsewhere")
+    if hasattr(error, "format_message"):
+        return _of_the_parser(error.format_message(), getattr(error, "ctx", None), getattr(error, "option_name", ""))
     if isinstance(error, MemoryError):
-        return report(RepoBuilderError(f"not enough memory: {error}".rstrip(": "), "a machine with more has more"))
-    typer.echo(f"error: unexpected {type(error).__name__}: {printable(str(error))}", err=True)
-    typer.echo(
-        "\nhint: this is a mistake in repo-builder; run it again with --debug and report what it prints",
-        err=True,
+        return RepoBuilderError(f"not enough memory: {error}".rstrip(": "), "a machine with more has more")
+    return RepoBuilderError(
+        f"unexpected {type(error).__name__}: {error}",
+        "this is a mistake in repo-builder; run it again with --debug and report what it prints",
     )
-    return 1
+
+
+def _of_the_parser(message: str, context: typer.Context | None, unknown: str) -> UsageError:
+    """What the parser says, in the command of ``context`` if it came so far; ``unknown`` is no option."""
+    unreadable = re.search(r"path (.+) is not readable\.$", message, re.DOTALL)
+    if unreadable:
+        return UsageError(f"{unreadable[1]} can't be read: Permission denied", "check its permissions")
+    command = (context.info_name if context else None) or ""
+    of_trtexec = explain(unknown, sys.argv, command) if command in {"add", "compile"} else None
+    return of_trtexec or UsageError(message, f"{context.command_path if context else 'repo-builder'} --help")
 
 
 from repo_builder.cli.add import add  # noqa: E402  (the commands need `app` to exist)
