@@ -16,6 +16,11 @@ _NEVER_FOLDED = frozenset({
     "RandomUniformLike",
 })  # fmt: skip
 """What differs from run to run, and quantised weights, which are to stay such."""
+_COMPUTED_OTHERWISE = frozenset({
+    "AveragePool", "BatchNormalization", "GRU", "Hardmax", "LSTM", "LogSoftmax", "LpPool", "MaxPool", "RNN", "RoiAlign",
+    "Softmax",
+})  # fmt: skip
+"""By ONNX's reference evaluator than by ONNX Runtime, in some opset or for some attribute, as running both showed."""
 _LARGE = 1 << 20
 """Elements; a node that makes more than that, and more than it reads, is left to the engine's builder."""
 
@@ -64,7 +69,8 @@ def _evaluate(
 
     names = [name for name in node.input if name]
     foldable = node.op_type == "Constant" or (names and all(name in known for name in names))
-    if node.domain not in {"", "ai.onnx"} or node.op_type in _NEVER_FOLDED or any(subgraphs(node)) or not foldable:
+    kept = node.domain not in {"", "ai.onnx"} or node.op_type in _NEVER_FOLDED | _COMPUTED_OTHERWISE
+    if kept or any(subgraphs(node)) or not foldable:
         return {}
     feeds = {
         name: numpy_helper.to_array(value) if isinstance(value, TensorProto) else value

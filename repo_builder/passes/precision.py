@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 FP32_OPERATORS = frozenset({
     "Bernoulli", "BitCast", "CastLike", "CumSum", "DequantizeLinear", "Exp", "EyeLike", "MeanVarianceNormalization",
-    "Pow", "QuantizeLinear", "RandomNormalLike", "RandomUniformLike", "Range", "ReduceL1", "ReduceL2",
+    "Pow", "QLinearMatMul", "QuantizeLinear", "RandomNormalLike", "RandomUniformLike", "Range", "ReduceL1", "ReduceL2",
     "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softplus",
 })  # fmt: skip
 MATRIX_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})

@@ -698,6 +698,18 @@ def test_what_is_quantised_random_or_an_output_is_not_folded() -> None:
     assert (operators["DequantizeLinear"], operators["RandomNormal"], operators["Mul"]) == (1, 1, 1)
 
 
+def test_constants_are_what_onnx_runtime_makes_of_them() -> None:
+    """Up to opset 12 a Softmax is over all axes from its own on, whatever ONNX's reference evaluator says."""
+    source = model(
+        [node("Softmax", ["w"], ["p"], axis=1), node("Mul", ["x", "p"], ["y"])],
+        {"x": (FP32, ["batch", 3, 4])},
+        {"y": (FP32, ["batch", 3, 4])},
+        {"w": weights(1, 3, 4)},
+        opset=12,
+    )
+    close(source, converted(source), x=weights(2, 3, 4, seed=1))
+
+
 def test_a_large_constant_made_from_little_stays_a_node() -> None:
     source = model(
         [
