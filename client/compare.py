@@ -8,6 +8,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in an import would show a traceback: see exit_code()
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from client.command import exit_code, run_app
 from client.errors import ClientError, UsageError
 
 if TYPE_CHECKING:
-    from client.load.comparison import LevelChange, Saved
+    from client.load.comparison import Comparison
     from client.report import Table
 
 SLOWER_EXIT: Final = 99
@@ -57,40 +58,50 @@ def compare(
 
 def _run(baseline: Path, others: Sequence[Path], limit: str | None, html: Path | None, *, as_json: bool) -> int:
     from client.load.comparison import compare as compare_runs
-    from client.load.comparison import differences, read_results, slower
-    from client.load.html import tables_page
-    from client.load.result import write_text
+    from client.load.comparison import read_results
     from client.report import show
 
     most = None if limit is None else _percent(limit)
     before, *saved = read_results([baseline, *others])
-    results = [(after, compare_runs(before, after)) for after in saved]
-    tables = [_table(before, after, levels) for after, levels in results]
+    if html is not None and os.path.realpath(html) in map(os.path.realpath, (baseline, *others)):
+        raise UsageError(f"--html {html} is one of the results", "another file for the page")
+    results = [compare_runs(before, after) for after in saved]
     if as_json:
-        document = [_entry(before, after, levels) for after, levels in results]
-        sys.stdout.write(json.dumps({"baseline": str(baseline), "comparisons": document}, indent=1) + "\n")
+        document = {"baseline": str(baseline), "comparisons": [_entry(result) for result in results]}
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
     else:
-        for (after, _), table in zip(results, tables, strict=True):
-            show(table)
-            for text in differences(before, after):
-                sys.stdout.write(f"note: {text}\n")
+        for result in results:
+            show(_table(result))
+            sys.stdout.writelines(f"note: {text}\n" for text in result.differences)
     if html is not None:
-        # The names, which may be long, are in the title: a phone is narrow.
-        noted = [
-            replace(table, header=_HEADER, notes=(*table.notes, *differences(before, after)))
-            for (after, _), table in zip(results, tables, strict=True)
-        ]
-        write_text(html, tables_page(f"{before.model}: runs compared", noted), "--html")
-    if most is None:
-        return 0
-    found = [text for _, levels in results for text in slower(levels, most)]
+        _save_page(html, results)
+    return 0 if most is None else _judge(results, most)
+
+
+def _save_page(file: Path, results: Sequence[Comparison]) -> None:
+    from client.load.html import tables_page
+    from client.load.result import write_text
+
+    # The names of files, which may be long, are in the title: a phone is narrow.
+    tables = [
+        replace(table, header=_HEADER, notes=(*table.notes, *result.differences))
+        for result, table in zip(results, map(_table, results), strict=True)
+    ]
+    write_text(file, tables_page(f"{results[0].before.model}: runs compared", tables), "--html")
+
+
+def _judge(results: Sequence[Comparison], most: float) -> int:
+    from client.load.comparison import slower
+
+    levels = [level for result in results for level in result.levels]
+    found = slower(levels, most)
     for text in found:
         sys.stderr.write(f"slower: {text}\n")
-    unsure = [(level.load, level.invalid[0]) for _, levels in results for level in levels if level.invalid]
+    unsure = [level for level in levels if level.invalid]
     if unsure and not found:
-        load, reason = unsure[0]
         raise ClientError(
-            f"--fail-if-slower can't tell of {load}: INVALID: {reason}", "measure again what is INVALID, for longer"
+            f"--fail-if-slower can't tell of {unsure[0].load}: INVALID: {unsure[0].invalid[0]}",
+            "measure again what is INVALID, for longer",
         )
     return SLOWER_EXIT if found else 0
 
@@ -105,29 +116,28 @@ def _percent(text: str) -> float:
     return value / 100
 
 
-def _table(before: Saved, after: Saved, levels: Sequence[LevelChange]) -> Table:
+def _table(result: Comparison) -> Table:
     from client.load.report import count, milliseconds
     from client.report import Table
 
     rows = []
-    for level in levels:
+    for level in result.levels:
         for index, change in enumerate(level.changes):
             shown = milliseconds if change.unit == "ms" else count
             interval = "-" if change.low is None or change.high is None else f"{change.low:+.1%} .. {change.high:+.1%}"
             judged = "noise" if change.noise else "worse" if change.worse > 0 else "better"
             values = (shown(change.before), shown(change.after), f"{change.relative:+.1%}")
             rows.append((level.load if not index else "", f"{change.metric}, {change.unit}", *values, interval, judged))
-    notes = tuple(f"{level.load}: INVALID: {reason}" for level in levels for reason in level.invalid)
-    header = (*_HEADER[:2], before.label, after.label, *_HEADER[4:])
-    return Table(f"{after.label} against {before.label}", header, tuple(rows), "<<>>>><", notes)
+    notes = tuple(f"{level.load}: INVALID: {reason}" for level in result.levels for reason in level.invalid)
+    before, after = result.before.label, result.after.label
+    header = (*_HEADER[:2], before, after, *_HEADER[4:])
+    return Table(f"{after} against {before}", header, tuple(rows), "<<>>>><", notes)
 
 
-def _entry(before: Saved, after: Saved, levels: Sequence[LevelChange]) -> dict[str, Any]:
-    from client.load.comparison import differences
-
+def _entry(result: Comparison) -> dict[str, Any]:
     return {
-        "run": str(after.path),
-        "differences": list(differences(before, after)),
+        "run": str(result.after.path),
+        "differences": result.differences,
         "levels": [
             {
                 "load": level.load,
@@ -137,7 +147,7 @@ def _entry(before: Saved, after: Saved, levels: Sequence[LevelChange]) -> dict[s
                     for change in level.changes
                 ],
             }
-            for level in levels
+            for level in result.levels
         ],
     }
 

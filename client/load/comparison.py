@@ -72,6 +72,16 @@ class LevelChange:
     invalid: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side; ``differences`` are what differs besides the results: reasons for care."""
+
+    before: Saved
+    after: Saved
+    levels: tuple[LevelChange, ...]
+    differences: tuple[str, ...]
+
+
 def read_results(paths: Sequence[Path]) -> list[Saved]:
     """Load results; :class:`InputError` when one is none.
 
@@ -82,7 +92,7 @@ def read_results(paths: Sequence[Path]) -> list[Saved]:
         names = [f"{path.resolve().parent.name}/{path.name}" for path in paths]
     if len(set(names)) < len(names):
         names = [f"{name} ({turn})" for turn, name in enumerate(names, 1)]
-    return [_read_result(path, name) for path, name in zip(paths, names, strict=True)]
+    return [_read_result(path, printable(name)) for path, name in zip(paths, names, strict=True)]
 
 
 def _read_result(path: Path, label: str) -> Saved:
@@ -90,7 +100,7 @@ def _read_result(path: Path, label: str) -> Saved:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}", WRITES_ONE) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}", WRITES_ONE) from error
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
@@ -99,8 +109,8 @@ def _read_result(path: Path, label: str) -> Saved:
     return Saved(path, document, label)
 
 
-def compare(before: Saved, after: Saved) -> tuple[LevelChange, ...]:
-    """The loads that both runs have, in the order of the first; :class:`InputError` if there is none."""
+def compare(before: Saved, after: Saved) -> Comparison:
+    """Compare the loads that both runs have, in the order of the first; :class:`InputError` if there is none."""
     try:
         levels = {load_name(level["load"]): level for level in after.document["levels"]}
         pairs = [(load_name(old["load"]), old) for old in before.document["levels"]]
@@ -109,18 +119,20 @@ def compare(before: Saved, after: Saved) -> tuple[LevelChange, ...]:
             for name, old in pairs
             if name in levels
         )
-    except (KeyError, TypeError) as error:
+        differences = tuple(_differences(before, after))
+    except KeyError as error:
         raise InputError(f"{before.path} or {after.path} lacks {error}", WRITES_ONE) from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{before.path} or {after.path} is damaged: {error}", WRITES_ONE) from None
     if not found:
         raise InputError(
             f"{before.path} and {after.path} have no load in common",
             "measure both with the same --concurrency, --rate, --trace or --scenario",
         )
-    return found
+    return Comparison(before, after, found, differences)
 
 
-def differences(before: Saved, after: Saved) -> Iterator[str]:
-    """What differs between two runs besides the results: reasons for care."""
+def _differences(before: Saved, after: Saved) -> Iterator[str]:
     pairs = (
         ("the model's configurations", "model", ("config_sha256",)),
         ("the requests", "settings", ("requests_sha256",)),
@@ -193,4 +205,4 @@ def _spread(estimate: dict[str, Any]) -> float | None:
 
 
 def _invalid(*runs: tuple[Saved, dict[str, Any]]) -> tuple[str, ...]:
-    return tuple(f"{saved.label}: {reason}" for saved, level in runs for reason in level["reasons"])
+    return tuple(f"{saved.label}: {printable(reason)}" for saved, level in runs for reason in level["reasons"])

@@ -391,10 +391,12 @@ class TestCompare:
     def test_models_of_other_names_are_named(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
         document = json.loads(runs[0].read_text())
         document["model"]["name"] = "other"
+        document["levels"][0]["reasons"] = ["\x1b[31mred"]
         (tmp_path / "other.json").write_text(json.dumps(document))
         note = f"the models differ: {MODEL}, version 1, and other, version 1"
         done = command("compare", runs[0], tmp_path / "other.json", "--html", tmp_path / "page.html")
         assert f"note: {note}\n" in done.stdout
+        assert "INVALID: other.json: \\x1b[31mred\n" in done.stdout
         assert note in (tmp_path / "page.html").read_text()
         (entry,) = json.loads(command("compare", runs[0], tmp_path / "other.json", "--json").stdout)["comparisons"]
         assert note in entry["differences"]
@@ -410,6 +412,21 @@ class TestCompare:
         assert "note: the model's files differ: model.onnx\n" in done.stdout
         assert "note: the model's configurations differ\n" in done.stdout
         assert "differ" not in command("compare", runs[0], runs[0]).stdout
+
+    @pytest.mark.parametrize("damage", [{"model": {}}, {"settings": []}, {"levels": [3]}])
+    def test_a_damaged_result(self, runs: tuple[Path, Path], tmp_path: Path, damage: dict[str, Any]) -> None:
+        file = tmp_path / "damaged.json"
+        file.write_text(json.dumps({**json.loads(runs[0].read_text()), **damage}))
+        done = command("compare", runs[0], file)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.match(rf"error: {runs[0]} or {file} (lacks 'name'|is damaged: .+)\n\nhint: ", done.stderr)
+
+    def test_a_page_in_the_place_of_a_result(self, runs: tuple[Path, Path]) -> None:
+        before = runs[0].read_bytes()
+        done = command("compare", *runs, "--html", runs[0])
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "is one of the results" in done.stderr
+        assert runs[0].read_bytes() == before
 
     def test_page(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
         command("compare", *runs, "--html", tmp_path / "page.html")
