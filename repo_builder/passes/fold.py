@@ -41,7 +41,9 @@ def _fold(
     import numpy as np
     from onnx import numpy_helper
 
-    known = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
+    own = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
+    known = {name: value for name, value in outer.items() if name not in own}
+    known.update({tensor.name: tensor for tensor in graph.initializer})
     outputs = {value.name for value in graph.output}
     rest = []
     for node in graph.node:

@@ -372,6 +372,16 @@ def test_a_loop_that_captures_a_weight_and_carries_a_state() -> None:
     close(source, result, x=weights(3, 4))
 
 
+def test_a_state_with_the_name_of_a_constant_outside() -> None:
+    source = loop(node("Neg", ["s"], ["n"]), node("Abs", ["n"], ["s_next"]))
+    source.graph.node.append(node("Mul", ["y", "s"], ["z"]))
+    source.graph.output[0].name = "z"
+    source.graph.initializer.append(numpy_helper.from_array(floats(2), "s"))
+    result = converted(source)
+    assert "Neg: constants" not in result.kept
+    close(source, result, x=weights(3, 4))
+
+
 def test_a_wide_value_is_wide_in_the_loop_it_enters() -> None:
     source = loop(node("Neg", ["s"], ["s_next"]), start="Pow")
     source.graph.initializer[1].CopyFrom(numpy_helper.from_array(floats([2, 3, 2, 2]), "w"))
