@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -24,11 +24,14 @@ from repo_builder.cli.trt_options import describe_engine, describe_plans, takes_
 from repo_builder.errors import RepoBuilderError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from repo_builder.add import Published
     from repo_builder.config.image import ImagePreprocessing
     from repo_builder.trt.options import TensorRTOptions
+
+
+Number = TypeVar("Number", int, float)
 
 
 class TargetName(str, Enum):
@@ -172,31 +175,34 @@ def add(
         )
     if json:
         print_json({**published.manifest, "folder": str(published.folder), "unchanged": published.unchanged})
-    _summary(published, repository)
+    _say_what_was_made(published)
+    if not published.unchanged and published.manifest["platform"] == "tensorrt_plan":
+        _name_container(repository)
+    _say_what_is_next(published.manifest, repository)
 
 
-def _summary(published: Published, repository: str) -> None:
+def _say_what_was_made(published: Published) -> None:
+    manifest = published.manifest
+    made = f"{published.name} version {published.version}"
+    if published.unchanged:
+        note(f"{made} is already made from this file with these options; nothing changed")
+        return
+    batch = manifest["max_batch_size"]
+    note(f"published {made} in {published.folder} ({human_size(sum(manifest['files'].values()))})")
+    note(f"  target    {manifest['target']} ({manifest['target_reason']})")
+    if "engine" in manifest:
+        note(f"  engine    {describe_engine(manifest['engine'])}")
+    for line in describe_plans(manifest):
+        note(f"  plan      {line}")
+    note(f"  batching  {f'up to {batch}: ' if batch else 'none: '}{manifest['batching']['reason']}")
+    note(f"  verified  {_verified(manifest['verification'], manifest['unverified'])}")
+    for hint in published.hints:
+        note(f"  note      {hint}")
+
+
+def _say_what_is_next(manifest: Mapping[str, Any], repository: str) -> None:
     from repo_builder.servers.records import servers_of
 
-    manifest = published.manifest
-    if published.unchanged:
-        made = f"{published.name} version {published.version}"
-        note(f"{made} is already made from this file with these options; nothing changed")
-    else:
-        size = human_size(sum(manifest["files"].values()))
-        batch = manifest["max_batch_size"]
-        note(f"published {published.name} version {published.version} in {published.folder} ({size})")
-        note(f"  target    {manifest['target']} ({manifest['target_reason']})")
-        if "engine" in manifest:
-            note(f"  engine    {describe_engine(manifest['engine'])}")
-        for line in describe_plans(manifest):
-            note(f"  plan      {line}")
-        note(f"  batching  {f'up to {batch}: ' if batch else 'none: '}{manifest['batching']['reason']}")
-        note(f"  verified  {_verified(manifest['verification'], manifest['unverified'])}")
-        for hint in published.hints:
-            note(f"  note      {hint}")
-        if manifest["platform"] == "tensorrt_plan":
-            _name_container(repository)
     flag = "" if repository == DEFAULT_REPOSITORY else f" --repository {shlex.quote(repository)}"
     servers = servers_of(Path(repository))
     for server in servers:
@@ -235,13 +241,11 @@ def _name_container(repository: str) -> None:
         note(f"  container {image}{f' ({container.doubt})' if container.doubt else ''}{where}")
 
 
-def _verified(verification: dict[str, object] | None, unverified: str | None) -> str:
+def _verified(verification: Mapping[str, Any] | None, unverified: str | None) -> str:
     if verification is None:
         return f"NO: {unverified or '--no-verify'}"
-    outputs = verification["outputs"]
-    assert isinstance(outputs, list | tuple)  # noqa: S101
-    worst = max(outputs, key=lambda output: output["max_relative_error"])
-    sizes = [size for size in verification["batch_sizes"] if size]  # type: ignore[attr-defined]
+    worst = max(verification["outputs"], key=lambda output: output["max_relative_error"])
+    sizes = [size for size in verification["batch_sizes"] if size]
     at = f" at batch {', '.join(map(str, sizes))}" if sizes else ""
     start = f"NO: {unverified}; that one " if unverified else ""
     errors = (
@@ -255,7 +259,7 @@ def _verified(verification: dict[str, object] | None, unverified: str | None) ->
     return f"{start}agrees with ONNX Runtime{at}: {errors}, cosine error {worst['cosine_error']:.1e}{top1}"
 
 
-def _numbers(flag: str, text: str, kind: type) -> tuple:  # type: ignore[type-arg]
+def _numbers(flag: str, text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
     try:
         return tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError:
@@ -272,48 +276,39 @@ def _image(
     color: ColorName | None,
 ) -> ImagePreprocessing | None:
     """The preset with what was overridden."""
-    overrides = {
-        "--resize": resize,
-        "--crop": crop,
-        "--mean": mean,
-        "--std": std,
-        "--layout": layout,
-        "--color": color,
-    }
-    given = [flag for flag, value in overrides.items() if value]
+    overrides = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "color": color}
+    given = [name for name, value in overrides.items() if value]
     if not preset:
         if given:
-            raise UsageError(f"{given[0]} needs a preset to change", "add --image imagenet, or another preset")
+            raise UsageError(f"--{given[0]} needs a preset to change", "add --image imagenet, or another preset")
         return None
     from dataclasses import replace
 
     from repo_builder.config.image import image_preset
 
     spec = image_preset(preset)
+    changes: dict[str, Any] = {"chosen": tuple(name for name in given if name in {"resize", "crop"})}
     if resize:
-        spec = replace(spec, resize=_one_or_two("--resize", resize, single_as_side=True))
+        sides = _one_or_two("--resize", resize)
+        changes["resize"] = sides if len(sides) == 2 else sides[0]
     if crop:
-        sides = _one_or_two("--crop", crop, single_as_side=False)
-        spec = replace(spec, crop=None if sides == (0, 0) else sides)  # type: ignore[arg-type]
+        sides = _one_or_two("--crop", crop)
+        changes["crop"] = (sides[0], sides[-1]) if any(sides) else None
     if mean:
-        spec = replace(spec, mean=_numbers("--mean", mean, float))
+        changes["mean"] = _numbers("--mean", mean, float)
     if std:
-        spec = replace(spec, std=_numbers("--std", std, float))
+        changes["std"] = _numbers("--std", std, float)
     if layout:
-        spec = replace(spec, layout=layout.value)
-    chosen = {"resize": resize, "crop": crop}
-    spec = replace(spec, chosen=tuple(name for name, value in chosen.items() if value))
+        changes["layout"] = layout.value
     if color:
-        spec = replace(spec, color=color.value)
-        if color is ColorName.GRAY and len(spec.mean) == 3 and not (mean or std):
-            spec = replace(spec, mean=(sum(spec.mean) / 3,), std=(sum(spec.std) / 3,))
-    return spec
+        changes["color"] = color.value
+    if color is ColorName.GRAY and len(spec.mean) == 3 and not (mean or std):
+        changes |= {"mean": (sum(spec.mean) / 3,), "std": (sum(spec.std) / 3,)}
+    return replace(spec, **changes)
 
 
-def _one_or_two(flag: str, text: str, *, single_as_side: bool) -> int | tuple[int, int]:
+def _one_or_two(flag: str, text: str) -> tuple[int, ...]:
     sizes = read_sizes(flag, text)
-    if len(sizes) == 1:
-        return sizes[0] if single_as_side else (sizes[0], sizes[0])
-    if len(sizes) != 2:
+    if len(sizes) > 2:
         raise UsageError(f"{flag} {text}: expected N or HEIGHTxWIDTH", "pixels, as in 224 or 224x320")
-    return sizes[0], sizes[1]
+    return sizes
