@@ -102,12 +102,7 @@ def add_model(
     if current and not force:
         if made := _made_already(current, fingerprint):
             return made
-        if current.edited_by_hand and not _keeps_edits(serving, current):
-            since = f"edited by hand since version {current.latest}" if current.latest else "written by hand"
-            raise RepositoryError(
-                f"{current.folder / CONFIG} was {since}",
-                f"keep your edits with --config {current.folder / CONFIG}, or replace them with --force",
-            )
+        _refuse_to_lose_edits(current, serving)
         if new_plan:
             cc_plans.version_to_join(current, new_plan)  # what would be refused is refused before it is built
     started = time.perf_counter()
@@ -195,9 +190,15 @@ def _publish(
     return store.publish(name, staged, lambda number, folder: finish(number, folder, {}))
 
 
-def _keeps_edits(serving: ServingOptions, current: Model) -> bool:
-    """Whether the very config.pbtxt that is there is to be merged into the new one."""
-    return serving.config is not None and serving.config.read_bytes() == (current.folder / CONFIG).read_bytes()
+def _refuse_to_lose_edits(current: Model, serving: ServingOptions) -> None:
+    """Raise RepositoryError where a config.pbtxt was edited by hand, unless that very file is merged into the new."""
+    config = current.folder / CONFIG
+    if not current.edited_by_hand or (serving.config and serving.config.read_bytes() == config.read_bytes()):
+        return
+    since = f"edited by hand since version {current.latest}" if current.latest else "written by hand"
+    raise RepositoryError(
+        f"{config} was {since}", f"keep your edits with --config {config}, or replace them with --force"
+    )
 
 
 def _fingerprints(manifest: Mapping[str, Any]) -> set[str]:
@@ -207,7 +208,7 @@ def _fingerprints(manifest: Mapping[str, Any]) -> set[str]:
 
 def default_name(source: Path) -> str:
     """The file's name without ending; its folder's where the file is just called ``model``."""
-    stem = source.stem if source.suffix.lower() == ".onnx" else source.name.removesuffix(".onnx")
+    stem = source.stem if source.suffix.lower() == ".onnx" else source.name
     return source.absolute().parent.name if stem.lower() == "model" else stem
 
 
