@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ from repo_builder.cli.output import (
     note,
     print_json,
 )
+from repo_builder.errors import RepoBuilderError
 from repo_builder.servers.engine import DEFAULT_IMAGE, Engine
 
 if TYPE_CHECKING:
@@ -130,7 +130,6 @@ def stop(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Stop a running server and wait until it is gone; clear away what one that ended left."""
-    from repo_builder.errors import RepoBuilderError
     from repo_builder.servers.installation import clear_abandoned
     from repo_builder.servers.records import known_servers, select_servers, stop_server
 
@@ -156,17 +155,9 @@ def stop(
 
 def status(json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
     """List the running servers and the state of their models, and detached ones that ended without being stopped."""
-    from repo_builder.errors import ServerError
-    from repo_builder.servers.records import ServerState, known_servers, server_state
-    from repo_builder.servers.supervised import model_states
+    from repo_builder.servers.records import known_servers
 
-    servers: list[tuple[ServerRecord, Sequence[ModelStatus] | None]] = []
-    for record in known_servers():
-        states: Sequence[ModelStatus] | None = None
-        if server_state(record) is ServerState.RUNNING:
-            with contextlib.suppress(ServerError):
-                states = model_states(record.url, Path(record.log_file))
-        servers.append((record, states))
+    servers = [(record, _asked(record)) for record in known_servers()]
     if json:
         return print_json([_record_json(record, states) for record, states in servers])
     if not servers:
@@ -174,16 +165,39 @@ def status(json: JsonOption = False, debug: DebugOption = False) -> None:  # noq
     for record, states in servers:
         where = f"{record.engine.value}, {record.place}"
         typer.echo(f"{record.url}  tritonserver {record.version}, {where}, {record.repository}")
-        state = server_state(record)
-        if state is not ServerState.RUNNING:
-            typer.echo(f"  {_ending(record)}; log: {record.log_file}")
-            away = "removes the container" if state is ServerState.UNSUPERVISED else "clears it away"
-            note(f"  hint: repo-builder stop --http-port {record.http_port} {away}, logs shows its log")
-        elif states is None:
-            typer.echo(f"  does not answer; log: {record.log_file}")
+        if states is None:
+            _show_ended(record)
+        elif isinstance(states, RepoBuilderError):
+            typer.echo(f"  {states.message}")
+            note(f"  hint: {states.hint}")
         else:
             _print_models(states)
     return None
+
+
+def _asked(record: ServerRecord) -> Sequence[ModelStatus] | RepoBuilderError | None:
+    """A running server's models, or why it does not tell them; None of one that does not run."""
+    from repo_builder.errors import ServerError
+    from repo_builder.servers.records import is_running
+    from repo_builder.servers.supervised import model_states
+
+    if not is_running(record):
+        return None
+    try:
+        return model_states(record.url, Path(record.log_file))
+    except ServerError as error:
+        if Path(record.repository).is_dir():
+            return error
+        why = f"{record.repository} is not there any more; what was loaded from it is still served"
+        return ServerError(why, f"put it back, or repo-builder stop --http-port {record.http_port}")
+
+
+def _show_ended(record: ServerRecord) -> None:
+    from repo_builder.servers.records import is_orphan
+
+    typer.echo(f"  {_ending(record)}; log: {record.log_file}")
+    away = "removes the container" if is_orphan(record) else "clears it away"
+    note(f"  hint: repo-builder stop --http-port {record.http_port} {away}, logs shows its log")
 
 
 def _ending(record: ServerRecord) -> str:
@@ -210,7 +224,6 @@ def _left(record: ServerRecord) -> str:
 
 def _container_state(record: ServerRecord) -> str:
     """Docker's word for a container that lost its supervisor, or ``removed``, or ``unknown``: no engine answers."""
-    from repo_builder.errors import RepoBuilderError
     from repo_builder.servers.docker import left_container
 
     try:
@@ -270,7 +283,7 @@ def _print_causes(states: Sequence[ModelStatus]) -> None:
             note(f"  hint: {status.hint}")
 
 
-def _record_json(record: ServerRecord, states: Sequence[ModelStatus] | None) -> dict[str, Any]:
+def _record_json(record: ServerRecord, states: Sequence[ModelStatus] | RepoBuilderError | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     from repo_builder.servers.records import ServerState, server_state
@@ -282,6 +295,8 @@ def _record_json(record: ServerRecord, states: Sequence[ModelStatus] | None) -> 
         "container_state": _container_state(record) if state is ServerState.UNSUPERVISED else None,
     }
     del document["start_time"]
-    if states is not None:
+    if isinstance(states, RepoBuilderError):
+        document["error"] = states.message
+    elif states is not None:
         document["models"] = [{**asdict(status), "state": status.state.value} for status in states]
     return document

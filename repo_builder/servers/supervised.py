@@ -58,7 +58,7 @@ class SupervisedServer:
         self.http_port = ports.http
         self.version = "unknown"
         forget_ended(ports.http, repository)
-        self.log_file = options.log_file or _new_log_file(ports.http)
+        self.log_file = (options.log_file or _new_log_file(ports.http)).absolute()
         try:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             with self.log_file.open("ab") as log:

@@ -70,6 +70,10 @@ def test_status_names_what_runs_a_server(repository: Path) -> None:
     (listed,) = json.loads(run("status", "--json").stdout)
     assert (listed["engine"], listed["state"], listed["container_state"]) == ("local", "running", None)
     assert [listed[key] for key in ("container", "container_id", "image", "exit_status", "ended_at")] == [None] * 5
+    repository.rename(repository.with_name("elsewhere"))
+    shown = run("status")
+    assert f"\n  {repository} is not there any more; what was loaded from it is still served\n" in shown.stdout
+    assert shown.stderr == f"  hint: put it back, or repo-builder stop --http-port {record.http_port}\n"
     assert run("stop").stderr == f"stopped {record.url} (pid {record.pid})\n"
 
 
@@ -131,9 +135,13 @@ def test_a_new_server_takes_the_place_of_one_that_ended(repository: Path) -> Non
     assert known_servers() == []
 
 
-def test_a_server_in_the_foreground_leaves_no_record(repository: Path) -> None:
-    with serve(repository) as server:
+def test_a_server_in_the_foreground_leaves_no_record(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serve(repository, log_file="server.log") as server:
         (record,) = running_servers()
+        assert record.log_file == str(tmp_path / "server.log")  # for commands that run elsewhere
         end(record)
         assert server.wait() == 137
         assert known_servers() == []
