@@ -102,7 +102,7 @@ def add_model(
     if current and not force:
         if made := _made_already(current, fingerprint):
             return made
-        _refuse_to_lose_edits(current, serving)
+        _refuse_to_lose_edits(current, options)
         if new_plan:
             cc_plans.version_to_join(current, new_plan)  # what would be refused is refused before it is built
     started = time.perf_counter()
@@ -161,13 +161,16 @@ def _publish(
 
     Raises:
         _MadeMeanwhileError: the same is there by now; not with ``force``.
+        RepositoryError: config.pbtxt was edited while it was built; not with ``force``.
     """
     name, config = stages.name, stages.config
 
     def finish(number: int, folder: Path, earlier: Mapping[str, Any]) -> None:
         latest = None if force else store.get(name)  # no other writer comes in between from here on
-        if made := latest and _made_already(latest, manifest["fingerprint"]):
-            raise _MadeMeanwhileError(made)
+        if latest:
+            if made := _made_already(latest, manifest["fingerprint"]):
+                raise _MadeMeanwhileError(made)
+            _refuse_to_lose_edits(latest, manifest["options"])
         manifest["version"] = number
         if stages.artifact.cc_filenames:
             manifest["plans"] = cc_plans.describe_plans(manifest, earlier, stages.artifact.cc_filenames)
@@ -190,10 +193,10 @@ def _publish(
     return store.publish(name, staged, lambda number, folder: finish(number, folder, {}))
 
 
-def _refuse_to_lose_edits(current: Model, serving: ServingOptions) -> None:
+def _refuse_to_lose_edits(current: Model, options: Mapping[str, Any]) -> None:
     """Raise RepositoryError where a config.pbtxt was edited by hand, unless that very file is merged into the new."""
-    config = current.folder / CONFIG
-    if not current.edited_by_hand or (serving.config and serving.config.read_bytes() == config.read_bytes()):
+    config, merged = current.folder / CONFIG, options["serving"]["config"]
+    if not current.edited_by_hand or (merged and merged["sha256"] == file_sha256(config)):
         return
     since = f"edited by hand since version {current.latest}" if current.latest else "written by hand"
     raise RepositoryError(

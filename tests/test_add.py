@@ -303,6 +303,21 @@ class TestConfigEditedByHand:
         assert config_of(published).dynamic_batching.max_queue_delay_microseconds == 700
         assert not Repository(repository).find("net").edited_by_hand
 
+    @pytest.mark.parametrize("merged", [False, True])
+    def test_while_the_next_version_is_built(self, merged: bool, net: Path, repository: Path) -> None:
+        config = add(net, repository).folder / "config.pbtxt"
+        options = ServingOptions(config=config, instance_count=1) if merged else ServingOptions(max_batch_size=2)
+
+        def progress(line: str) -> None:
+            if line.startswith("verifying"):
+                self.edit(repository)
+
+        with pytest.raises(RepositoryError, match="edited by hand since version 1"):
+            add(net, repository, serving=options, progress=progress)
+
+        assert Repository(repository).find("net").versions == (1,)
+        assert "max_queue_delay_microseconds: 700" in config.read_text(encoding="utf-8")
+
     def test_another_config_does_not_keep_it(self, net: Path, repository: Path, tmp_path: Path) -> None:
         add(net, repository)
         self.edit(repository)
