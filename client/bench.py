@@ -94,7 +94,7 @@ def bench(
     input_range: Annotated[
         list[str] | None, typer.Option(metavar="NAME=LOW:HIGH", help="Of the values of a random input.")
     ] = None,
-    variants: Annotated[int, typer.Option(min=1, metavar="N", help="Different requests to send in turn.")] = 8,
+    variants: Annotated[int, typer.Option(metavar="N", help="Different requests to send in turn.")] = 8,
     protocol: Annotated[
         Protocol, typer.Option("--protocol", "-i", case_sensitive=False, help="Of inferences; all else goes over HTTP.")
     ] = Protocol.HTTP,

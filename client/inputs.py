@@ -247,5 +247,10 @@ def _random(
             raise UsageError(message, f"such as --input-range {tensor.name}=0:9")
         return generator.integers(int(low), int(high), shape, dtype=dtype, endpoint=True)
     if limits:
+        with np.errstate(over="ignore"):
+            fit = np.isfinite(np.array(limits).astype(dtype)).all() and np.isfinite(limits[1] - limits[0])
+        if not fit:
+            message = f"--input-range {tensor.name} is more than {tensor.datatype} can hold"
+            raise UsageError(message, f"such as --input-range {tensor.name}=-1:1")
         return generator.uniform(*limits, shape).astype(dtype)
     return generator.random(shape, np.float32).astype(dtype)

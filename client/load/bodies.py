@@ -20,6 +20,7 @@ from client.protocol import Tensor
 from client.tensors import Array
 
 VARIANTS: Final = 8
+MAX_VARIANTS: Final = 10_000
 MAX_BYTES: Final = 256 * 2**20
 """All variants together; each worker process holds them."""
 
@@ -29,7 +30,7 @@ class LoadData:
     """What requests are made of: pictures, or arrays from files, and random values for the rest.
 
     ``variants`` different requests are sent in turn, so that a cache can't answer for the model.  An array with
-    more rows than a batch is cut into batches; pictures are sent in turn.
+    more rows than a batch is cut into batches; pictures are sent in turn.  UsageError for a number that can't be.
     """
 
     pictures: tuple[Path, ...] = ()
@@ -37,6 +38,10 @@ class LoadData:
     shapes: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, str] = field(default_factory=dict)
     variants: int = VARIANTS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.variants <= MAX_VARIANTS:
+            raise UsageError(f"--variants {self.variants} can't be", f"--variants takes 1 to {MAX_VARIANTS:,}")
 
 
 @dataclass(frozen=True)

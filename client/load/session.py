@@ -107,9 +107,9 @@ def plan_of(options: Options) -> Plan:
         warmup_requests=int(options.warmup) if by_number else None,
         data=LoadData(
             pictures=options.pictures,
-            inputs=parse_assignments(options.inputs, "--input"),
-            shapes=parse_assignments(options.shapes, "--shape"),
-            ranges=parse_assignments(options.ranges, "--input-range"),
+            inputs=parse_assignments(options.inputs, "--input", "NAME=FILE.npy"),
+            shapes=parse_assignments(options.shapes, "--shape", "NAME=3x224x224"),
+            ranges=parse_assignments(options.ranges, "--input-range", "NAME=LOW:HIGH"),
             variants=options.variants,
         ),
         delivery=options.delivery,

@@ -210,6 +210,9 @@ class TestExitCodes:
             (("--output", "same", "--html", "./same"), "--output and --html are both same"),
             (("--input-range", "x=5:1"), "is not a range"),
             (("--input-range", "y=0:1"), "has no input 'y'"),
+            (("--input-range", "x=0:1e39"), "more than FP32 can hold"),
+            (("--variants", "0"), "--variants takes 1 to 10,000"),
+            (("--input", "x"), "such as --input NAME=FILE.npy"),
             (("--batch", "100"), "batches up to 8"),
         ],
     )
