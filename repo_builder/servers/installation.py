@@ -124,9 +124,17 @@ def make_run_directory(installation: Installation, shm_prefix: str) -> RunDirect
     """Lay out a new server's folder, after clearing away those that killed servers left.
 
     Raises:
-        ServerError: the stub can't run here, because this Python has no shared library.
+        ServerError: the stub can't run here, because this Python has no shared library; or the folder can't be written.
     """
     clear_abandoned()
+    try:
+        return _make_run_directory(installation, shm_prefix)
+    except OSError as error:
+        what = f"{_base()} can't be written, where the server's programs are laid out: {error.strerror}"
+        raise ServerError(what, "free some space there, or set TMPDIR to a folder elsewhere") from None
+
+
+def _make_run_directory(installation: Installation, shm_prefix: str) -> RunDirectory:
     path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base()))
     lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -198,7 +206,13 @@ def _environment(installation: Installation, programs: Path) -> dict[str, str]:
 
 def _check_stub(stub: Path, environment: dict[str, str]) -> None:
     """Run the stub without arguments, which it answers with exit status 1 when it can run at all."""
-    outcome = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False)
+    try:
+        outcome = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False)
+    except PermissionError:
+        raise ServerError(
+            f"programs can't be run in {_base()}, where the server's are laid out: it is mounted with noexec",
+            "set TMPDIR to a folder elsewhere",
+        ) from None
     if outcome.returncode != 1:
         library = sysconfig.get_config_var("INSTSONAME") or "libpython"
         raise ServerError(

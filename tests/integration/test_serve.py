@@ -34,7 +34,7 @@ from repo_builder.servers.records import (
 from repo_builder.servers.supervisor import remove_environments, start_of_server
 from tests.conftest import SmallDisk
 from tests.servers.repositories import infer, write_identity
-from tests.support import snapshot, wait_for
+from tests.support import fill, snapshot, wait_for
 
 pytestmark = pytest.mark.usefixtures("no_servers_left")
 
@@ -563,6 +563,21 @@ def test_what_is_being_published_into_a_mount_point_is_no_model(small_disk: Smal
         wait_for(lambda: staged.name in server.log_file.read_text())
         assert [(status.name, status.ready) for status in server.models] == [("good", True)]
         np.testing.assert_array_equal(infer(server.url, "good", {"x": SAMPLE})["y"], SAMPLE)
+
+
+def test_a_temporary_folder_that_is_full_or_runs_no_programs(
+    repository: Path, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk(8000)
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    subprocess.run(["mount", "-o", "remount,noexec", disk], check=True)
+    with pytest.raises(ServerError, match=f"programs can't be run in {disk}, .* it is mounted with noexec"):
+        serve(repository)
+    fill(disk)
+    with pytest.raises(ServerError, match=f"{disk} can't be written, .*: No space left on device") as caught:
+        serve(repository)
+    assert "set TMPDIR" in str(caught.value.hint)
+    assert [path.name for path in disk.iterdir()] == ["full"]
 
 
 def test_names_are_not_run_by_a_shell(repository: Path) -> None:
