@@ -188,8 +188,8 @@ class TestErrors:
         with pytest.raises(ClientError):
             Client(transport=server(index=index)).default_model()
 
-    def test_timeout_must_be_positive(self) -> None:
-        for timeout in (0.0, -1.0, float("nan")):
+    def test_timeout_must_be_positive_and_end(self) -> None:
+        for timeout in (0.0, -1.0, float("nan"), float("inf"), 1e300):
             with pytest.raises(UsageError, match="timeout"):
                 Client(timeout=timeout)
 
