@@ -31,7 +31,8 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     _refuse_cycle(library, proto)
     parser = library.module.OnnxParser(network, log.logger)
     log.errors.clear()
-    if parser.parse_from_file(str(path)):
+    fused = any(_is_attention(node) for node in nodes_of(proto.graph))
+    if parser.parse(_with_attention_in_parts(path), str(path)) if fused else parser.parse_from_file(str(path)):
         return parser
     problems: dict[str, str] = {}
     for index in range(parser.num_errors):
@@ -106,6 +107,25 @@ def _describe(error: Any, proto: onnx.ModelProto) -> tuple[str, str]:
 
 def _node(name: str, operator: str) -> str:
     return f"node {name} ({operator})"
+
+
+def _is_attention(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Attention" and node.domain in {"", "ai.onnx"}
+
+
+def _with_attention_in_parts(path: Path) -> bytes:
+    """The file, with leave to compute each Attention in parts where TensorRT has no kernel for the whole of it.
+
+    Without it no engine can be built there.  The parser of TensorRT 10.14 and later sets
+    ``IAttention.decomposable`` by the attribute ``TRT_decomposable``, which ONNX itself does not know.
+    """
+    import onnx
+
+    proto = onnx.load(path, load_external_data=False)
+    for node in nodes_of(proto.graph):
+        if _is_attention(node):
+            node.attribute.append(onnx.helper.make_attribute("TRT_decomposable", 1))
+    return proto.SerializeToString()
 
 
 def _unsupported(parser: Any, proto: onnx.ModelProto) -> list[str]:

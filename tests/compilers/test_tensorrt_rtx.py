@@ -216,6 +216,24 @@ def test_external_data_does_not_stay_beside_the_plan(tmp_path: Path) -> None:
 
 
 @rtx
+@pytest.mark.parametrize("options", [{}, {"fp16": True}])
+def test_attention_without_a_kernel_of_its_own_is_computed_in_parts(tmp_path: Path, options: dict[str, Any]) -> None:
+    shape = ["batch", 2, 8, 16]
+    proto = model(
+        [node("MatMul", ["x", "W"], ["q"]), node("Attention", ["q", "x", "x"], ["y"])],
+        {"x": (FP32, shape)},
+        {"y": (FP32, shape)},
+        {"W": weights(16, 16)},
+        opset=23,
+        ir_version=10,
+    )
+    source = tmp_path / "net.onnx"
+    onnx.save_model(proto, source, save_as_external_data=True, location="net.bin", size_threshold=0)
+    engine = add_model(source, repository=tmp_path / "models", build=build(**options)).manifest["engine"]
+    assert engine["layers_by_precision"].keys() == ({"FP16", "FP32"} if options else {"FP32"})
+
+
+@rtx
 def test_the_same_again_is_recognised_though_build_times_were_noted(tmp_path: Path) -> None:
     publish(tmp_path, convolution(), fp16=True)
     assert publish(tmp_path, convolution(), fp16=True).unchanged
