@@ -22,7 +22,7 @@ from repo_builder.compilers.container import open_container
 from repo_builder.config.build import ServingOptions, batching_flags, reconcile
 from repo_builder.errors import ModelError, RepositoryError, UsageError
 from repo_builder.network import ReferenceFunction
-from repo_builder.onnx_model import read_model
+from repo_builder.onnx_model import is_text, read_model
 from repo_builder.repository import CONFIG, MANIFEST, MANIFEST_SCHEMA, Model, Repository, check_name, file_sha256
 from repo_builder.trt.definition import Definition
 
@@ -81,6 +81,8 @@ def add_model(
     if name is not None:
         check_name(name)
     store = Repository(repository)
+    if not is_text(place := store.root.resolve()):
+        raise RepositoryError(f"the path {str(place)!r} is not UTF-8 text", "name a folder with --repository")
     compiler, why = (
         open_container(build.target, build.tensorrt, build.container, store, progress)
         if build.container

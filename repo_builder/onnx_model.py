@@ -54,8 +54,13 @@ def read_model(path: Path) -> OnnxModel:
     return OnnxModel(proto, spec)
 
 
+def is_text(path: Path) -> bool:
+    """Whether a path is UTF-8; ONNX Runtime opens no other."""
+    return not any("\ud800" <= char <= "\udfff" for char in str(path))
+
+
 def _parse(path: Path) -> onnx.ModelProto:
-    if any("\ud800" <= char <= "\udfff" for char in str(path)):
+    if not is_text(path):
         raise ModelError(f"the path {str(path)!r} is not UTF-8 text", "rename the file: ONNX Runtime can't open it")
     if path.is_dir():
         raise ModelError(f"{path} is a folder, not an ONNX file", f"did you mean one of its files: {path}/*.onnx ?")

@@ -317,6 +317,14 @@ class TestPlaces:
 
         assert "can't write to model_repository: Permission denied" in result.error
 
+    def test_a_repository_whose_path_is_not_text(self, cli: Cli, workplace: Path, tmp_path: Path) -> None:
+        shutil.copytree(workplace, tmp_path, dirs_exist_ok=True)
+
+        with untouched(tmp_path):
+            result = cli("add", "good.onnx", "--target", "onnxruntime", "-r", os.fsdecode(b"models\xff"))
+
+        assert "models\\udcff' is not UTF-8 text" in result.error
+
     def test_a_models_place_taken_by_a_file(self, cli: Cli, workplace: Path, tmp_path: Path) -> None:
         shutil.copytree(workplace, tmp_path, dirs_exist_ok=True)
         (tmp_path / "model_repository/good").write_text("mine")

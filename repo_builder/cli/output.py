@@ -16,7 +16,9 @@ DEFAULT_REPOSITORY = "model_repository"
 
 
 def print_json(data: object) -> None:
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    """Text of any language stays readable; what a terminal would obey, or no encoding has, is escaped."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    typer.echo("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
 
 
 def printable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,15 @@ class TestList:
         (tmp_path / "model_repository/a\nb\x1b[31m/1").mkdir(parents=True)
 
         assert cli("list").out.splitlines()[1].startswith(r"a\nb\x1b[31m  1 ")
+
+    def test_strange_names_are_json(self, cli: Cli, tmp_path: Path) -> None:
+        name = os.fsdecode(b"\xc3\xbc\n\xc2\x9b1m\xff")
+        (tmp_path / "model_repository" / name).mkdir(parents=True)
+
+        result = cli("list", "--json")
+
+        assert r'"name": "ü\n\u009b1m\udcff"' in result.out
+        assert result.json[0]["name"] == name
 
     def test_of_a_mount_point(self, cli: Cli, small_disk: SmallDisk, tmp_path: Path) -> None:
         disk = small_disk(512)
