@@ -125,7 +125,7 @@ def _with_attention_in_parts(path: Path) -> bytes:
     for node in nodes_of(proto.graph):
         if _is_attention(node):
             node.attribute.append(onnx.helper.make_attribute("TRT_decomposable", 1))
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())
 
 
 def _unsupported(parser: Any, proto: onnx.ModelProto) -> list[str]:

@@ -218,7 +218,7 @@ def test_external_data_does_not_stay_beside_the_plan(tmp_path: Path) -> None:
 @rtx
 @pytest.mark.parametrize("options", [{}, {"fp16": True}])
 def test_attention_without_a_kernel_of_its_own_is_computed_in_parts(tmp_path: Path, options: dict[str, Any]) -> None:
-    shape = ["batch", 2, 8, 16]
+    shape = ("batch", 2, 8, 16)
     proto = model(
         [node("MatMul", ["x", "W"], ["q"]), node("Attention", ["q", "x", "x"], ["y"])],
         {"x": (FP32, shape)},
