@@ -153,6 +153,7 @@ class TensorRTCompiler:
         half, half_graph = self.options.half, None
         ports = self.options.half_inputs or self.options.half_outputs
         if half and (is_strongly_typed(self.library, self.options) or ports or self.options.strict):
+            from repo_builder.passes.half_operators import BF16_OPSET
             from repo_builder.passes.precision import to_half
 
             progress(f"converting the graph to {half.value}")
@@ -164,7 +165,8 @@ class TensorRTCompiler:
                 half_outputs=self.options.half_outputs,
             )
             if not (converted.half_nodes or converted.already_half):
-                newer = "; for BF16 export the model with opset 17 or newer" if half is DataType.BF16 else ""
+                old = half is DataType.BF16 and bool(converted.kept) and model.spec.opset < BF16_OPSET
+                newer = f", or export the model with opset {BF16_OPSET} or newer" if old else ""
                 why = ", ".join(f"{count} {reason}" for reason, count in converted.kept.items())
                 raise CompileError(
                     f"nothing of the model can compute in {half.value}: {why or 'it has no FP32 nodes'}",

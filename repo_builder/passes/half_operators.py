@@ -11,7 +11,7 @@ from repo_builder.passes.ranges import operator_of
 if TYPE_CHECKING:
     import onnx
 
-_BF16_OPSET = 22
+BF16_OPSET = 22
 """The first whose Conv and Gemm of all versions take BF16."""
 _REFUSED_IN_BF16 = frozenset({
     "ConvTranspose", "GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish",
@@ -65,12 +65,12 @@ def with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model at the opset that BF16 asks for, if ONNX can bring it there, else as it is."""
     from onnx import checker, shape_inference, version_converter
 
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), _BF16_OPSET)
-    if opset >= _BF16_OPSET:
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), BF16_OPSET)
+    if opset >= BF16_OPSET:
         return proto
     refusals = (checker.ValidationError, shape_inference.InferenceError, version_converter.ConvertError)
     try:
-        raised: onnx.ModelProto = version_converter.convert_version(proto, _BF16_OPSET)
+        raised: onnx.ModelProto = version_converter.convert_version(proto, BF16_OPSET)
         checker.check_model(raised, full_check=True)
     except (RuntimeError, ValueError, *refusals):  # RuntimeError: no adapter; ValueError: more than 2 GiB
         return proto
