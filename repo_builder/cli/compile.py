@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repo_builder.cli.output import DebugOption, JsonOption, Steps, human_size, note, print_json
+from repo_builder.cli.output import DebugOption, JsonOption, Steps, human_size, note, print_json, say
 from repo_builder.cli.trt_options import PlanTarget, describe_engine, takes_tensorrt_options
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def inspect_command(
         print_json(facts)
         return
     library = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[facts["target"]]
-    typer.echo(f"plan      {library} {facts['version']}, {human_size(facts['bytes'])}")
+    say(f"plan      {library} {facts['version']}, {human_size(facts['bytes'])}")
     if facts["source"] == "manifest":
         note(f"note: {facts['not_opened']}; this is what the manifest beside it says")
     elif facts["source"] == "header":
@@ -89,16 +89,16 @@ def inspect_command(
 
 def _print_details(facts: dict[str, Any]) -> None:
     gpu = facts["gpu"]
-    typer.echo(f"gpu       {gpu['name']}, compute capability {gpu['compute_capability']}" if gpu else "gpu       none")
+    say(f"gpu       {gpu['name']}, compute capability {gpu['compute_capability']}" if gpu else "gpu       none")
     for role in ("inputs", "outputs"):
         for tensor in facts[role]:
-            typer.echo(f"{role[:-1]:<9} {tensor}")
+            say(f"{role[:-1]:<9} {tensor}")
     for index, profile in enumerate(facts["profiles"]):
         for name, smallest in profile["min"].items():
             sizes = (smallest, profile["opt"][name], profile["max"][name])
-            typer.echo(f"profile {index} {name}: min {sizes[0]}, opt {sizes[1]}, max {sizes[2]}")
+            say(f"profile {index} {name}: min {sizes[0]}, opt {sizes[1]}, max {sizes[2]}")
     layers = facts["layers_by_precision"]
     counts = ", ".join(f"{count} {precision}" for precision, count in layers.items())
-    typer.echo(f"layers    {counts or 'not told'}")
+    say(f"layers    {counts or 'not told'}")
     if facts["device_memory_bytes"]:
-        typer.echo(f"memory    {human_size(facts['device_memory_bytes'])} of scratch for each context")
+        say(f"memory    {human_size(facts['device_memory_bytes'])} of scratch for each context")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repo_builder.cli.output import DEFAULT_REPOSITORY, DebugOption, JsonOption, RepositoryOption, note, print_json
+from repo_builder.cli.output import DEFAULT_REPOSITORY, DebugOption, JsonOption, RepositoryOption, note, print_json, say
 from repo_builder.errors import RepoBuilderError, UsageError
 from repo_builder.servers.engine import DEFAULT_IMAGE
 
@@ -85,7 +85,7 @@ def _show(findings: Sequence[Finding], *, failed: bool, as_json: bool) -> None:
         return print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
     width = max(len(finding.subject) for finding in findings)
     for finding in findings:
-        typer.echo(f"{finding.level.value:<7}  {finding.subject:<{width}}  {finding.text}")
+        say(f"{finding.level.value:<7}  {finding.subject:<{width}}  {finding.text}")
         if finding.mend:
-            typer.echo(f"{'':<7}  {'':<{width}}  -> {finding.mend}")
+            say(f"{'':<7}  {'':<{width}}  -> {finding.mend}")
     return None

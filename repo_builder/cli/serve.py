@@ -16,6 +16,7 @@ from repo_builder.cli.output import (
     RepositoryOption,
     note,
     print_json,
+    say,
 )
 from repo_builder.errors import RepoBuilderError
 from repo_builder.servers.engine import DEFAULT_IMAGE, Engine
@@ -164,11 +165,11 @@ def status(json: JsonOption = False, debug: DebugOption = False) -> None:  # noq
         return note("no server runs; repo-builder serve starts one")
     for record, states in servers:
         where = f"{record.engine.value}, {record.place}"
-        typer.echo(f"{record.url}  tritonserver {record.version}, {where}, {record.repository}")
+        say(f"{record.url}  tritonserver {record.version}, {where}, {record.repository}")
         if states is None:
             _show_ended(record)
         elif isinstance(states, RepoBuilderError):
-            typer.echo(f"  {states.message}")
+            say(f"  {states.message}")
             note(f"  hint: {states.hint}")
         else:
             _print_models(states)
@@ -195,7 +196,7 @@ def _asked(record: ServerRecord) -> Sequence[ModelStatus] | RepoBuilderError | N
 def _show_ended(record: ServerRecord) -> None:
     from repo_builder.servers.records import is_orphan
 
-    typer.echo(f"  {_ending(record)}; log: {record.log_file}")
+    say(f"  {_ending(record)}; log: {record.log_file}")
     away = "removes the container" if is_orphan(record) else "clears it away"
     note(f"  hint: repo-builder stop --http-port {record.http_port} {away}, logs shows its log")
 
@@ -271,7 +272,7 @@ def _print_models(states: Sequence[ModelStatus]) -> None:
     width = max((len(status.name) for status in states), default=0)
     for status in states:
         version = "-" if status.version is None else str(status.version)
-        typer.echo(f"  {status.name:<{width}}  {version:>3}  {status.state.value}")
+        say(f"  {status.name:<{width}}  {version:>3}  {status.state.value}")
     _print_causes(states)
 
 

@@ -136,6 +136,7 @@ class TestList:
         (tmp_path / "model_repository/a\nb\x1b[31m/1").mkdir(parents=True)
 
         assert cli("list").out.splitlines()[1].startswith(r"a\nb\x1b[31m  1 ")
+        assert [line for line in cli("doctor").out.splitlines() if r"  model a\nb\x1b[31m  " in line]
 
     def test_strange_names_are_json(self, cli: Cli, tmp_path: Path) -> None:
         name = os.fsdecode(b"\xc3\xbc\n\xc2\x9b1m\xff")
