@@ -46,7 +46,8 @@ def _repository(root: Path, host: Host) -> Iterator[Finding]:
         yield Finding("repository", Level.WARNING, f"{folder} was left by an add that was killed", mend)
     if not root.is_dir():
         mend = "repo-builder add MODEL.onnx makes it; --repository names another"
-        yield Finding("repository", Level.WARNING, f"{root} does not exist", mend)
+        what = "is not a folder" if root.exists() else "does not exist"
+        yield Finding("repository", Level.WARNING, f"{root} {what}", mend)
         return
     repository = Repository(root)
     for link in repository.dangling():

@@ -392,6 +392,13 @@ def test_a_repository_that_can_not_be_read(machine: Machine) -> None:
         assert found.mend
 
 
+def test_what_is_no_repository(machine: Machine) -> None:
+    machine.repository.rmdir()
+    assert machine.find("repository").text == f"{machine.repository} does not exist"
+    machine.repository.touch()
+    assert machine.find("repository").text == f"{machine.repository} is not a folder"
+
+
 def test_custom_layers_that_compose_does_not_load(machine: Machine) -> None:
     machine.gpu()
     machine.plan("cat", (10, 14, 1, 48), "9.0", b"ftrt", "plugins/layers.so")

@@ -233,6 +233,9 @@ def checked_repository(root: Path, options: ServerOptions) -> Path:
         )
     names = sorted(entry.name for entry in root.iterdir() if looks_like_model(entry))
     if not names:
+        if any(child.name.isdigit() for child in root.iterdir()):
+            hint = f"--repository {root.resolve().parent} --model {root.resolve().name}"
+            raise UsageError(f"{root} is a model, not a repository of models", hint)
         raise UsageError(f"{root} has no models", f"repo-builder add MODEL.onnx --repository {root} puts one there")
     for name in options.models:
         if name not in names:

@@ -473,6 +473,10 @@ def test_no_repository(tmp_path: Path) -> None:
         assert failed.returncode == 2
         error = f"error: {what.format(tmp_path / path)} {words}\n\nhint: repo-builder add MODEL.onnx"
         assert failed.stderr.startswith(error)
+    model = write_identity(tmp_path / "models", "good")
+    failed = run("serve", "-r", str(model))
+    told = f"error: {model} is a model, not a repository of models\n\nhint: --repository {model.parent} --model good\n"
+    assert (failed.returncode, failed.stderr) == (2, told)
 
 
 def test_chosen_models_only(repository: Path) -> None:
