@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from client.errors import InputError
-from client.load.html import load_name
-from client.load.result import FORMAT
+from client.load.result import FORMAT, load_name
 from client.text import printable
 
 QUANTILES: Final = ("p50", "p90", "p99")

@@ -11,7 +11,7 @@ import numpy as np
 from client.load.histogram import bucket_middle, decode
 from client.load.plots import Axis, Series, bar_chart, line_chart, linear_axis, log_axis, stacked_bar
 from client.load.report import count, milliseconds, processes, scenario_line, usage_rows
-from client.load.result import ScenarioResult
+from client.load.result import ScenarioResult, load_name
 from client.load.server_metrics import GpuUsage
 from client.load.server_process import ProcessUsage
 from client.report import Table
@@ -90,15 +90,6 @@ def _page(title: str, body: Sequence[str]) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
-
-
-def load_name(load: Document) -> str:
-    """A level's load in words."""
-    if load["kind"] == "closed":
-        return f"concurrency {load['concurrency']}"
-    if load["kind"] == "trace":
-        return "trace"
-    return f"{load['rate']:g} requests/s{' (Poisson)' if load['poisson'] else ''}"
 
 
 def _verdict(document: Document) -> str:

@@ -13,7 +13,7 @@ from client.errors import UsageError
 from client.load.bodies import LoadData
 from client.load.delivery import Delivery
 from client.load.scenario import MIN_DURATION_S, Asked, loads_of, read_scenario
-from client.load.schedule import MAX_CONNECTIONS, MAX_S, Load, Window, read_trace, trace_of
+from client.load.schedule import DEFAULT_CONNECTIONS, MAX_S, Load, Window, read_trace, trace_of
 from client.load.statistics import QUANTILES
 from client.load.verdict import Threshold
 
@@ -25,7 +25,7 @@ DEFAULT_WARMUP: Final = Window(DEFAULT_WARMUP_S)
 MAX_CONCURRENCY: Final = 10_000
 MAX_RATE: Final = 1e6
 MAX_WORKERS: Final = 256
-MOST_CONNECTIONS: Final = 20_000
+MAX_CONNECTIONS: Final = 20_000
 _SHORTEST_S: Final = 1e-3
 _LARGEST: Final = 2**53
 """Of a whole number in JSON that every reader keeps (RFC 8259, section 6)."""
@@ -44,7 +44,7 @@ class Plan:
     seed: int = 0
     timeout_s: float = DEFAULT_TIMEOUT_S
     workers: int | None = None
-    max_connections: int = MAX_CONNECTIONS
+    max_connections: int = DEFAULT_CONNECTIONS
     percentile: float = 0.99
     thresholds: tuple[Threshold, ...] = ()
     floor: bool = True
@@ -68,7 +68,7 @@ def make_plan(
     seed: int = 0,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     workers: int | None = None,
-    connections: int = MAX_CONNECTIONS,
+    connections: int = DEFAULT_CONNECTIONS,
     percentile: float | None = None,
     fail_if: Sequence[str] = (),
     floor: bool = True,
@@ -98,7 +98,7 @@ def make_plan(
         seed=_whole("--seed", seed, 0),
         timeout_s=_number("--timeout", timeout_s, _SHORTEST_S, MAX_S),
         workers=None if workers is None else _whole("--workers", workers, 1, MAX_WORKERS),
-        max_connections=_whole("--connections", connections, 1, MOST_CONNECTIONS),
+        max_connections=_whole("--connections", connections, 1, MAX_CONNECTIONS),
         percentile=_quantile(percentile, asked),
         thresholds=tuple(map(Threshold.parse, [fail_if] if isinstance(fail_if, str) else fail_if)),
         floor=floor,

@@ -167,6 +167,15 @@ class RunResult:
         write_text(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", "--output")
 
 
+def load_name(load: Mapping[str, Any]) -> str:
+    """A load of :meth:`RunResult.to_json` in words."""
+    if load["kind"] == "closed":
+        return f"concurrency {load['concurrency']}"
+    if load["kind"] == "trace":
+        return "trace"
+    return f"{load['rate']:g} requests/s{' (Poisson)' if load['poisson'] else ''}"
+
+
 def is_ordinary(path: Path) -> bool:
     """Whether a file can be put there: not what is no file, nor /dev/stdout when that is a link to one."""
     special = path.exists() and not path.is_file()

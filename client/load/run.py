@@ -22,16 +22,17 @@ from client.load.delivery import Delivery, Protocol
 from client.load.environment import describe_environment, describe_model
 from client.load.floor import Floor, measure_floor
 from client.load.plan import DEFAULT_TIMEOUT_S, DEFAULT_WARMUP_S, Plan, make_plan
-from client.load.prepare import Prepared, open_client, prepare, target
+from client.load.prepare import Prepared, prepare
 from client.load.records import WAITED, Outcome, Records, Sample
 from client.load.result import Level, RunResult, Settings
 from client.load.scenario import Scenario, batch_of, judge_scenario
-from client.load.schedule import MAX_CONNECTIONS, Load, Window
+from client.load.schedule import DEFAULT_CONNECTIONS, Load, Window
 from client.load.server_statistics import Batching, explain_batching
 from client.load.server_usage import ServerUsage, Watch, Whereabouts, found_anew, grpc_port, locate
 from client.load.statistics import summarise
+from client.load.target import inference_url, open_client, resolve
 from client.load.verdict import Generator, judge
-from client.load.workers import PhaseResult, Workers, resolve
+from client.load.workers import PhaseResult, Workers
 from client.metadata import ModelMetadata
 from client.transport import Url
 
@@ -72,7 +73,7 @@ def run_load(
     seed: int = 0,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     workers: int | None = None,
-    connections: int = MAX_CONNECTIONS,
+    connections: int = DEFAULT_CONNECTIONS,
     percentile: float | None = None,
     fail_if: Sequence[str] = (),
     floor: bool = True,
@@ -195,7 +196,7 @@ def _batch(model: ModelMetadata, plan: Plan) -> int | None:
 
 def default_workers(loads: Sequence[Load]) -> int:
     """A process carries some 20,000 requests/s; more of them than a quarter of the cores would press the server."""
-    most = max(load.concurrency or MAX_CONNECTIONS for load in loads)
+    most = max(load.concurrency or DEFAULT_CONNECTIONS for load in loads)
     return max(1, min(4, (os.cpu_count() or 1) // 4, most))
 
 
@@ -308,7 +309,7 @@ def _floor(plan: Plan, prepared: Prepared, samples: Sequence[Sample], workers: i
 def _settings(client: Client, plan: Plan, bodies: Bodies, workers: int) -> Settings:
     return Settings(
         url=client.url,
-        target=str(target(client.address, plan.delivery)),
+        target=str(inference_url(client.address, plan.delivery)),
         protocol=plan.delivery.protocol.value,
         shared_memory=plan.delivery.shared_memory.value,
         compression=plan.delivery.compression.value,

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from client.errors import InputError, UsageError
 from client.load.records import ClosedLoop, DueTimes, OpenLoop, Phase
 
-MAX_CONNECTIONS: Final = 512
+DEFAULT_CONNECTIONS: Final = 512
 MAX_S: Final = 7 * 24 * 3600.0
 """Of any time: a week."""
 
@@ -47,7 +47,9 @@ class Load:
             return f"{self.rate:g} requests/s{' (Poisson)' if self.poisson else ''}"
         return f"trace of {len(self.trace_ns)} requests"
 
-    def phases(self, workers: int, window: Window, seed: int, max_connections: int = MAX_CONNECTIONS) -> list[Phase]:
+    def phases(
+        self, workers: int, window: Window, seed: int, max_connections: int = DEFAULT_CONNECTIONS
+    ) -> list[Phase]:
         """Divide the load among workers: each its share of those in flight, or every so-manieth request.
 
         Where there are more workers than may be in flight, the others do nothing.

@@ -21,9 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 import client
-from client.errors import ClientError, ConnectionFailed
+from client.errors import ClientError
 from client.load.records import Failure, Outcome, Phase, PhaseEnd, Ready, Records, Sample, Setup, Stop, Waiting
-from client.transport import Url
 
 _START_DELAY_NS: Final = 20_000_000
 _STOP_S: Final = 5.0
@@ -236,26 +235,6 @@ def _await_ready(control: Connection) -> None:
             "a worker process ended before its first request",
             "is there memory left, and does the script that calls run_load guard it with if __name__ == '__main__'?",
         ) from None
-
-
-def resolve(url: Url) -> tuple[int, tuple[object, ...]]:
-    """Address family and address of a server, the first of its name's that accepts a connection."""
-    problem: OSError | None = None
-    try:
-        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise ConnectionFailed(f"{url.host} is not a known host", "say where the server is with --url") from error
-    for family, kind, protocol, _, address in found:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.settimeout(5)
-            try:
-                probe.connect(address)
-            except OSError as error:
-                problem = error
-                continue
-            return family, address
-    reason = f": {problem.strerror or problem}" if problem else ""
-    raise ConnectionFailed(f"no server answers at {url}{reason}", "say where it is with --url") from problem
 
 
 def start_child(module: str, fd: int, *arguments: str) -> subprocess.Popen[bytes]:
