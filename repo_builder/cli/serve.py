@@ -178,19 +178,15 @@ def status(json: JsonOption = False, debug: DebugOption = False) -> None:  # noq
 
 def _asked(record: ServerRecord) -> Sequence[ModelStatus] | RepoBuilderError | None:
     """A running server's models, or why it does not tell them; None of one that does not run."""
-    from repo_builder.errors import ServerError
     from repo_builder.servers.records import is_running
     from repo_builder.servers.supervised import model_states
 
     if not is_running(record):
         return None
     try:
-        return model_states(record.url, Path(record.log_file))
-    except ServerError as error:
-        if Path(record.repository).is_dir():
-            return error
-        why = f"{record.repository} is not there any more; what was loaded from it is still served"
-        return ServerError(why, f"put it back, or repo-builder stop --http-port {record.http_port}")
+        return model_states(record.url, Path(record.log_file), Path(record.repository))
+    except RepoBuilderError as error:
+        return error
 
 
 def _show_ended(record: ServerRecord) -> None:

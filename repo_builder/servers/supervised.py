@@ -34,6 +34,7 @@ from repo_builder.servers.records import ServerRecord, forget_ended, start_time,
 STOP_S = 5.0
 READINESS_INTERVAL_S = 0.05
 KEPT_LOGS = 20
+_UNLOADED = "unloaded"  # in Triton's, of what it had loaded and then took out
 _NOT_LOADED = "it is not loaded"  # in our words: Triton lists what came after its start without a state or a reason
 
 AnyServer = TypeVar("AnyServer", bound="SupervisedServer")
@@ -103,7 +104,7 @@ class SupervisedServer:
     @property
     def models(self) -> tuple[ModelStatus, ...]:
         """Every model version the server knows, with its state; raises ServerError if the server doesn't answer."""
-        return model_states(self.url, self.log_file)
+        return model_states(self.url, self.log_file, self.repository)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait until the server ends; return its exit status (128 + N after signal N), None after ``timeout`` s."""
@@ -271,8 +272,12 @@ def common_flags(options: ServerOptions) -> list[str]:
     return [*(f"--{name}={value}" for name, value in flags.items()), *chosen]
 
 
-def model_states(url: str, log_file: Path) -> tuple[ModelStatus, ...]:
-    """Return the state of every model version that the server at ``url`` knows, by name and version."""
+def model_states(url: str, log_file: Path, repository: Path) -> tuple[ModelStatus, ...]:
+    """Return the state of every model version that the server at ``url`` knows, by name and version.
+
+    Raises:
+        ServerError: the server does not answer, or can't look into the repository.
+    """
     log = ""
     with contextlib.suppress(OSError):
         log = log_file.read_text(encoding="utf-8", errors="replace")
@@ -283,9 +288,13 @@ def model_states(url: str, log_file: Path) -> tuple[ModelStatus, ...]:
     except OSError as error:
         raise ServerError(f"the server at {url} does not answer: {error}", f"see its log in {log_file}") from None
     except http.client.HTTPException as error:
+        if not repository.is_dir():
+            what = f"{repository} is not there any more; what was loaded from it is still served"
+            raise ServerError(what, "put it back, or repo-builder stop") from None
         what = f"the server at {url} can't tell its models: {error}"
         raise ServerError(what, f"mend that in the repository, or see its log in {log_file}") from None
-    unread, plans = reasons_in_log(log), plan_errors_in_log(log)
+    unread = {name: why for name, why in reasons_in_log(log).items() if os.path.lexists(repository / name)}
+    plans = plan_errors_in_log(log)
     entries = [*index, *({"name": name} for name in unread if name not in listed)]
     if "MODE_EXPLICIT" in log:  # only some were asked for: Triton lists the others too, without a state or a reason
         entries = [entry for entry in entries if entry.keys() & {"state", "reason"} or entry["name"] in unread]
@@ -311,7 +320,9 @@ def _status(entry: dict[str, str], unread: Mapping[str, str], plans: Mapping[str
     number = int(version) if version else None
     if state is not ModelState.UNAVAILABLE:
         return ModelStatus(name, number, state)
-    reason = entry.get("reason") or unread.get(name, _NOT_LOADED)
+    reason = entry.get("reason")
+    if reason in {None, "", _UNLOADED}:
+        reason = unread.get(name, reason or _NOT_LOADED)
     explanation = explain(name, f"{reason}: {plans[name]}" if plans.get(name) else reason)
     return ModelStatus(name, number, state, explanation.cause, explanation.hint)
 

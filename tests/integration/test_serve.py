@@ -550,7 +550,7 @@ with serve({str(repository)!r}) as server:
     assert [path.name for path in (*home.iterdir(), *temporary.iterdir())] == [".local"]
 
 
-def test_polling_takes_up_a_new_version(repository: Path) -> None:
+def test_polling_takes_up_what_changes(repository: Path) -> None:
     with serve(repository, poll_seconds=1) as server:
         version = repository / "good/2"
         staged = repository.parent / "staged"
@@ -558,6 +558,10 @@ def test_polling_takes_up_a_new_version(repository: Path) -> None:
         (staged / "model.onnx").write_bytes((repository / "good/1/model.onnx").read_bytes())
         staged.rename(version)
         wait_for(lambda: any(status.version == 2 and status.ready for status in server.models))
+        (repository / "good/config.pbtxt").write_text("x{")
+        wait_for(lambda: any("config.pbtxt line 1" in str(status.cause) for status in server.models))
+        (repository / "good").rename(repository.parent / "elsewhere")
+        wait_for(lambda: server.models == ())
 
 
 def test_what_is_being_published_into_a_mount_point_is_no_model(small_disk: SmallDisk) -> None:
