@@ -152,9 +152,10 @@ def _check_labels(config: ModelConfig, labels: tuple[str, ...] | None) -> None:
 
 def check_files(config: ModelConfig, folder: Path) -> None:
     """Refuse a warmup whose data files are not in ``folder``, the model's own, where Triton looks for them."""
+    made = {"", *(file.name for file in (folder / "warmup").glob("*"))}
     for sample in config.model_warmup:
         for name, entry in sample.inputs.items():
-            if entry.input_data_file and not (folder / "warmup" / entry.input_data_file).is_file():
+            if entry.input_data_file not in made:
                 raise ConfigError(
                     f"model_warmup {sample.name!r} takes input {name!r} from a file that is not made: "
                     f"{entry.input_data_file!r}",

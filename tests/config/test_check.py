@@ -141,3 +141,7 @@ def test_warmup_data_has_to_be_there(tmp_path: Path) -> None:
     (tmp_path / "warmup").mkdir()
     (tmp_path / "warmup/mine.bin").touch()
     check_files(config, tmp_path)
+    for path in (str(tmp_path / "warmup/mine.bin"), "../warmup/mine.bin", "w" * 300):  # Triton looks below warmup/
+        config.model_warmup[0].inputs["x"].input_data_file = path
+        with pytest.raises(ConfigError, match="from a file that is not made"):
+            check_files(config, tmp_path)
