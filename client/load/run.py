@@ -121,7 +121,7 @@ def run_load(
         target_latency_ms=target_latency_ms,
         metrics_url=metrics_url,
     )
-    with open_client(url, plan.delivery, min(plan.timeout_s, 30.0)) as client:
+    with open_client(url, plan.delivery, plan.timeout_s) as client:
         return carry_out(client, model, version, plan)
 
 

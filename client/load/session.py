@@ -69,7 +69,7 @@ def measure(options: Options, *, quiet: bool) -> RunResult:
     """Carry out what the options ask for; KeyboardInterrupt when it ends before anything was measured."""
     plan = plan_of(options)
     _check_files(options)
-    with open_client(options.url, plan.delivery, min(options.timeout, 30.0)) as client:
+    with open_client(options.url, plan.delivery, plan.timeout_s) as client:
         observer = Observer() if quiet else Progress()
         return carry_out(client, options.model, options.version, plan, observer)
 

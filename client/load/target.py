@@ -27,6 +27,7 @@ GRPC_PORT: Final = 8001
 """Triton's own default."""
 
 _PROBE_S: Final = 5.0
+_LEAST_S, _MOST_S = 5.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,12 @@ class Target:
     streams: int = MOST
 
 
-def open_client(url: str | None, delivery: Delivery, timeout: float = 30.0) -> Client:
-    """A client for everything besides inferences, which trusts whom the inferences' connections do."""
+def open_client(url: str | None, delivery: Delivery, timeout_s: float) -> Client:
+    """A client for everything besides inferences, which trusts whom the inferences' connections do.
+
+    It waits as long as they do, within reason: ``timeout_s`` may be a service level of milliseconds, or hours.
+    """
+    timeout = min(max(timeout_s, _LEAST_S), _MOST_S)
     where = Url.from_environment() if url is None else Url.parse(url)
     # Reading the system's certificates takes a while: not without need.
     secure = where.scheme == "https" or delivery.tls.ca_file is not None
