@@ -287,8 +287,9 @@ class Repository:
     def _read(self, folder: Path) -> Model | None:
         """The model in ``folder``; None if it is no folder, or none any more: another process may take it away."""
         with _readable(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            versions = (int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
-            return Model(folder.name, folder, tuple(sorted(v for v in versions if (folder / str(v)).is_dir())))
+            if folder.is_dir():  # a link that leads in a circle is none, and can't be listed
+                versions = (int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
+                return Model(folder.name, folder, tuple(sorted(v for v in versions if (folder / str(v)).is_dir())))
         return None
 
 

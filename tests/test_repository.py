@@ -479,6 +479,7 @@ class TestRead:
         (repository / ".git").mkdir()
         (repository / "lost+found").mkdir(mode=0)
         (repository / "README.md").write_text("hello")
+        (repository / "circle").symlink_to("circle")
 
         assert [model.name for model in Repository(repository).models()] == ["net"]
 

@@ -89,12 +89,22 @@ def _in_our_words(error: Exception) -> RepoBuilderError:
         return RepoBuilderError(why, "free some space, or send the output elsewhere")
     if hasattr(error, "format_message"):
         return _of_the_parser(error.format_message(), getattr(error, "ctx", None), getattr(error, "option_name", ""))
+    if isinstance(error, FileNotFoundError) and _is_current_folder_gone():
+        return RepoBuilderError("the current folder was removed", "cd to one that is there")
     if isinstance(error, MemoryError):
         return RepoBuilderError(f"not enough memory: {error}".rstrip(": "), "a machine with more has more")
     return RepoBuilderError(
         f"unexpected {type(error).__name__}: {error}",
         "this is a mistake in repo-builder; run it again with --debug and report what it prints",
     )
+
+
+def _is_current_folder_gone() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109  (asks for nothing else)
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _of_the_parser(message: str, context: typer.Context | None, unknown: str) -> UsageError:

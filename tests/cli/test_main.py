@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ from tests.support import untouched
 COMMANDS = ("add", "list", "show", "remove", "serve", "stop", "status")
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path, preexec_fn: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(repo_builder.__file__).parents[1])}
     command = [sys.executable, "-m", "repo_builder", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, preexec_fn=preexec_fn, capture_output=True, text=True, check=False
+    )
 
 
 def test_interrupted_while_the_command_line_is_imported(tmp_path: Path) -> None:
@@ -123,6 +126,15 @@ class TestProcess:
 
         assert done.returncode == 2
         assert done.stderr.startswith("error: --max-batch-size -1 is not a batch size\n")
+
+    def test_a_folder_that_was_removed_meanwhile(self, tmp_path: Path) -> None:
+        folder = tmp_path / "gone"
+        folder.mkdir()
+
+        done = run("list", cwd=folder, preexec_fn=folder.rmdir)
+
+        assert done.returncode == 1
+        assert done.stderr == "error: the current folder was removed\n\nhint: cd to one that is there\n"
 
     def test_traceback_for_those_who_ask(self, tmp_path: Path) -> None:
         done = run("add", "net.onnx", "--debug", cwd=tmp_path)
