@@ -15,7 +15,7 @@ from client.exchange import LatencyReport
 from client.latency import LatencySummary, samples_needed
 from client.metadata import ModelMetadata, format_shape
 from client.tensors import Array
-from client.text import printable
+from client.text import printable, shortened
 from client.topk import Classification
 
 _STAGES: Final = ("preprocess", "request", "postprocess")
@@ -195,7 +195,7 @@ def _datatype(model: ModelMetadata, name: str) -> str:
 def _value(value: object) -> str:
     if isinstance(value, bytes):
         text = value.decode(errors="backslashreplace")
-        return printable(repr(text if len(text) <= 40 else text[:37] + "..."))
+        return printable(repr(shortened(text, 40)))
     if isinstance(value, np.floating) or type(value).__name__ == "bfloat16":
         return f"{float(value):.4g}"  # type: ignore[arg-type]
     return printable(value)

@@ -13,6 +13,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def shortened(text: str, most: int) -> str:
+    """``text``, or its beginning and dots, in at most so many characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def listed(names: Sequence[str]) -> str:
     """``a, b, c``, cut where a line of names would become a page of them."""
     more = len(names) - _NAMES

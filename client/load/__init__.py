@@ -17,8 +17,9 @@
     server_usage      what the server used              server_process, server_metrics: its processes, its GPUs
     floor             against floor_server, a server that does nothing
     verdict           may the result be believed        environment        where it was measured
-    run               one whole run                     result             all of it as one value, and as JSON
-    session           a run of the command line         live               what is shown during it
+    run               one whole run                     level              one of its loads
+    result            all of it as one value, as JSON   session            a run of the command line
+    observer          who is told of a run meanwhile    live               what is shown of it on a terminal
     report            tables, lines, CSV                html, plots        the page
     comparison        results side by side
 """

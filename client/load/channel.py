@@ -11,6 +11,8 @@ from typing import Final
 from client.load.records import Outcome
 
 BUFFER_BYTES: Final = 256 * 1024
+LONGEST_REFUSAL: Final = 1000
+"""Characters that are told of one: ONNX Runtime names the node before it comes to the cause."""
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from client.load.answers import CHUNKED, Head, join_chunks, parse_head
-from client.load.channel import BUFFER_BYTES, Answer, Call, Channel
+from client.load.channel import BUFFER_BYTES, LONGEST_REFUSAL, Answer, Call, Channel
 from client.load.records import Outcome
+from client.text import shortened
 
 Heads: TypeAlias = dict[bytes, tuple[Head, Answer]]
 """Heads seen before, and what they mean when nothing else is wrong: most are the same."""
 
 _MOST_HEADS: Final = 1000
-_LONGEST: Final = 1000
-"""Characters of a refusal that are told: ONNX Runtime names the node before it comes to the cause."""
 
 
 class Http1Channel(Channel):
@@ -91,6 +90,5 @@ def _reason(body: bytes) -> str:
     try:
         text = str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
-        text = body[:_LONGEST].decode(errors="replace")
-    text = " ".join(text.split())
-    return text if len(text) < _LONGEST else f"{text[: _LONGEST - 3]}..."
+        text = body[:LONGEST_REFUSAL].decode(errors="replace")
+    return shortened(" ".join(text.split()), LONGEST_REFUSAL)

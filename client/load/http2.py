@@ -12,8 +12,9 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from client.load.channel import Answer, Call, Channel
+from client.load.channel import LONGEST_REFUSAL, Answer, Call, Channel
 from client.load.records import Outcome
+from client.text import shortened
 
 if TYPE_CHECKING:
     from hpack import Decoder
@@ -291,7 +292,7 @@ def _end(stream: _Stream, fields: dict[str, str]) -> Answer:
         number = int(code)
         name = _CODES[number] if number < len(_CODES) else f"status {number}"
         outcome = Outcome.REFUSED if number in _REFUSED else Outcome.SERVER_ERROR
-        return Answer(outcome, f"gRPC {name}: {unquote(fields.get('grpc-message', ''))[:500]}")
+        return Answer(outcome, f"gRPC {name}: {shortened(unquote(fields.get('grpc-message', '')), LONGEST_REFUSAL)}")
     if stream.status.isdecimal() and stream.status != "200":  # a proxy's own answer
         return Answer(Outcome.of_http(int(stream.status)), f"HTTP {stream.status}")
     return _NO_STATUS

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final, TextIO
 import numpy as np
 
 from client.load.bodies import Bodies
+from client.load.observer import Observer
 from client.load.plan import Plan
 from client.load.records import WAITED, Records
 from client.load.report import count, milliseconds
 from client.load.result import Level
-from client.load.run import Observer
 from client.load.schedule import Load, Window
 from client.metadata import ModelMetadata
 from client.text import printable

@@ -13,7 +13,7 @@ from client.load.server_metrics import GpuUsage
 from client.load.server_process import ProcessUsage
 from client.load.statistics import Estimate, Latency
 from client.report import Table
-from client.text import printable
+from client.text import printable, shortened
 
 _CSV_SERVER: Final = (
     ("Server Queue", "server queue"),
@@ -23,6 +23,8 @@ _CSV_SERVER: Final = (
 )
 _CSV_NETWORK: Final = ("network and server front end", SEND_AND_NETWORK, "server, rest")
 _CSV_QUANTILES: Final = (0.50, 0.90, 0.95, 0.99)
+_MESSAGE: Final = 120
+"""Characters of an error's message in its table; the document has all of it."""
 
 
 def milliseconds(value: float) -> str:
@@ -150,7 +152,9 @@ def _details(level: Level, result: RunResult) -> Iterator[Table]:
         cells = tuple((printable(name), text) for name, text in used)
         yield Table("what the server used", ("", "until the last answer"), cells, "<<")
     if statistics.errors:
-        kinds = [(kind.kind, f"{kind.count:,}", printable(kind.message)[:80]) for kind in statistics.kinds]
+        kinds = [
+            (kind.kind, f"{kind.count:,}", shortened(printable(kind.message), _MESSAGE)) for kind in statistics.kinds
+        ]
         notes = tuple(
             f"from {window.start_s:.2f} s to {window.end_s:.2f} s: {window.errors:,} errors"
             for window in statistics.error_windows[:10]

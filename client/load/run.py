@@ -4,54 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
 
 from client.client import Client
 from client.errors import ClientError
-from client.load.account import STARTED_ANEW, Account, reconcile
 from client.load.bodies import Bodies, LoadData, make_inputs
-from client.load.check import wrong_answers
 from client.load.delivery import Delivery, Protocol
 from client.load.environment import describe_environment, describe_model
 from client.load.floor import Floor, measure_floor
+from client.load.level import Subject, measure_level
+from client.load.observer import Observer
 from client.load.plan import DEFAULT_TIMEOUT_S, DEFAULT_WARMUP_S, Plan, make_plan
 from client.load.prepare import Prepared, prepare
-from client.load.records import WAITED, Outcome, Records, Sample
+from client.load.records import Sample
 from client.load.result import Level, RunResult, Settings
 from client.load.scenario import Scenario, batch_of, judge_scenario
-from client.load.schedule import DEFAULT_CONNECTIONS, Load, Window
-from client.load.server_statistics import Batching, explain_batching
-from client.load.server_usage import ServerUsage, Watch, Whereabouts, found_anew, grpc_port, locate
-from client.load.statistics import summarise
+from client.load.schedule import DEFAULT_CONNECTIONS, Load
+from client.load.server_usage import Whereabouts, found_anew, grpc_port, locate
 from client.load.target import inference_url, open_client, resolve
-from client.load.verdict import Generator, judge
-from client.load.workers import PhaseResult, Workers
+from client.load.workers import Workers
 from client.metadata import ModelMetadata
 from client.transport import Url
-
-_READINGS: Final = 10
-_BETWEEN_READINGS_S: Final = 0.02
-
-
-class Observer:
-    """Is told of a run while it goes on; does nothing by itself."""
-
-    def run_started(self, model: ModelMetadata, url: str, plan: Plan, bodies: Bodies) -> None: ...
-
-    def level_started(self, load: Load, window: Window) -> None: ...
-
-    def records(self, records: Records) -> None: ...
-
-    def waiting(self, requests: int) -> None: ...
-
-    def level_ended(self, level: Level) -> None: ...
 
 
 def run_load(
@@ -150,11 +125,12 @@ def _carry_out(
     levels: list[Level] = []
     samples: list[Sample] = []
     with Workers(prepared.setup, count) as workers:
+        subject = Subject(client, model, config, plan, prepared, workers, observer)
         for index, load in enumerate(plan.loads):
             if index:
                 where = found_anew(where, family, str(address[0]), client.address.port)
             try:
-                level, seen = _run_level(client, model, config, plan, prepared, workers, load, observer, where)
+                level, seen = measure_level(subject, load, where)
             except KeyboardInterrupt:  # a second one; what was measured before it is a result
                 break
             levels.append(level)
@@ -202,101 +178,6 @@ def default_workers(loads: Sequence[Load]) -> int:
 
 def _most_in_flight(plan: Plan) -> int:
     return max(load.concurrency or plan.max_connections for load in plan.loads)
-
-
-def _run_level(
-    client: Client,
-    model: ModelMetadata,
-    config: Mapping[str, Any],
-    plan: Plan,
-    prepared: Prepared,
-    workers: Workers,
-    load: Load,
-    observer: Observer,
-    where: Whereabouts,
-) -> tuple[Level, list[Sample]]:
-    """Warm up, wait until nothing is in flight, measure, wait again; the server's counters are read in between."""
-    window = Window(0.0, plan.window.requests) if load.trace_ns else plan.window
-    phase = PhaseResult()
-    if plan.warmup is not None and not load.trace_ns:
-        phase = workers.run(load.phases(len(workers), plan.warmup, plan.seed + 1, plan.max_connections))
-    abandoned = _timeouts(phase)
-    before = _statistics(client, model)
-    observer.level_started(load, window)
-    started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    watch = Watch(where)
-    if phase.interrupted:  # in the warm-up: nothing was measured
-        phase = PhaseResult(interrupted=True)
-    else:
-        phases = load.phases(len(workers), window, plan.seed, plan.max_connections)
-        with watch:
-            phase = workers.run(phases, observer.records, on_waiting=observer.waiting)
-    after = None
-    with contextlib.suppress(KeyboardInterrupt):  # the level is over, and not to be lost for impatience
-        after = _statistics(client, model)
-    cut_short = phase.interrupted or window.requests is not None or not window.seconds
-    last_s = (int(phase.store.done.max()) - phase.start_ns) / 1e9 if len(phase.store) else 0.0
-    statistics = summarise(
-        phase.store,
-        phase.start_ns,
-        0 if cut_short else round(window.seconds * 1e9),
-        phase.messages,
-        open_loop=load.open_loop,
-    )
-    anew = watch.server_ended and after is not None
-    account = Account(notes=(STARTED_ANEW,)) if anew else reconcile(before, after, statistics, phase, abandoned)
-    server = account.server
-    generator = _generator(phase, len(workers), prepared)
-    batching = Batching.of(config)
-    seconds = max(statistics.window_s, last_s)
-    level = Level(
-        load=load,
-        started=started,
-        statistics=statistics,
-        server=server,
-        split=account.split,
-        batching=explain_batching(server, batching, prepared.bodies.batch, seconds) if server else None,
-        generator=generator,
-        verdict=judge(statistics, generator, plan.percentile),
-        broken_thresholds=tuple(filter(None, (entry.broken_by(statistics) for entry in plan.thresholds))),
-        notes=account.notes,
-        usage=ServerUsage() if watch.server_ended or server is None else watch.usage,
-    )
-    return level, phase.samples
-
-
-def _generator(phase: PhaseResult, workers: int, prepared: Prepared) -> Generator:
-    wrong, first = wrong_answers(phase.samples, grpc=prepared.setup.grpc, places=prepared.places)
-    requests = max(1, len(phase.store))
-    return Generator(
-        workers=workers,
-        connections=sum(end.connections for end in phase.ends),
-        cpu=max((end.cpu_ns / end.wall_ns for end in phase.ends), default=0.0),
-        cpu_us_per_request=sum(end.cpu_ns for end in phase.ends) / requests / 1e3,
-        unsent=sum(end.unsent for end in phase.ends),
-        interrupted=phase.interrupted,
-        lost_workers=phase.lost_workers,
-        wrong_answers=wrong,
-        wrong_answer=first,
-    )
-
-
-def _timeouts(phase: PhaseResult) -> int:
-    return int(np.count_nonzero(phase.store.status & ~np.uint8(WAITED) == Outcome.TIMEOUT))
-
-
-def _statistics(client: Client, model: ModelMetadata) -> dict[str, Any] | None:
-    """The server's counters, when two readings agree: Triton counts a request shortly after it has answered it."""
-    try:
-        counters = client.raw_statistics(model.name, model.version)
-        for _ in range(_READINGS):
-            time.sleep(_BETWEEN_READINGS_S)
-            earlier, counters = counters, client.raw_statistics(model.name, model.version)
-            if counters == earlier:
-                break
-    except ClientError:
-        return None  # the server may be down for a while; that is a finding, not a reason to stop
-    return counters
 
 
 def _floor(plan: Plan, prepared: Prepared, samples: Sequence[Sample], workers: int) -> Floor | None:

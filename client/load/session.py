@@ -18,10 +18,11 @@ from client.load.bodies import LoadData
 from client.load.delivery import Delivery
 from client.load.html import report_page
 from client.load.live import Progress
+from client.load.observer import Observer
 from client.load.plan import Plan, make_plan
 from client.load.report import closing_lines, perf_analyzer_csv, result_tables
 from client.load.result import RunResult, is_ordinary, write_text
-from client.load.run import Observer, carry_out
+from client.load.run import carry_out
 from client.load.schedule import parse_concurrencies, parse_duration, parse_rates
 from client.load.target import open_client
 from client.report import show

@@ -118,10 +118,10 @@ def test_no_statistics() -> None:
 
 
 def test_busy_is_of_the_time_until_the_last_answer() -> None:
-    """The fake says 0.23 ms an execution; 50 answers at 1 s to a window of 10 ms would be 115%."""
+    """The fake says 0.23 ms an execution; 150 answers at 1 s to a window of 10 ms would be 345%."""
     found = level(
         Script(delays_s=(1.0,), config={"instance_group": [{"count": 1}]}, batches=(2,)),
-        concurrency=100,
+        concurrency=300,
         duration_s=0.01,
     )
     assert found.batching is not None

@@ -1,0 +1,139 @@
+"""One level of a run: warmed up, measured, held to the server's account and judged."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Final
+
+import numpy as np
+
+from client.client import Client
+from client.errors import ClientError
+from client.load.account import STARTED_ANEW, Account, reconcile
+from client.load.check import wrong_answers
+from client.load.observer import Observer
+from client.load.plan import Plan
+from client.load.prepare import Prepared
+from client.load.records import WAITED, Outcome, Sample
+from client.load.result import Level
+from client.load.schedule import Load, Window
+from client.load.server_statistics import Batching, explain_batching
+from client.load.server_usage import ServerUsage, Watch, Whereabouts
+from client.load.statistics import Statistics, summarise
+from client.load.verdict import Generator, judge
+from client.load.workers import PhaseResult, Workers
+from client.metadata import ModelMetadata
+
+_READINGS: Final = 10
+_BETWEEN_READINGS_S: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What all levels of a run are measured on, and with."""
+
+    client: Client
+    model: ModelMetadata
+    config: Mapping[str, Any]
+    plan: Plan
+    prepared: Prepared
+    workers: Workers
+    observer: Observer
+
+
+def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Level, list[Sample]]:
+    """Warm up, wait until nothing is in flight, measure, wait again; the server's counters are read in between."""
+    plan = subject.plan
+    window = Window(0.0, plan.window.requests) if load.trace_ns else plan.window
+    warmup = _warm_up(subject, load)
+    before = _counters(subject)
+    subject.observer.level_started(load, window)
+    started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    watch = Watch(where)
+    phase = PhaseResult(interrupted=True)
+    if not warmup.interrupted:
+        with watch:
+            phase = _press(subject, load, window)
+    after = None
+    with contextlib.suppress(KeyboardInterrupt):  # the level is over, and not to be lost for impatience
+        after = _counters(subject)
+    last_s = (int(phase.store.done.max()) - phase.start_ns) / 1e9 if len(phase.store) else 0.0
+    statistics = _statistics(phase, load, window)
+    anew = watch.server_ended and after is not None
+    account = Account(notes=(STARTED_ANEW,)) if anew else reconcile(before, after, statistics, phase, _timeouts(warmup))
+    server, batch = account.server, subject.prepared.bodies.batch
+    seconds = max(statistics.window_s, last_s)
+    generator = _generator(phase, subject)
+    level = Level(
+        load=load,
+        started=started,
+        statistics=statistics,
+        server=server,
+        split=account.split,
+        batching=explain_batching(server, Batching.of(subject.config), batch, seconds) if server else None,
+        generator=generator,
+        verdict=judge(statistics, generator, plan.percentile),
+        broken_thresholds=tuple(filter(None, (entry.broken_by(statistics) for entry in plan.thresholds))),
+        notes=account.notes,
+        usage=ServerUsage() if watch.server_ended or server is None else watch.usage,
+    )
+    return level, phase.samples
+
+
+def _warm_up(subject: Subject, load: Load) -> PhaseResult:
+    plan, workers = subject.plan, subject.workers
+    if plan.warmup is None or load.trace_ns:
+        return PhaseResult()
+    return workers.run(load.phases(len(workers), plan.warmup, plan.seed + 1, plan.max_connections))
+
+
+def _press(subject: Subject, load: Load, window: Window) -> PhaseResult:
+    plan, workers, observer = subject.plan, subject.workers, subject.observer
+    phases = load.phases(len(workers), window, plan.seed, plan.max_connections)
+    return workers.run(phases, observer.records, on_waiting=observer.waiting)
+
+
+def _statistics(phase: PhaseResult, load: Load, window: Window) -> Statistics:
+    cut_short = phase.interrupted or window.requests is not None or not window.seconds
+    duration_ns = 0 if cut_short else round(window.seconds * 1e9)
+    return summarise(phase.store, phase.start_ns, duration_ns, phase.messages, open_loop=load.open_loop)
+
+
+def _generator(phase: PhaseResult, subject: Subject) -> Generator:
+    prepared = subject.prepared
+    wrong, first = wrong_answers(phase.samples, grpc=prepared.setup.grpc, places=prepared.places)
+    requests = max(1, len(phase.store))
+    return Generator(
+        workers=len(subject.workers),
+        connections=sum(end.connections for end in phase.ends),
+        cpu=max((end.cpu_ns / end.wall_ns for end in phase.ends), default=0.0),
+        cpu_us_per_request=sum(end.cpu_ns for end in phase.ends) / requests / 1e3,
+        unsent=sum(end.unsent for end in phase.ends),
+        interrupted=phase.interrupted,
+        lost_workers=phase.lost_workers,
+        wrong_answers=wrong,
+        wrong_answer=first,
+    )
+
+
+def _timeouts(phase: PhaseResult) -> int:
+    return int(np.count_nonzero(phase.store.status & ~np.uint8(WAITED) == Outcome.TIMEOUT))
+
+
+def _counters(subject: Subject) -> dict[str, Any] | None:
+    """The server's counters, when two readings agree: Triton counts a request shortly after it has answered it."""
+    client, model = subject.client, subject.model
+    try:
+        counters = client.raw_statistics(model.name, model.version)
+        for _ in range(_READINGS):
+            time.sleep(_BETWEEN_READINGS_S)
+            earlier, counters = counters, client.raw_statistics(model.name, model.version)
+            if counters == earlier:
+                break
+    except ClientError:
+        return None  # the server may be down for a while; that is a finding, not a reason to stop
+    return counters
