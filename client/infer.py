@@ -37,16 +37,19 @@ def infer(
         typer.Argument(metavar="FILE", help="Pictures, or folders of them.", show_default=False),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME[@VERSION]", help="Not needed if only one is ready.")
+        str | None, typer.Option("--model", "-m", metavar="NAME[@VERSION]", help="Not needed if only one is ready.")
     ] = None,
-    model_version: Annotated[str, typer.Option(metavar="N", help="The newest without it.", show_default=False)] = "",
+    model_version: Annotated[
+        str, typer.Option("--model-version", "-x", metavar="N", help="The newest without it.", show_default=False)
+    ] = "",
     url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Else $TRITON_URL, else http://localhost:8000.")
+        str | None, typer.Option("--url", "-u", metavar="URL", help="Else $TRITON_URL, else http://localhost:8000.")
     ] = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long the server may be silent.")] = 30.0,
     top: Annotated[int, typer.Option(metavar="N", min=1, help="How many of the best classes to show.")] = 5,
     batch: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Items a request; the model's maximum without it.")
+        int | None,
+        typer.Option("--batch", "-b", metavar="N", min=1, help="Items a request; the model's maximum without it."),
     ] = None,
     repeat: Annotated[int, typer.Option(metavar="N", min=1, help="Send each request so many times.")] = 1,
     warmup: Annotated[int, typer.Option(metavar="N", min=0, help="Requests before the first that is timed.")] = 0,

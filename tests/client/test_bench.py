@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 
 import client
+from client.transport import Url
 from tests.client.command import Done, command
 from tests.client.load.fake_server import MODEL, Script, fake_server
 from tests.support import wait_for
@@ -228,6 +229,14 @@ class TestExitCodes:
         assert done.returncode == 1
         assert done.stderr.startswith("error: no server answers at http://127.0.0.1:9")
         assert "hint:" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["bench", "infer"])
+def test_commands_share_short_flags(idle: str, module: str) -> None:
+    rest = ("--random",) if module == "infer" else (*QUICK[:-1], "--requests", 10)
+    done = command(module, "-m", MODEL, "-x", "1", "-u", idle, "-b", 2, *rest)
+    assert f"model {MODEL}, version 1, at {Url.parse(idle)}" in done.stderr
+    assert "error:" not in done.stderr
 
 
 class TestInterruption:
