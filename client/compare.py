@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 SLOWER_EXIT: Final = 99
 _HEADER: Final = ("load", "", "before", "after", "change", "95% interval", "")
+_BETWEEN_RUNS: Final = (
+    "The intervals hold the variation within each run.  That between runs isn't in them and may be larger: "
+    "measure one thing twice to see it."
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -36,7 +40,8 @@ app = typer.Typer(
 
 _EPILOG = (
     "Confidence comes from the variation within each run.  Between runs there may be more: measure a baseline twice "
-    "and compare the two.  Exit code: 0, 1 failed, 2 misuse, 99 a result is slower than --fail-if-slower.  What is "
+    "and compare the two.  A result is slower than --fail-if-slower allows if all of its change's 95% interval is.  "
+    "Exit code: 0, 1 failed, 2 misuse, 99 a result is slower than --fail-if-slower.  What is "
     "INVALID is never called slower: if nothing else is, --fail-if-slower ends with 1, as it can't tell."
 )
 
@@ -46,7 +51,7 @@ def compare(
     baseline: Annotated[Path, typer.Argument(metavar="BASELINE.json", help="A run saved with client.bench --output.")],
     others: Annotated[list[Path], typer.Argument(metavar="OTHER.json", help="Runs to compare with it.")],
     fail_if_slower: Annotated[
-        str | None, typer.Option(metavar="PERCENT", help="Exit 99 if any is worse by more, and not by noise: 5%.")
+        str | None, typer.Option(metavar="PERCENT", help="Exit 99 if any is worse by more: all of its interval, 5%.")
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Save the tables as a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
@@ -131,7 +136,7 @@ def _table(result: Comparison) -> Table:
     notes = tuple(f"{level.load}: INVALID: {reason}" for level in result.levels for reason in level.invalid)
     before, after = result.before.label, result.after.label
     header = (*_HEADER[:2], before, after, *_HEADER[4:])
-    return Table(f"{after} against {before}", header, tuple(rows), "<<>>>><", notes)
+    return Table(f"{after} against {before}", header, tuple(rows), "<<>>>><", (*notes, _BETWEEN_RUNS))
 
 
 def _entry(result: Comparison) -> dict[str, Any]:
@@ -143,7 +148,13 @@ def _entry(result: Comparison) -> dict[str, Any]:
                 "load": level.load,
                 "invalid": level.invalid,
                 "changes": [
-                    {**asdict(change), "relative": change.relative, "noise": change.noise, "worse": change.worse}
+                    {
+                        **asdict(change),
+                        "relative": change.relative,
+                        "noise": change.noise,
+                        "worse": change.worse,
+                        "worse_at_least": change.worse_at_least,
+                    }
                     for change in level.changes
                 ],
             }

@@ -61,6 +61,13 @@ class Change:
     def worse(self) -> float:
         return -self.relative if self.higher_is_better else self.relative
 
+    @property
+    def worse_at_least(self) -> float | None:
+        """The least change for the worse in the interval; None without one."""
+        if self.low is None or self.high is None:
+            return None
+        return -self.high if self.higher_is_better else self.low
+
 
 @dataclass(frozen=True)
 class LevelChange:
@@ -155,13 +162,13 @@ def _differences(before: Saved, after: Saved) -> Iterator[str]:
 
 
 def slower(levels: Sequence[LevelChange], limit: float) -> list[str]:
-    """Changes for the worse that are more than noise and more than ``limit`` (0.05: 5%), of loads that are valid."""
+    """Changes for the worse whose whole interval lies beyond ``limit`` (0.05: 5%), of loads that are valid."""
     return [
-        f"{level.load}: {change.metric} {change.relative:+.1%}"
+        f"{level.load}: {change.metric} {change.relative:+.1%}, by at least {change.worse_at_least:.1%}"
         for level in levels
         if not level.invalid
         for change in level.changes
-        if not change.noise and change.worse > limit
+        if change.worse_at_least is not None and change.worse_at_least > limit
     ]
 
 

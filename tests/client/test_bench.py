@@ -367,7 +367,8 @@ class TestCompare:
         done = command("compare", *runs, "--fail-if-slower", "5%")
         assert done.returncode == 99
         assert re.search(r"p50, ms +[2-5]\.\d+ +\d+\.\d+ +\+\d+\.\d% .* worse", done.stdout)
-        assert "slower: concurrency 4: p50" in done.stderr
+        assert re.search(r"slower: concurrency 4: p50 \+\d+\.\d%, by at least \d+\.\d%\n", done.stderr)
+        assert "That between runs isn't in them" in done.stdout
 
     def test_the_other_way_round_is_better(self, runs: tuple[Path, Path]) -> None:
         done = command("compare", *reversed(runs), "--fail-if-slower", "5%")
