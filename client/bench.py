@@ -144,6 +144,7 @@ def bench(
     result: RunResult | None = None
     terminated = _terminate_as_interrupted()
     try:
+        from client.load.interrupts import Interrupts
         from client.load.session import Options, measure, present
 
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
@@ -183,8 +184,9 @@ def bench(
             csv=csv,
             html=html,
         )
-        result = measure(options, quiet=quiet)
-        code = present(options, result, as_json=as_json)
+        with Interrupts() as interrupts:
+            result = measure(options, interrupts, quiet=quiet)
+            code = present(options, result, interrupts, as_json=as_json)
     except KeyboardInterrupt:
         typer.echo("interrupted" if result else "interrupted, nothing measured", err=True)
         code = 128 + signal.SIGINT

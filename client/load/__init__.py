@@ -20,6 +20,7 @@
     run               one whole run                     level              one of its loads
     result            all of it as one value, as JSON   session            a run of the command line
     observer          who is told of a run meanwhile    live               what is shown of it on a terminal
+    interrupts        what a Ctrl-C does meanwhile
     report            tables, lines, CSV                html, plots        the page
     comparison        results side by side
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from client.client import Client
 from client.errors import ClientError
 from client.load.account import STARTED_ANEW, Account, reconcile
 from client.load.check import wrong_answers
+from client.load.interrupts import Interrupts
 from client.load.observer import Observer
 from client.load.plan import Plan
 from client.load.prepare import Prepared
@@ -43,6 +43,7 @@ class Subject:
     prepared: Prepared
     workers: Workers
     observer: Observer
+    interrupts: Interrupts
 
 
 def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Level, list[Sample]]:
@@ -58,9 +59,7 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
     if not warmup.interrupted:
         with watch:
             phase = _press(subject, load, window)
-    after = None
-    with contextlib.suppress(KeyboardInterrupt):  # the level is over, and not to be lost for impatience
-        after = _counters(subject)
+    after = subject.interrupts.dispensable(lambda: _counters(subject))
     last_s = (int(phase.store.done.max()) - phase.start_ns) / 1e9 if len(phase.store) else 0.0
     statistics = _statistics(phase, load, window)
     anew = watch.server_ended and after is not None
@@ -94,7 +93,7 @@ def _warm_up(subject: Subject, load: Load) -> PhaseResult:
 def _press(subject: Subject, load: Load, window: Window) -> PhaseResult:
     plan, workers, observer = subject.plan, subject.workers, subject.observer
     phases = load.phases(len(workers), window, plan.seed, plan.max_connections)
-    return workers.run(phases, observer.records, on_waiting=observer.waiting)
+    return workers.run(phases, observer.records, before=subject.interrupts.hold, on_waiting=observer.waiting)
 
 
 def _statistics(phase: PhaseResult, load: Load, window: Window) -> Statistics:

@@ -14,6 +14,7 @@ from client.load.bodies import Bodies, LoadData, make_inputs
 from client.load.delivery import Delivery, Protocol
 from client.load.environment import describe_environment, describe_model
 from client.load.floor import Floor, measure_floor
+from client.load.interrupts import Interrupts
 from client.load.level import Subject, measure_level
 from client.load.observer import Observer
 from client.load.plan import DEFAULT_TIMEOUT_S, DEFAULT_WARMUP_S, Plan, make_plan
@@ -96,20 +97,26 @@ def run_load(
         target_latency_ms=target_latency_ms,
         metrics_url=metrics_url,
     )
-    with open_client(url, plan.delivery, plan.timeout_s) as client:
-        return carry_out(client, model, version, plan)
+    with Interrupts() as interrupts, open_client(url, plan.delivery, plan.timeout_s) as client:
+        return carry_out(client, model, version, plan, Observer(), interrupts)
 
 
 def carry_out(
-    client: Client, name: str | None, version: str, plan: Plan, observer: Observer | None = None
+    client: Client, name: str | None, version: str, plan: Plan, observer: Observer, interrupts: Interrupts
 ) -> RunResult:
     """Carry out a plan; an interrupted run is a result too, of the levels until then."""
     with contextlib.ExitStack() as held:
-        return _carry_out(client, name, version, plan, observer or Observer(), held)
+        return _carry_out(client, name, version, plan, observer, interrupts, held)
 
 
 def _carry_out(
-    client: Client, name: str | None, version: str, plan: Plan, observer: Observer, held: contextlib.ExitStack
+    client: Client,
+    name: str | None,
+    version: str,
+    plan: Plan,
+    observer: Observer,
+    interrupts: Interrupts,
+    held: contextlib.ExitStack,
 ) -> RunResult:
     model = client.metadata(name or client.default_model(), version)
     config = client.configuration(model.name, model.version)
@@ -124,15 +131,12 @@ def _carry_out(
     count = plan.workers or default_workers(plan.loads)
     levels: list[Level] = []
     samples: list[Sample] = []
-    with Workers(prepared.setup, count) as workers:
-        subject = Subject(client, model, config, plan, prepared, workers, observer)
+    with Workers(prepared.setup, count) as workers, interrupts.ahead_of():
+        subject = Subject(client, model, config, plan, prepared, workers, observer, interrupts)
         for index, load in enumerate(plan.loads):
             if index:
                 where = found_anew(where, family, str(address[0]), client.address.port)
-            try:
-                level, seen = measure_level(subject, load, where)
-            except KeyboardInterrupt:  # a second one; what was measured before it is a result
-                break
+            level, seen = measure_level(subject, load, where)
             levels.append(level)
             samples += seen
             observer.level_ended(level)
@@ -142,8 +146,8 @@ def _carry_out(
         raise KeyboardInterrupt
     floor = None
     if plan.floor and samples and not workers.interrupted:
-        with contextlib.suppress(ClientError, KeyboardInterrupt):  # a run is worth more than its floor
-            floor = _floor(plan, prepared, samples, count)
+        with contextlib.suppress(ClientError):  # a run is worth more than its floor
+            floor = interrupts.dispensable(lambda: _floor(plan, prepared, samples, count))
     return RunResult(
         settings=_settings(client, plan, bodies, count),
         model=described[0],

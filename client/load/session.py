@@ -17,6 +17,7 @@ from client.inputs import parse_assignments
 from client.load.bodies import LoadData
 from client.load.delivery import Delivery
 from client.load.html import report_page
+from client.load.interrupts import Interrupts
 from client.load.live import Progress
 from client.load.observer import Observer
 from client.load.plan import Plan, make_plan
@@ -66,18 +67,19 @@ class Options:
     html: Path | None
 
 
-def measure(options: Options, *, quiet: bool) -> RunResult:
+def measure(options: Options, interrupts: Interrupts, *, quiet: bool) -> RunResult:
     """Carry out what the options ask for; KeyboardInterrupt when it ends before anything was measured."""
     plan = plan_of(options)
     _check_files(options)
     with open_client(options.url, plan.delivery, plan.timeout_s) as client:
         observer = Observer() if quiet else Progress()
-        return carry_out(client, options.model, options.version, plan, observer)
+        return carry_out(client, options.model, options.version, plan, observer, interrupts)
 
 
-def present(options: Options, result: RunResult, *, as_json: bool) -> int:
+def present(options: Options, result: RunResult, interrupts: Interrupts, *, as_json: bool) -> int:
     """Save and show a result, even when one of the files can't be written; the exit code."""
     problem = _save(options, result)  # first: a reader of the table may go away, as ``head`` does
+    interrupts.release()
     if as_json:
         sys.stdout.write(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
     else:

@@ -240,7 +240,8 @@ def test_commands_share_short_flags(idle: str, module: str) -> None:
 
 
 class TestInterruption:
-    def test_what_was_measured_is_shown_and_saved(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("again_s", [None, 0.03])
+    def test_what_was_measured_is_shown_and_saved(self, tmp_path: Path, again_s: float | None) -> None:
         file = tmp_path / "run.json"
         line = [sys.executable, "-m", "client.bench", MODEL, *QUICK[:-1], "--duration", "60s", "--output", str(file)]
         with fake_server(Script(delays_s=(0.002,))) as url:
@@ -250,6 +251,9 @@ class TestInterruption:
             assert process.stderr is not None
             assert any("requests/s" in line for line in process.stderr)
             os.killpg(process.pid, signal.SIGINT)  # as the terminal does: the workers get it, too
+            while again_s and process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+                time.sleep(again_s)
             out, err = process.communicate(timeout=20)  # of the 60 s
         assert process.returncode == 1
         assert "INVALID: interrupted before its end" in out
