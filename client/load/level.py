@@ -66,7 +66,7 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
     account = Account(notes=(STARTED_ANEW,)) if anew else reconcile(before, after, statistics, phase, _timeouts(warmup))
     server, batch = account.server, subject.prepared.bodies.batch
     seconds = max(statistics.window_s, last_s)
-    generator = _generator(phase, subject)
+    generator = _generator(statistics, phase, subject)
     level = Level(
         load=load,
         started=started,
@@ -102,15 +102,17 @@ def _statistics(phase: PhaseResult, load: Load, window: Window) -> Statistics:
     return summarise(phase.store, phase.start_ns, duration_ns, phase.messages, open_loop=load.open_loop)
 
 
-def _generator(phase: PhaseResult, subject: Subject) -> Generator:
+def _generator(statistics: Statistics, phase: PhaseResult, subject: Subject) -> Generator:
     prepared = subject.prepared
     wrong, first = wrong_answers(phase.samples, grpc=prepared.setup.grpc, places=prepared.places)
-    requests = max(1, len(phase.store))
+    requests, answers = max(1, statistics.requests), max(1, statistics.requests - statistics.errors)
     return Generator(
         workers=len(subject.workers),
         connections=sum(end.connections for end in phase.ends),
         cpu=max((end.cpu_ns / end.wall_ns for end in phase.ends), default=0.0),
         cpu_us_per_request=sum(end.cpu_ns for end in phase.ends) / requests / 1e3,
+        send_ms=sum(end.send_ns for end in phase.ends) / requests / 1e6,
+        receive_ms=sum(end.receive_ns for end in phase.ends) / answers / 1e6,
         unsent=sum(end.unsent for end in phase.ends),
         interrupted=phase.interrupted,
         lost_workers=phase.lost_workers,

@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from client.load.account import SEND_AND_NETWORK
 from client.load.result import Level, RunResult, ScenarioResult
+from client.load.schedule import Load
 from client.load.server_metrics import GpuUsage
 from client.load.server_process import ProcessUsage
 from client.load.statistics import Estimate, Latency
@@ -16,12 +16,12 @@ from client.report import Table
 from client.text import printable, shortened
 
 _CSV_SERVER: Final = (
-    ("Server Queue", "server queue"),
-    ("Server Compute Input", "server compute input"),
-    ("Server Compute Infer", "server compute infer"),
-    ("Server Compute Output", "server compute output"),
+    ("Network+Server Send/Recv", "network"),
+    ("Server Queue", "queue_ms"),
+    ("Server Compute Input", "compute_input_ms"),
+    ("Server Compute Infer", "compute_infer_ms"),
+    ("Server Compute Output", "compute_output_ms"),
 )
-_CSV_NETWORK: Final = ("network and server front end", SEND_AND_NETWORK, "server, rest")
 _CSV_QUANTILES: Final = (0.50, 0.90, 0.95, 0.99)
 _MESSAGE: Final = 120
 """Characters of an error's message in its table; the document has all of it."""
@@ -216,26 +216,41 @@ def _support(result: RunResult) -> tuple[str, ...]:
 def perf_analyzer_csv(result: RunResult) -> str:
     """The rows that perf_analyzer's ``-f`` writes, in its columns and order: microseconds, service time.
 
-    Levels of which nothing was answered have no row, as there.  What was not measured is an empty field, where
-    perf_analyzer leaves out the server's columns for the whole file.
+    As there, the server's columns are means of all that it counted, requests that failed or are another client's
+    included; the network's is what is left of the mean service time, 0 at least; a trace has its mean rate; and levels
+    of which nothing was answered have no row.  The server's columns are left out where it gave no statistics of any
+    level, and empty for a level of which it gave none.
     """
-    open_loop = any(level.load.open_loop for level in result.levels)
+    levels = [level for level in result.levels if level.statistics.service is not None]
+    server = [name for name, _ in _CSV_SERVER] if any(level.server for level in levels) else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head = ["Request Rate" if open_loop else "Concurrency", "Inferences/Second", "Client Send"]
-    names = [name for name, _ in _CSV_SERVER]
+    load = "Request Rate" if any(level.load.open_loop for level in levels) else "Concurrency"
     percentiles = [f"p{q * 100:g} latency" for q in _CSV_QUANTILES]
-    writer.writerow([*head, "Network+Server Send/Recv", *names, "Client Recv", *percentiles])
-    for level in result.levels:
-        statistics = level.statistics
-        if statistics.service is None:
-            continue
-        parts = {part.name: part.ms for part in level.split}
-        network = sum(parts[name] for name in _CSV_NETWORK if name in parts) if parts else None
-        times = [parts.get("client send"), network, *(parts.get(part) for _, part in _CSV_SERVER)]
-        times.append(parts.get("client receive"))
-        times += [statistics.service.percentile(q).ms.value for q in _CSV_QUANTILES]
-        load = level.load.concurrency if level.load.rate is None else f"{level.load.rate:g}"
-        rate = f"{statistics.throughput.value * result.settings.batch:.6g}"
-        writer.writerow([load, rate, *("" if ms is None else round(ms * 1e3) for ms in times)])
+    writer.writerow([load, "Inferences/Second", "Client Send", *server, "Client Recv", *percentiles])
+    for level in levels:
+        rate = f"{level.statistics.throughput.value * result.settings.batch:.6g}"
+        writer.writerow([_csv_load(level.load), rate, *_csv_times(level, len(server))])
     return text.getvalue()
+
+
+def _csv_load(load: Load) -> str:
+    if load.concurrency is not None:
+        return str(load.concurrency)
+    if load.rate is not None:
+        return f"{load.rate:g}"
+    seconds = (load.trace_ns[-1] - load.trace_ns[0]) / 1e9
+    return f"{(len(load.trace_ns) - 1) / seconds:g}" if seconds else "0"  # all at once: there is none
+
+
+def _csv_times(level: Level, of_server: int) -> Iterator[str]:
+    service, generator, server = level.statistics.service, level.generator, level.server
+    times: list[float | None] = [generator.send_ms, *[None] * of_server, generator.receive_ms]
+    if service is not None and server is not None:
+        core = [getattr(server, name) for _, name in _CSV_SERVER[1:]]
+        network = max(0.0, service.mean_ms.value - generator.send_ms - generator.receive_ms - sum(core))
+        times[1:-1] = [network, *core]
+    if service is not None:
+        times += [service.percentile(q).ms.value for q in _CSV_QUANTILES]
+    for ms in times:
+        yield "" if ms is None else f"{ms * 1e3:.0f}"

@@ -45,12 +45,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Generator:
-    """What it took to make the load: ``cpu`` is the busiest worker's fraction of a core."""
+    """What it took to make the load: ``cpu`` is the busiest worker's fraction of a core.
+
+    ``send_ms`` and ``receive_ms`` are means of a request's send and of the receipt of an answer.
+    """
 
     workers: int
     connections: int
     cpu: float
     cpu_us_per_request: float
+    send_ms: float
+    receive_ms: float
     unsent: int
     interrupted: bool
     lost_workers: int

@@ -89,13 +89,30 @@ class TestOutput:
         assert 2900 <= int(first["p50 latency"]) < 100_000
         assert int(first["Network+Server Send/Recv"]) > 2000
 
-    def test_csv_leaves_empty_what_was_not_measured(self, tmp_path: Path) -> None:
+    def test_csv_has_numbers_where_requests_failed(self, tmp_path: Path) -> None:
         file = tmp_path / "run.csv"
         script = Script(delays_s=(0.003,), refuse_every=10, refused_succeed=True)
         bench(script, "--concurrency", 2, "--requests", 100, "-f", file)
         (row,) = csv.DictReader(file.read_text().splitlines())
-        assert row["Client Send"] == row["Network+Server Send/Recv"] == row["Server Queue"] == row["Client Recv"] == ""
-        assert int(row["p50 latency"]) >= 2900
+        del row["Inferences/Second"]
+        assert all(int(value) >= 0 for value in row.values())
+        assert int(row["Network+Server Send/Recv"]) > 2000
+        assert row["Server Queue"] == "100"
+
+    def test_csv_without_a_server_that_counts(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.csv"
+        bench(Script(dies_at=0.1), "--duration", "200ms", "-f", file)
+        names = ["Concurrency", "Inferences/Second", "Client Send", "Client Recv"]
+        (row,) = csv.DictReader(file.read_text().splitlines())
+        assert list(row)[:5] == [*names, "p50 latency"]
+        assert all(float(value) >= 0 for value in row.values())
+
+    def test_csv_of_a_trace_has_its_mean_rate(self, tmp_path: Path) -> None:
+        file, trace = tmp_path / "run.csv", tmp_path / "trace"
+        trace.write_text("0.05\n0.06\n0.25\n")
+        bench(Script(), "--trace", trace, "-f", file)
+        (row,) = csv.DictReader(file.read_text().splitlines())
+        assert row["Request Rate"] == "10"
 
     def test_csv_of_rates_names_them(self, tmp_path: Path) -> None:
         file = tmp_path / "run.csv"
