@@ -20,11 +20,15 @@ _NO_SPLIT: Final = "where the time goes can't be told"
 
 @dataclass(frozen=True)
 class Account:
-    """What the server says of a level, where the mean response time went, and what is missing and why."""
+    """What the server says of a level, where the mean response time went, and what is missing and why.
+
+    ``others`` of the requests that the server counts are somebody else's.
+    """
 
     server: ServerWindow | None = None
     split: tuple[Part, ...] = ()
     notes: tuple[str, ...] = ()
+    others: int = 0
 
 
 def reconcile(
@@ -51,9 +55,10 @@ def reconcile(
         return Account(notes=(f"{fewer}: {anew}",))
     never_sent = sum(kind.count for kind in statistics.kinds if kind.kind == Outcome.NO_CONNECTION.text)
     sent = statistics.requests - never_sent + abandoned
-    if server.requests + server.failures > sent:
-        more = f"the server counts {server.requests + server.failures:,} requests in the window and this run {sent:,}"
-        return Account(server, (), (f"{more}: somebody else uses the model, so {_NO_SPLIT}",))
+    others = server.requests + server.failures - sent
+    if others > 0:
+        more = f"the server counts {sent + others:,} requests in the window and this run {sent:,}"
+        return Account(server, (), (f"{more}: somebody else uses the model, so {_NO_SPLIT}",), others)
     if server.requests > answered:
         failed = f"the server answered {server.requests - answered:,} of the requests that failed for this run"
         return Account(server, (), (f"{failed}, and counts their times, so {_NO_SPLIT}",))

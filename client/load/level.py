@@ -21,7 +21,7 @@ from client.load.prepare import Prepared
 from client.load.records import WAITED, Outcome, Sample
 from client.load.result import Level
 from client.load.schedule import Load, Window
-from client.load.server_statistics import Batching, explain_batching
+from client.load.server_statistics import Batching, Sent, explain_batching
 from client.load.server_usage import ServerUsage, Watch, Whereabouts
 from client.load.statistics import Statistics, summarise
 from client.load.verdict import Generator, judge
@@ -64,8 +64,13 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
     statistics = _statistics(phase, load, window)
     anew = watch.server_ended and after is not None
     account = Account(notes=(STARTED_ANEW,)) if anew else reconcile(before, after, statistics, phase, _timeouts(warmup))
-    server, batch = account.server, subject.prepared.bodies.batch
-    seconds = max(statistics.window_s, last_s)
+    server = account.server
+    sent = Sent(
+        batch=subject.prepared.bodies.batch,
+        in_flight=load.concurrency or plan.max_connections,
+        seconds=max(statistics.window_s, last_s),
+        others=account.others,
+    )
     generator = _generator(statistics, phase, subject)
     level = Level(
         load=load,
@@ -73,7 +78,7 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
         statistics=statistics,
         server=server,
         split=account.split,
-        batching=explain_batching(server, Batching.of(subject.config), batch, seconds) if server else None,
+        batching=explain_batching(server, Batching.of(subject.config), sent) if server else None,
         generator=generator,
         verdict=judge(statistics, generator, plan.percentile),
         broken_thresholds=tuple(filter(None, (entry.broken_by(statistics) for entry in plan.thresholds))),

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-BUSY: float = 0.9
+BUSY: Final = 0.9
 """Fraction of the time from which on the model's instances count as saturated."""
+
+WORKS: Final = 0.5
+"""Share of the requests that ran with others from which on batching works: most of them had it.
+
+A mean of items says less: it is 1.05 when 5% of the executions had two, and the others one.
+"""
+
+_ANOTHER: Final = 1.2  # mean number of waiting requests from which on one that waits often finds another
 
 
 class StartedAnewError(Exception):
@@ -77,6 +85,19 @@ class Batching:
         )
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What a run sent in a window: requests of ``batch`` items, of which at most ``in_flight`` were on their way.
+
+    ``seconds`` passed until the last answer.  ``others`` of the requests in the server's counters are somebody else's.
+    """
+
+    batch: int
+    in_flight: int
+    seconds: float
+    others: int = 0
+
+
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> ServerWindow | None:
     """The window between two answers of ``/v2/models/NAME/versions/VERSION/stats``.
 
@@ -111,48 +132,70 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> ServerWin
     )
 
 
-def explain_batching(window: ServerWindow, config: Batching, batch: int, window_s: float) -> str:
-    """One sentence: whether requests were joined into batches, and if not, why.
-
-    ``window_s`` seconds passed until the last answer, all of which the server's counters hold.
-    """
+def explain_batching(window: ServerWindow, config: Batching, sent: Sent) -> str:
+    """Whether requests were joined into batches, in which proportion, and if few or none were, why."""
+    most, mean = config.max_batch_size, window.mean_batch
     if not window.executions:
         return "Dynamic batching: the model was not executed."
-    if config.max_batch_size == 0:
+    if most == 0:
         return "Dynamic batching is off: the model has no batch axis (max_batch_size is 0)."
-    mean, most = window.mean_batch, config.max_batch_size
-    busy = window.busy_s / window_s / config.instances
-    if mean > batch * 1.05:
+    if not config.dynamic:
+        return "Dynamic batching is off: the configuration has no dynamic_batching, so each request ran alone."
+    if sent.others:
+        counted = f"{sent.others:,} of the {window.requests + window.failures:,} requests in the server's counters"
+        return (
+            f"What dynamic batching did for this run can't be told: {counted} are somebody else's.  All together "
+            f"ran in executions of {mean:.2f} items, at most {most}."
+        )
+    joined = sum(entry.size * entry.executions for entry in window.batches if entry.size > sent.batch)
+    share = joined / window.inferences if window.inferences else 0.0
+    busy = window.busy_s / sent.seconds / config.instances
+    if share >= WORKS:
         full = sum(entry.executions for entry in window.batches if entry.size >= most) / window.executions
         saturated = f"; {_instances(config)} busy {busy:.0%} of the time" if busy >= BUSY else ""
         return (
             f"Dynamic batching works: {window.requests:,} requests ran in {window.executions:,} executions, "
-            f"{mean:.2f} items each of at most {most} ({full:.0%} were full){saturated}."
+            f"{_percent(share)} of the requests with others, {mean:.2f} items at once of at most {most} "
+            f"({_percent(full)} were full){saturated}."
         )
-    if not config.dynamic:
-        return "Dynamic batching is off: the configuration has no dynamic_batching, so each request ran alone."
-    if batch > most // 2:
-        return f"Dynamic batching had nothing to join: two requests of {batch} don't fit in a batch of {most}."
-    some = any(entry.size > batch for entry in window.batches)
-    joined = "hardly anything" if some else "nothing"
-    return f"Dynamic batching joined {joined}: {_why_alone(window, config, window_s, busy)}."
+    if sent.batch > most // 2:
+        return f"Dynamic batching had nothing to join: two requests of {sent.batch} don't fit in a batch of {most}."
+    found = f"{_percent(share)} of the requests" if joined else "nothing"
+    return f"Dynamic batching joined {found}: {_why_alone(window, config, sent, busy)}."
 
 
-def _why_alone(window: ServerWindow, config: Batching, window_s: float, busy: float) -> str:
-    in_server = window.requests * window.total_ms / 1e3 / window_s  # Little's law
-    gap_us = window_s / max(window.requests, 1) * 1e6
-    if in_server < 1.2:
-        return f"the load is too low, with {in_server:.2f} requests in the server on average"
-    if in_server <= config.instances * 1.2 and config.instances > 1:
-        return f"{config.instances} instances take {in_server:.1f} requests at once, one each; fewer would batch them"
-    if busy < BUSY:
-        return (
-            f"a queue delay of {config.delay_us} us is too short for requests that come {gap_us:.0f} us apart "
-            "(max_queue_delay_microseconds)"
-        )
-    if in_server < config.instances * 2.2:
+def _why_alone(window: ServerWindow, config: Batching, sent: Sent, busy: float) -> str:
+    """Requests meet in the queue, where one waits for the delay, or longer if no instance is free.
+
+    So a time between requests that is longer than the delay keeps them apart until the instances are busy.
+    """
+    requests = max(1, window.inferences // sent.batch)
+    if min(sent.in_flight, requests) == 1:
+        return "the load is too low, with one request in flight at a time: no delay lets it meet another"
+    in_server = requests * window.total_ms / 1e3 / sent.seconds  # Little's law
+    gap_us, run_us = sent.seconds / requests * 1e6, window.busy_s / window.executions * 1e6
+    come = f"requests come {gap_us:,.0f} us apart on average"
+    longer = f"more than {gap_us:,.0f} us (max_queue_delay_microseconds), which costs up to as much latency"
+    few = in_server - config.instances < _ANOTHER
+    if few and config.instances > 1 and config.delay_us < gap_us < run_us:
+        fewer = "fewer instances or " if in_server - 1 >= _ANOTHER else ""
+        taken = f"{config.instances} instances take {in_server:.1f} at once, one each"
+        return f"{come}, and {taken}; they meet with {fewer}a queue delay of {longer}"
+    if few and busy >= BUSY:
         return f"of {in_server:.1f} requests in the server {config.instances} ran, and the next one waited alone"
-    return f"{_instances(config)} busy {busy:.0%} of the time, and still requests were taken one by one"
+    if busy >= BUSY:
+        return f"{_instances(config)} busy {busy:.0%} of the time, and still requests were taken one by one"
+    if config.delay_us >= gap_us:
+        return f"{come} and wait up to {config.delay_us:,} us for others, and still were taken one by one"
+    stay = f"wait at most {config.delay_us:,} us for others and run {run_us:,.0f} us"
+    return f"{come}, {stay}; they meet under a higher load or with a queue delay of {longer}"
+
+
+def _percent(share: float) -> str:
+    """Of 1, never rounded to none or all."""
+    if 0 < share < 0.01:
+        return "less than 1%"
+    return "more than 99%" if 0.99 < share < 1 else f"{share:.0%}"
 
 
 def _instances(config: Batching) -> str:

@@ -75,7 +75,10 @@ def test_batching_works_under_load_and_has_nothing_to_do_without(server: Server)
     assert busy.batching.startswith("Dynamic batching works: 800 requests")
     idle = level(server, "linear", concurrency=1, requests=100)
     assert idle.batching is not None
-    assert "the load is too low" in idle.batching
+    assert "the load is too low, with one request in flight" in idle.batching
+    sparse = level(server, "linear", rate=20, requests=8)
+    assert sparse.batching is not None
+    assert re.search(r"requests come [\d,]+ us apart .* with a queue delay of more than", sparse.batching)
     never = level(server, "alone", concurrency=4, requests=100)
     assert never.batching is not None
     assert "no batch axis" in never.batching
@@ -107,6 +110,8 @@ def test_somebody_else_on_the_model_is_noticed(server: Server) -> None:
             thread.join()
     assert found.split == ()
     assert "somebody else uses the model" in found.notes[0]
+    assert found.batching is not None
+    assert found.batching.startswith("What dynamic batching did for this run can't be told")
 
 
 def test_a_model_that_refuses_some_inputs(server: Server) -> None:

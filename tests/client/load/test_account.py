@@ -87,6 +87,7 @@ class TestFailures:
 
     def test_of_a_timeout_in_the_warm_up_the_server_may_count_the_answer(self) -> None:
         assert "somebody else uses the model" in account(counted=103).notes[0]
+        assert (account().others, account(counted=103).others) == (0, 3)
         assert "answered 3 of the requests that failed" in account(counted=103, abandoned=3).notes[0]
 
     def test_requests_that_were_never_sent_are_somebody_elses(self) -> None:

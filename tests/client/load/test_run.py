@@ -48,7 +48,7 @@ class TestTruth:
         assert found.server is not None
         assert [(b.size, b.executions) for b in found.server.batches] == [(1, 50), (2, 50), (3, 50)]
         assert found.batching is not None
-        assert "works: 300 requests ran in 150 executions, 2.00 items each" in found.batching
+        assert "works: 300 requests ran in 150 executions, 83% of the requests with others, 2.00" in found.batching
 
     def test_the_warm_up_is_in_no_number(self) -> None:
         found = level(Script(delays_s=(0.002,)), concurrency=2, requests=100, warmup_s=0.2)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from client.load.server_statistics import (
     Batching,
     BatchSize,
+    Sent,
     ServerWindow,
     StartedAnewError,
     difference,
@@ -84,52 +87,105 @@ def test_reads_a_configuration() -> None:
     assert Batching.of({"max_batch_size": 4, "dynamic_batching": {}}).dynamic
 
 
-def window(requests: int, executions: int, *, total_ms: float = 1.0, busy_s: float = 1.0) -> ServerWindow:
-    """A window of 10 s."""
-    size, more = divmod(requests, executions) if executions else (0, 0)
-    sizes: tuple[BatchSize, ...] = (BatchSize(size, executions - more, 1.0),) if executions else ()
-    sizes += (BatchSize(size + 1, more, 1.0),) if more else ()
-    return ServerWindow(requests, 0, requests, executions, 0, total_ms, 0.1, 0.1, 0.5, 0.1, busy_s, sizes)
+def window(
+    sizes: dict[int, int], *, total_ms: float = 1.0, busy_s: float = 1.0, requests: int | None = None
+) -> ServerWindow:
+    """A window with so many executions of these sizes."""
+    items, executions = sum(size * count for size, count in sizes.items()), sum(sizes.values())
+    batches = tuple(BatchSize(size, count, 1.0) for size, count in sizes.items())
+    return ServerWindow(
+        items if requests is None else requests, 0, items, executions, 0, total_ms, 0.1, 0.1, 0.5, 0.1, busy_s, batches
+    )
 
 
 DYNAMIC = Batching(8, dynamic=True, delay_us=0, instances=1)
+SENT = Sent(batch=1, in_flight=512, seconds=10.0)
 
 
 @pytest.mark.parametrize(
-    ("measured", "config", "batch", "sentence"),
+    ("measured", "config", "sent", "sentence"),
     [
-        (window(8000, 1000), DYNAMIC, 1, "works: 8,000 requests ran in 1,000 executions, 8.00 items each of at most 8"),
-        (window(8000, 1000, busy_s=9.9), DYNAMIC, 1, "the one instance was busy 99% of the time"),
-        (window(1000, 1000), Batching(0, dynamic=False, delay_us=0, instances=1), 1, "no batch axis"),
-        (window(1000, 1000), Batching(8, dynamic=False, delay_us=0, instances=1), 1, "has no dynamic_batching"),
-        (window(8000, 1000), DYNAMIC, 8, "two requests of 8 don't fit in a batch of 8"),
-        (window(1000, 1000), DYNAMIC, 1, "the load is too low, with 0.10 requests"),
-        (window(10_000, 10_000, total_ms=2), DYNAMIC, 1, "a queue delay of 0 us is too short .* 1000 us apart"),
         (
-            window(10_000, 10_000, total_ms=3),
-            Batching(8, dynamic=True, delay_us=0, instances=4),
-            1,
-            "4 instances take 3.0 requests at once, one each",
-        ),
-        (window(10_000, 10_000, total_ms=9, busy_s=9.8), DYNAMIC, 1, "still requests were taken one by one"),
-        (
-            window(10_000, 9_900, total_ms=9, busy_s=9.8),
+            window({8: 1000}),
             DYNAMIC,
-            1,
-            "joined hardly anything: the one instance was busy",
+            SENT,
+            "works: 8,000 requests ran in 1,000 executions, 100% of the requests with others, 8.00 items at once",
         ),
-        (
-            window(10_000, 10_000, total_ms=2, busy_s=9.8),
-            DYNAMIC,
-            1,
-            "joined nothing: of 2.0 requests in the server 1 ran, and the next one waited alone",
-        ),
-        (window(0, 0), DYNAMIC, 1, "was not executed"),
+        (window({8: 1000}, busy_s=9.9), DYNAMIC, SENT, "the one instance was busy 99% of the time"),
+        # Most of the executions are of one item, and most of the requests in the others.
+        (window({1: 500, 2: 125, 3: 100}), DYNAMIC, SENT, "works: .* 52% of the requests with others"),
+        (window({1: 9100, 2: 450}), DYNAMIC, SENT, "joined 9% of the requests: requests come 1,000 us apart"),
+        (window({1: 9990, 2: 5}), DYNAMIC, SENT, "joined less than 1% of the requests"),
+        (window({2: 500, 4: 500}), DYNAMIC, replace(SENT, batch=2), "works: .* 67% of the requests with others"),
+        (window({1: 1000}), replace(DYNAMIC, max_batch_size=0), SENT, "no batch axis"),
+        (window({1: 1000}), replace(DYNAMIC, dynamic=False), SENT, "has no dynamic_batching"),
+        (window({8: 1000}), DYNAMIC, replace(SENT, batch=8), "two requests of 8 don't fit in a batch of 8"),
+        (window({}), DYNAMIC, SENT, "was not executed"),
     ],
 )
-def test_says_whether_batching_works_and_why_not(
-    measured: ServerWindow, config: Batching, batch: int, sentence: str
-) -> None:
-    import re
+def test_says_whether_batching_works(measured: ServerWindow, config: Batching, sent: Sent, sentence: str) -> None:
+    assert re.search(sentence, explain_batching(measured, config, sent))
 
-    assert re.search(sentence, explain_batching(measured, config, batch, 10.0))
+
+@pytest.mark.parametrize(
+    ("measured", "config", "sent", "sentence"),
+    [
+        (window({1: 1000}), DYNAMIC, replace(SENT, in_flight=1), "the load is too low, with one request in flight"),
+        (window({1: 1}), DYNAMIC, SENT, "the load is too low, with one request in flight"),
+        (
+            window({1: 2000}, busy_s=1.4),
+            replace(DYNAMIC, delay_us=100),
+            SENT,
+            "5,000 us apart .*, wait at most 100 us for others and run 700 us; .* queue delay of more than 5,000 us",
+        ),
+        # A longer delay keeps requests in the server, which is no higher load.
+        (
+            window({1: 2000}, busy_s=1.4, total_ms=9),
+            replace(DYNAMIC, delay_us=4900),
+            SENT,
+            "at most 4,900 us for others",
+        ),
+        (
+            window({1: 2000}, busy_s=1.4),
+            replace(DYNAMIC, delay_us=6000),
+            SENT,
+            "up to 6,000 us .* still were taken one by",
+        ),
+        (
+            window({1: 10_000}, total_ms=4, busy_s=38),
+            replace(DYNAMIC, instances=4),
+            replace(SENT, in_flight=4),
+            "4 instances take 4.0 at once, one each; they meet with fewer instances or a queue delay",
+        ),
+        (
+            window({1: 10_000}, total_ms=2, busy_s=19),
+            replace(DYNAMIC, instances=4),
+            replace(SENT, in_flight=2),
+            "take 2.0 at once, one each; they meet with a queue delay",  # one instance runs 2 in turns
+        ),
+        (window({1: 2000}, busy_s=1.4), replace(DYNAMIC, instances=4), SENT, "5,000 us apart .* under a higher load"),
+        (
+            window({1: 10_000}, total_ms=9, busy_s=9.8),
+            DYNAMIC,
+            SENT,
+            "busy 98% .* still requests were taken one by one",
+        ),
+        (
+            window({1: 10_000}, total_ms=2, busy_s=9.8),
+            DYNAMIC,
+            SENT,
+            "joined nothing: of 2.0 requests in the server 1 ran, and the next one waited alone",
+        ),
+    ],
+)
+def test_says_why_requests_ran_alone(measured: ServerWindow, config: Batching, sent: Sent, sentence: str) -> None:
+    assert re.search(sentence, explain_batching(measured, config, sent))
+
+
+def test_what_includes_requests_of_others_is_not_told_as_of_the_run() -> None:
+    sent = replace(SENT, others=1500)
+    told = explain_batching(window({4: 500}), DYNAMIC, sent)
+    assert "can't be told: 1,500 of the 2,000 requests in the server's counters are somebody else's" in told
+    assert told.endswith("All together ran in executions of 4.00 items, at most 8.")
+    # The configuration holds for everybody.
+    assert "no dynamic_batching" in explain_batching(window({1: 500}), replace(DYNAMIC, dynamic=False), sent)
