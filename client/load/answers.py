@@ -7,6 +7,9 @@ from typing import Final
 
 CHUNKED: Final = -1
 
+LONGEST_DESCRIPTION: Final = 1024
+"""Bytes of JSON that is read in every answer where tensors' values may be in it: more takes the time of requests."""
+
 _INFERENCE_HEADER: Final = b"inference-header-content-length"
 
 
@@ -22,6 +25,12 @@ class Head:
     header_length: int
     close: bool
     encoding: str = ""
+
+    def description_of(self, length: int) -> int:
+        """How many of a body's ``length`` bytes describe its tensors; 0 if they are not to be read in every answer."""
+        if self.encoding or (self.header_length < 0 and length > LONGEST_DESCRIPTION):
+            return 0
+        return length if self.header_length < 0 else self.header_length
 
 
 def parse_head(data: bytes) -> Head:

@@ -197,7 +197,8 @@ def _maker(setup: Setup) -> Callable[[], Channel]:
     if not setup.grpc:
         heads: Heads = {}
         return lambda: Http1Channel(heads)
+    from client.load.descriptions import SoundMessages
     from client.load.http2 import Fields, GrpcChannel
 
-    fields = Fields("http" if setup.tls is None else "https", setup.authority)
-    return lambda: GrpcChannel(fields)
+    fields, sound = Fields("http" if setup.tls is None else "https", setup.authority), SoundMessages()
+    return lambda: GrpcChannel(fields, sound)

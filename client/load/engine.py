@@ -263,9 +263,6 @@ class Engine:
                 self._send(channel)
 
     def _finish(self, call: Call, answer: Answer, done: int) -> None:
-        if answer.outcome is Outcome.NOT_UNDERSTOOD:
-            self._fail(call, answer.outcome, answer.message)
-            return
         late = done - call.sent > self._setup.timeout_ns
         outcome = Outcome.TIMEOUT if late else answer.outcome
         self._record(call, outcome, done)

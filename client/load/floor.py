@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from client.errors import ClientError
-from client.load.http2 import MESSAGE_PREFIX
+from client.load.descriptions import MESSAGE_PREFIX
 from client.load.records import Sample, Setup
 from client.load.schedule import Load, Window
 from client.load.workers import Workers, start_child

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from client.errors import BadResponse, UsageError
-from client.load.http2 import MESSAGE_PREFIX
+from client.load.descriptions import MESSAGE_PREFIX
 from client.load.raw_tensors import tensor_bytes
 from client.load.shared_memory import Place
 from client.protocol import Tensor

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from client.load.channel import LONGEST_REFUSAL, Answer, Call, Channel
+from client.load.descriptions import MESSAGE_PREFIX, SoundMessages
 from client.load.records import Outcome
 from client.text import shortened
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from hpack import Decoder
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
-MESSAGE_PREFIX: Final = Struct(">BI")
-"""In front of a message: whether it is compressed, its length."""
-
 DATA, HEADERS, RESET, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 3, 4, 5
@@ -138,11 +136,23 @@ class _Stream:
 class GrpcChannel(Channel):
     """A connection that carries gRPC calls."""
 
-    __slots__ = ("_fields", "_frame", "_going", "_initial", "_number", "_received", "_streams", "_unsent", "_window")
+    __slots__ = (
+        "_fields",
+        "_frame",
+        "_going",
+        "_initial",
+        "_number",
+        "_received",
+        "_sound",
+        "_streams",
+        "_unsent",
+        "_window",
+    )
 
-    def __init__(self, fields: Fields) -> None:
+    def __init__(self, fields: Fields, sound: SoundMessages) -> None:
         super().__init__()
         self._fields = fields
+        self._sound = sound
         self.out = memoryview(GREETING)
         self._number = -1  # of the last stream
         self._streams: dict[int, _Stream] = {}
@@ -237,12 +247,14 @@ class GrpcChannel(Channel):
             raise ValueError("header fields of more than one HTTP/2 frame are not understood")
         fields = self._fields.decode(bytes(payload))
         stream.status = fields.get(":status", stream.status)
-        return _end(stream, fields) if flags & END_STREAM else None
+        return self._end(stream, fields) if flags & END_STREAM else None
 
     def _message(self, stream: _Stream, flags: int, payload: memoryview) -> Answer | None:
         if flags & END_STREAM:
             return _NO_STATUS
         size = len(payload)
+        if not stream.size and stream.call.kept is None and not self._sound.like(payload):
+            stream.call.kept = bytearray()
         stream.size += size
         self._received += size
         if stream.call.kept is not None:
@@ -278,21 +290,35 @@ class GrpcChannel(Channel):
         elif key == MAX_FRAME_SIZE:
             self._frame = value
 
+    def _end(self, stream: _Stream, fields: dict[str, str]) -> Answer:
+        """What the last header fields of an answer say."""
+        code = fields.get("grpc-status", "")
+        if code == "0":
+            return self._whole(stream)
+        if code.isdecimal():
+            number = int(code)
+            name = _CODES[number] if number < len(_CODES) else f"status {number}"
+            outcome = Outcome.REFUSED if number in _REFUSED else Outcome.SERVER_ERROR
+            said = shortened(unquote(fields.get("grpc-message", "")), LONGEST_REFUSAL)
+            return Answer(outcome, f"gRPC {name}: {said}")
+        if stream.status.isdecimal() and stream.status != "200":  # a proxy's own answer
+            return Answer(Outcome.of_http(int(stream.status)), f"HTTP {stream.status}")
+        return _NO_STATUS
 
-def _end(stream: _Stream, fields: dict[str, str]) -> Answer:
-    """What the last header fields of an answer say."""
-    code = fields.get("grpc-status", "")
-    if code == "0":
+    def _whole(self, stream: _Stream) -> Answer:
+        """A success, if the message is like others before or sound on its own."""
+        kept = stream.call.kept
         if stream.size < MESSAGE_PREFIX.size:
             return Answer(Outcome.NOT_UNDERSTOOD, "the answer has no message")
-        if stream.call.kept is not None:
-            del stream.call.kept[: MESSAGE_PREFIX.size]
+        if kept is None:
+            return _DONE
+        compressed, length = MESSAGE_PREFIX.unpack_from(kept)
+        del kept[: MESSAGE_PREFIX.size]
+        try:
+            if length != len(kept):
+                raise ValueError(f"the answer's message has {len(kept)} bytes of {length}")
+            if not compressed:
+                self._sound.learn(bytes(kept))
+        except ValueError as error:
+            return Answer(Outcome.NOT_UNDERSTOOD, str(error))
         return _DONE
-    if code.isdecimal():
-        number = int(code)
-        name = _CODES[number] if number < len(_CODES) else f"status {number}"
-        outcome = Outcome.REFUSED if number in _REFUSED else Outcome.SERVER_ERROR
-        return Answer(outcome, f"gRPC {name}: {shortened(unquote(fields.get('grpc-message', '')), LONGEST_REFUSAL)}")
-    if stream.status.isdecimal() and stream.status != "200":  # a proxy's own answer
-        return Answer(Outcome.of_http(int(stream.status)), f"HTTP {stream.status}")
-    return _NO_STATUS

@@ -6,14 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 from hpack import Encoder
+from tritonclient.grpc import service_pb2
 
 from client.load import http2
 from client.load.channel import BUFFER_BYTES, Answer, Call
+from client.load.descriptions import MESSAGE_PREFIX, SoundMessages
 from client.load.http2 import Fields, GrpcChannel, frame, settings, window_update
 from client.load.records import Outcome
 
-BODY = b"an answer" * 100
-MESSAGE = http2.MESSAGE_PREFIX.pack(0, len(BODY)) + BODY
+BODY = service_pb2.ModelInferResponse(
+    model_name="net",
+    outputs=[{"name": "y", "datatype": "UINT8", "shape": [900]}],
+    raw_output_contents=[b"an answer" * 100],
+).SerializeToString()
+MESSAGE = MESSAGE_PREFIX.pack(0, len(BODY)) + BODY
 STREAM_AND_CONNECTION = 65_535
 
 
@@ -36,7 +42,7 @@ def answer(stream: int = 1) -> bytes:
 
 def asked(request: bytes = b"\0\0\0\0\1x") -> GrpcChannel:
     """A channel on which a request was sent, and nothing else."""
-    channel = GrpcChannel(Fields("http", "localhost:8001"))
+    channel = GrpcChannel(Fields("http", "localhost:8001"), SoundMessages())
     channel.out = None
     ask(channel, request)
     return channel
@@ -253,4 +259,6 @@ class TestEnd:
         assert channel.spoiled
 
     def test_a_connection_begins_with_the_greeting(self) -> None:
-        assert bytes(GrpcChannel(Fields("http", "localhost:8001")).out or b"").startswith(http2.PREFACE)
+        assert bytes(GrpcChannel(Fields("http", "localhost:8001"), SoundMessages()).out or b"").startswith(
+            http2.PREFACE
+        )

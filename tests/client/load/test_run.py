@@ -132,10 +132,11 @@ class TestErrors:
         found = level(Script(garbage_every=20), concurrency=1, requests=100)
         assert kinds(found) == {"answer not understood": 5}
 
-    def test_an_answer_that_is_no_inference_is_noticed(self) -> None:
-        found = level(Script(wrong_every=1), concurrency=1, duration_s=0.35)
-        assert found.generator.wrong_answers >= 3
-        assert "answers looked into were wrong" in found.verdict.reasons[-1]
+    def test_every_answer_that_is_no_inference_is_an_error(self) -> None:
+        found = level(Script(wrong_every=7), concurrency=2, requests=210)
+        assert kinds(found) == {"answer not understood": 30}
+        assert found.statistics.error_windows
+        assert not found.verdict.valid
 
     def test_a_server_that_comes_back_leaves_a_window_of_errors(self) -> None:
         found = level(Script(delays_s=(0.002,), dead=(0.4, 0.8)), concurrency=2, duration_s=1.4)
