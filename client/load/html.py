@@ -10,7 +10,7 @@ import numpy as np
 
 from client.load.histogram import bucket_middle, decode
 from client.load.plots import Axis, Series, bar_chart, line_chart, linear_axis, log_axis, stacked_bar
-from client.load.report import count, milliseconds, processes, scenario_line, usage_rows
+from client.load.report import count, milliseconds, processes, rate_interval, scenario_line, usage_rows
 from client.load.result import ScenarioResult, load_name
 from client.load.server_metrics import GpuUsage
 from client.load.server_process import ProcessUsage
@@ -111,8 +111,9 @@ def _facts(document: Document) -> str:
     ]
     if floor:
         lines.append(
-            f"floor: against a server that does nothing the generator has p50 {milliseconds(floor['p50_ms'])} ms and "
-            f"makes {floor['throughput']:,.0f} requests/s at concurrency {floor['concurrency']}"
+            f"floor: against a server that does nothing the generator has p50 {milliseconds(floor['p50_ms'])} ms, "
+            f"p99 {milliseconds(floor['p99_ms'])} ms, and makes {floor['throughput']:,.0f} requests/s "
+            f"at concurrency {floor['concurrency']}"
         )
     if environment["server_unseen"]:
         lines.append(environment["server_unseen"])
@@ -192,14 +193,19 @@ def _curve(latency: Document) -> list[tuple[float, float | None]]:
 def _level(level: Document, batch: int, more: str = "") -> str:
     """The findings of a level and its cards, with ``more`` of them."""
     parts = [f"<h2>{escape(load_name(level['load']))} {_badge(level)}</h2>"]
-    rate = level["throughput_requests_per_s"]["value"]
-    items = f", {count(rate * batch)} inferences/s" if batch > 1 else ""
-    parts.append(f"<p>{count(rate)} requests/s{items}; {level['requests']:,} requests, {level['errors']:,} failed</p>")
-    findings = [*level["reasons"], *level["broken_thresholds"], *level["notes"]]
+    rate = level["throughput_requests_per_s"]
+    interval = rate_interval(rate["low"], rate["high"])
+    items = f", {count(rate['value'] * batch)} inferences/s" if batch > 1 else ""
+    counts = f"{level['requests']:,} requests, {level['errors']:,} failed"
+    parts.append(f"<p>{count(rate['value'])} requests/s{interval}{items}; {counts}</p>")
+    findings = [("INVALID", text) for text in level["reasons"]]
+    findings += [("threshold", text) for text in level["broken_thresholds"]]
     if findings:
-        parts.append(f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in findings)}</ul>")
+        entries = (f'<li><span class="invalid">{kind}</span>: {escape(text)}</li>' for kind, text in findings)
+        parts.append(f"<ul>{''.join(entries)}</ul>")
     if level["dynamic_batching"]:
         parts.append(f"<p>{escape(level['dynamic_batching'])}</p>")
+    parts += [f'<p class="soft">note: {escape(text)}</p>' for text in level["notes"]]
     cards = [_latency_card(level), more, _timeline(level), _split(level), _batches(level)]
     cards += [_usage(level), _errors(level)]
     return "".join([*parts, f'<div class="grid2">{"".join(cards)}</div>'])

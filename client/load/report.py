@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final
 
 from client.load.result import Level, RunResult, ScenarioResult
 from client.load.schedule import Load
 from client.load.server_metrics import GpuUsage
 from client.load.server_process import ProcessUsage
-from client.load.statistics import Estimate, Latency
+from client.load.statistics import Estimate, Latency, Statistics
 from client.report import Table
 from client.text import printable, shortened
 
@@ -39,11 +40,14 @@ def count(number: float) -> str:
 
 def result_tables(result: RunResult) -> Iterator[Table]:
     """Everything that a terminal shows at the end of a run."""
-    if len(result.levels) > 1:
+    several = len(result.levels) > 1
+    if several:
         yield _overview(result)
-    else:
-        for level in result.levels:
+    for level in result.levels:
+        if not several:
             yield from _details(level, result)
+        if level.statistics.errors:
+            yield _errors(level.statistics, f"errors of {level.load}" if several else "errors")
 
 
 def closing_lines(result: RunResult) -> Iterator[str]:
@@ -69,6 +73,18 @@ def closing_lines(result: RunResult) -> Iterator[str]:
             yield f"{name}VALID"
         for reason in level.verdict.reasons:
             yield f"{name}INVALID: {printable(reason)}"
+
+
+def where_the_rest_is(result: RunResult, page: Path | None, document: Path | None) -> str | None:
+    """A line that tells where to find what the tables of several loads leave out; None where nothing is."""
+    if len(result.levels) < 2:
+        return None
+    files = [printable(path) for path in (page, document) if path is not None]
+    where = f"in {' and '.join(files)}" if files else "what --html FILE.html and --output FILE.json save"
+    return (
+        "each load's service time, other percentiles, intervals, parts of the mean response time, batches, and the "
+        f"server's CPU and memory are {where}"
+    )
 
 
 def scenario_line(scenario: ScenarioResult) -> str:
@@ -151,15 +167,15 @@ def _details(level: Level, result: RunResult) -> Iterator[Table]:
     if used:
         cells = tuple((printable(name), text) for name, text in used)
         yield Table("what the server used", ("", "until the last answer"), cells, "<<")
-    if statistics.errors:
-        kinds = [
-            (kind.kind, f"{kind.count:,}", shortened(printable(kind.message), _MESSAGE)) for kind in statistics.kinds
-        ]
-        notes = tuple(
-            f"from {window.start_s:.2f} s to {window.end_s:.2f} s: {window.errors:,} errors"
-            for window in statistics.error_windows[:10]
-        )
-        yield Table("errors", ("kind", "requests", "first message"), tuple(kinds), "<><", notes)
+
+
+def _errors(statistics: Statistics, title: str) -> Table:
+    kinds = [(kind.kind, f"{kind.count:,}", shortened(printable(kind.message), _MESSAGE)) for kind in statistics.kinds]
+    notes = tuple(
+        f"from {window.start_s:.2f} s to {window.end_s:.2f} s: {window.errors:,} errors"
+        for window in statistics.error_windows[:10]
+    )
+    return Table(title, ("kind", "requests", "first message"), tuple(kinds), "<><", notes)
 
 
 def _latency_table(level: Level, response: Latency, service: Latency, result: RunResult) -> Table:
@@ -173,7 +189,7 @@ def _latency_table(level: Level, response: Latency, service: Latency, result: Ru
     statistics = level.statistics
     throughput, batch = statistics.throughput, result.settings.batch
     items = f", {count(throughput.value * batch)} inferences/s" if batch > 1 else ""
-    rate = f"{count(throughput.value)} requests/s{_rate_interval(throughput)}{items}"
+    rate = f"{count(throughput.value)} requests/s{rate_interval(throughput.low, throughput.high)}{items}"
     notes = (
         f"{rate}; {statistics.requests:,} requests, {statistics.errors:,} failed",
         "response time counts from when a request was due, service time from when it was sent",
@@ -182,10 +198,9 @@ def _latency_table(level: Level, response: Latency, service: Latency, result: Ru
     return Table(str(level.load), ("ms", "response time", "95% interval", "service time"), tuple(rows), "<>>>", notes)
 
 
-def _rate_interval(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return ""
-    return f" (95%: {count(estimate.low)} to {count(estimate.high)})"
+def rate_interval(low: float | None, high: float | None) -> str:
+    """The confidence interval of a rate in brackets, if there is one."""
+    return "" if low is None or high is None else f" (95%: {count(low)} to {count(high)})"
 
 
 def _with_interval(estimate: Estimate) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from client.load.interrupts import Interrupts
 from client.load.live import Progress
 from client.load.observer import Observer
 from client.load.plan import Plan, make_plan
-from client.load.report import closing_lines, perf_analyzer_csv, result_tables
+from client.load.report import closing_lines, perf_analyzer_csv, result_tables, where_the_rest_is
 from client.load.result import RunResult, is_ordinary, write_text
 from client.load.run import carry_out
 from client.load.schedule import parse_concurrencies, parse_duration, parse_rates
@@ -85,8 +85,8 @@ def present(options: Options, result: RunResult, interrupts: Interrupts, *, as_j
     else:
         for table in result_tables(result):
             show(table)
-        for line in closing_lines(result):
-            sys.stdout.write(line + "\n")
+        for line in (*closing_lines(result), where_the_rest_is(result, options.html, options.output)):
+            sys.stdout.write(f"{line}\n" if line else "")
     sys.stdout.flush()
     if problem is not None:
         raise problem

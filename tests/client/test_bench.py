@@ -129,6 +129,16 @@ class TestOutput:
         assert "p99.9 takes 4,603" in done.stdout
         assert "mean response time" in done.stdout
 
+    def test_several_loads_tell_errors_and_where_the_rest_is(self, tmp_path: Path) -> None:
+        levels = ("--concurrency", "1,2", "--requests", 40)
+        done = bench(Script(refuse_every=10), *levels)
+        assert done.stdout.count("HTTP 400: refused by the script") == 2
+        assert re.search(r"errors of concurrency 2\s.*\s+refused +4 .*\s.*from \d.* s: 4 errors", done.stdout)
+        assert done.stdout.endswith(" are what --html FILE.html and --output FILE.json save\n")
+        done = bench(Script(), *levels, "--html", tmp_path / "a.html", "--output", tmp_path / "a.json")
+        assert done.stdout.endswith(f" are in {tmp_path}/a.html and {tmp_path}/a.json\n")
+        assert "--output" not in bench(Script(), "--requests", 40).stdout
+
     def test_progress_is_plain_lines_on_stderr(self) -> None:
         with fake_server(Script(delays_s=(0.005,))) as url:
             done = command("bench", MODEL, "-u", url, "--warmup", "0", "--no-floor", "--duration", "2.5s")
@@ -165,6 +175,7 @@ class TestReport:
         titles = ("Latency against throughput", "Response time by percentile", "Response time over time", "Where the")
         assert all(title in page for title in titles)
         assert not re.search(r"(src|href)=|https?://(?!127)|<script", page)
+        assert re.search(r"<p>\d\S* requests/s \(95%: \d\S* to \d\S*\); 100 requests, 0 failed</p>", page)
         assert re.search(r"<td>min</td><td>\d+\.\d+</td>", page)
         assert re.search(r"<td>p50</td><td>\d+\.\d+ \(\d+\.\d+ to \d+\.\d+\)", page)
         assert "NaN" not in page
@@ -176,6 +187,18 @@ class TestReport:
         bench(script, "--requests", 40, "--html", file)
         assert "<script" not in file.read_text()
         assert "&lt;script&gt;" in file.read_text()
+
+    def test_notes_are_apart_from_reasons(self, tmp_path: Path) -> None:
+        file = tmp_path / "report.html"
+        script = Script(refuse_every=2, refused_succeed=True)
+        bench(script, "--requests", 40, "--fail-if", "errors>0", "--html", file)
+        page = file.read_text()
+        findings = re.findall(r'<li><span class="invalid">(\w+)</span>: (.*?)</li>', page)
+        assert [kind for kind, _ in findings] == ["INVALID", "INVALID", "threshold"]
+        assert not any("where the time goes" in text for _, text in findings)
+        assert re.search(
+            r'<p class="soft">note: [^<]*, so where the time goes can&#x27;t be told</p>', file.read_text()
+        )
 
     def test_a_run_without_answers_has_a_page(self, tmp_path: Path) -> None:
         file = tmp_path / "report.html"
