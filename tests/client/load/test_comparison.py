@@ -36,7 +36,7 @@ def change(**estimates: Any) -> tuple[LevelChange, ...]:
         ("p90", {"value": 88.0, "low": 83.0, "high": 93.0}, None),
         ("p90", {"value": 200.0, "low": None, "high": None}, None),
         ("throughput", {"value": 93.0, "low": 89.0, "high": 97.0}, None),
-        ("throughput", {"value": 88.0, "low": 86.0, "high": 90.0}, "throughput -12.0%, by at least 9.9%"),
+        ("throughput", {"value": 88.0, "low": 86.0, "high": 90.0}, "throughput -12.0%, by at least 10.0%"),
         ("throughput", {"value": 120.0, "low": 119.0, "high": 121.0}, None),
     ],
 )
