@@ -46,9 +46,9 @@ th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid var(--rule);
 th{color:var(--soft);font-weight:600}th:first-child,td:first-child{text-align:left}
 table.words td{text-align:left;white-space:normal;overflow-wrap:anywhere}
 ul{margin:.3rem 0;padding-left:1.2rem}
-@media(max-width:520px){body{padding:.8rem}svg text{font-size:17px}table{font-size:.75rem}
-th,td{padding:.25rem .2rem;white-space:normal}figure,.card{padding:.6rem}}
-@media print{body{max-width:none;padding:0;font-size:11pt}.grid2{grid-template-columns:1fr 1fr}h2{break-after:avoid}
+@media(max-width:520px){body{padding:.8rem}svg text{font-size:17px}table{font-size:.72rem}
+th,td{padding:.25rem .15rem;white-space:normal}figure,.card{padding:.6rem}}
+@media print{body{max-width:none;padding:0;font-size:11pt}.grid2{grid-template-columns:1fr 1fr}h2,h2~p,h2~ul{break-after:avoid;break-inside:avoid}
 .scroll{overflow:visible}table{font-size:8.5pt}th,td{padding:.15rem .25rem;white-space:normal}svg text{font-size:17px}
 :root{--ink:#000;--soft:#444;--paper:#fff;--card:#fff;--rule:#bbb}}
 """
@@ -121,16 +121,16 @@ def _facts(document: Document) -> str:
 
 
 def _overview(levels: Sequence[Document], batch: int) -> str:
-    items = ("inferences/s",) if batch > 1 else ()
-    head = ("load", "requests/s", *items, "p50 ms", "p90 ms", "p99 ms", "max ms", "errors", "mean batch")
-    rows = []
+    items = ("infer\N{SOFT HYPHEN}ences/s",) if batch > 1 else ()
+    head = ("re\N{SOFT HYPHEN}quests/s", *items, "p50 ms", "p90 ms", "p99 ms", "max ms", "errors", "mean batch")
+    rows: list[list[str]] = []
     for level in levels:
         latency, server = level["response_time"], level["server"]
         quantiles = {entry["name"]: entry for entry in latency["percentiles"]} if latency else {}
         rate = level["throughput_requests_per_s"]["value"]
         mean = f"{server['inferences'] / server['executions']:.2f}" if server and server["executions"] else "-"
-        row = [f"{escape(load_name(level['load']))} {_badge(level)}", count(rate)]
-        row += [count(rate * batch) for _ in items]
+        rows.append([f"{escape(load_name(level['load']))} {_badge(level)}"])
+        row = [count(rate), *(count(rate * batch) for _ in items)]
         row += [_percentile(quantiles.get(name)) for name in ("p50", "p90", "p99")]
         row += [milliseconds(latency["max_ms"]) if latency else "-", f"{level['errors']:,}", mean]
         rows.append(row)

@@ -172,6 +172,8 @@ class TestReport:
         bench(Script(delays_s=(0.002,), batches=(1, 2)), "--concurrency", "1,2", "--requests", 100, "--html", file)
         page = file.read_text()
         assert balanced(page)
+        # The name of a load has a line of its own: a phone is narrow.
+        assert re.search(r'<tr><th colspan="7">concurrency 2 <span[^\n]*</th></tr><tr><td>\d', page)
         titles = ("Latency against throughput", "Response time by percentile", "Response time over time", "Where the")
         assert all(title in page for title in titles)
         assert not re.search(r"(src|href)=|https?://(?!127)|<script", page)
