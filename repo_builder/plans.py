@@ -53,7 +53,7 @@ def compile_plan(
 
     Args:
         source: the ONNX file.
-        output: the plan; appears whole or not at all.
+        output: the plan; appears whole or not at all.  A link stays one.
         target: ``AUTO`` is TensorRT where it is installed, else TensorRT-RTX.
         options: how to build.
         max_batch_size: the largest batch where the first axis is free and ``options`` give no shapes; default 8.
@@ -77,8 +77,9 @@ def compile_plan(
     model = model.with_graph(free_zero_axes(model.proto))
     batchable = static_batching(model).batchable
     progress(f"compiling for {target.value}")
+    real = output.resolve()
     try:
-        with tempfile.TemporaryDirectory(prefix=".repo-builder-", dir=output.absolute().parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".repo-builder-", dir=real.parent) as folder:
             for file in model.spec.external_files:
                 (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source.parent / file, Path(folder) / file)
@@ -89,7 +90,7 @@ def compile_plan(
                 max_batch_size=max_batch_size or DEFAULT_MAX_BATCH_SIZE,
                 progress=progress,
             )
-            (Path(folder) / artifact.filename).replace(output)
+            (Path(folder) / artifact.filename).replace(real)
     except OSError as error:
         if error.errno in DISK_FULL:
             full = f"the disk of {output} is full; nothing was changed"

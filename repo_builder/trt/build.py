@@ -172,7 +172,8 @@ def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> N
 
 
 def _put(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all; raises OSError."""
+    """Write a file, whole or not at all; a link stays one.  Raises OSError."""
+    path = path.resolve()
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -340,6 +340,15 @@ def test_a_pipe_or_device_is_not_replaced_by_a_plan(tmp_path: Path) -> None:
 
 
 @rtx
+def test_a_link_to_the_plan_stays_one(tmp_path: Path) -> None:
+    plan = tmp_path / "net.plan"
+    plan.symlink_to("real.plan")
+    compile_plan(save(convolution(), tmp_path / "net.onnx"), plan, target=Target.TENSORRT_RTX)
+    assert plan.is_symlink()
+    assert (tmp_path / "real.plan").stat().st_size > 1000
+
+
+@rtx
 def test_compile_for_some_gpus_and_inspect(tmp_path: Path) -> None:
     source = save(convolution(), tmp_path / "net.onnx")
     options = TensorRTOptions(fp16=True, compute_capabilities=("8.6", "8.9"))

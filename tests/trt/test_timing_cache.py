@@ -50,6 +50,14 @@ def test_it_is_kept_for_the_next_build(tmp_path: Path) -> None:
     assert [(file.name, file.read_bytes()) for file in path.parent.iterdir()] == [("t.cache", b"moremore")]
 
 
+def test_a_link_to_it_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "t.cache").symlink_to("real.cache")
+    open_cache(tmp_path / "t.cache").save()
+
+    assert (tmp_path / "t.cache").is_symlink()
+    assert (tmp_path / "real.cache").read_bytes() == b"more"
+
+
 @pytest.mark.parametrize("place", ["", "file/t.cache", "pipe"])
 def test_one_that_can_not_be_used_is_told_before_the_build(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
