@@ -48,7 +48,8 @@ table.words td{text-align:left;white-space:normal;overflow-wrap:anywhere}
 ul{margin:.3rem 0;padding-left:1.2rem}
 @media(max-width:520px){body{padding:.8rem}svg text{font-size:17px}table{font-size:.72rem}
 th,td{padding:.25rem .15rem;white-space:normal}figure,.card{padding:.6rem}}
-@media print{body{max-width:none;padding:0;font-size:11pt}.grid2{grid-template-columns:1fr 1fr}h2,h2~p,h2~ul{break-after:avoid;break-inside:avoid}
+@media print{body{max-width:none;padding:0;font-size:11pt}.grid2{grid-template-columns:1fr 1fr}
+h2,h2~p,h2~ul{break-after:avoid;break-inside:avoid}
 .scroll{overflow:visible}table{font-size:8.5pt}th,td{padding:.15rem .25rem;white-space:normal}svg text{font-size:17px}
 :root{--ink:#000;--soft:#444;--paper:#fff;--card:#fff;--rule:#bbb}}
 """

@@ -11,7 +11,7 @@ from typing import Final
 from client.load.result import Level, RunResult, ScenarioResult
 from client.load.schedule import Load
 from client.load.server_metrics import GpuUsage
-from client.load.server_process import ProcessUsage
+from client.load.server_process import MemoryKind, ProcessUsage
 from client.load.statistics import Estimate, Latency, Statistics
 from client.report import Table
 from client.text import printable, shortened
@@ -24,6 +24,7 @@ _CSV_SERVER: Final = (
     ("Server Compute Output", "compute_output_ms"),
 )
 _CSV_QUANTILES: Final = (0.50, 0.90, 0.95, 0.99)
+_MEMORY: Final = {MemoryKind.PROPORTIONAL: "shared pages once (PSS)", MemoryKind.RESIDENT: "resident (RSS)"}
 _MESSAGE: Final = 120
 """Characters of an error's message in its table; the document has all of it."""
 
@@ -102,10 +103,11 @@ def processes(number: int) -> str:
 
 def process_cells(usage: ProcessUsage) -> Iterator[tuple[str, str]]:
     """What the server's processes used, as pairs of a name and a text."""
-    used = f"{usage.cpu_s:.2f} s, {usage.cores:.2f} cores on average ({processes(usage.processes)})"
-    yield f"CPU of {usage.name}", used
+    yield f"CPU of {usage.name}", f"{usage.cpu_s:.2f} s, {usage.cores:.2f} cores on average"
     mean, peak = usage.memory_mean_bytes / 1e6, usage.memory_peak_bytes / 1e6
-    yield "memory, resident", f"{mean:,.0f} MB on average, {peak:,.0f} MB at most"
+    yield f"memory, {_MEMORY[usage.memory_kind]}", f"{mean:,.0f} MB on average, {peak:,.0f} MB at most"
+    if usage.processes > 1:
+        yield "of which", f"{processes(usage.processes)}: its own and its children, those of all of its models"
 
 
 def gpu_cells(gpu: GpuUsage) -> Iterator[tuple[str, str]]:

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from client import ClientError, UsageError
 from client.load.server_metrics import GpuMeter, metrics_url, read_gpus
-from client.load.server_process import ServerProcess, find_server, is_local
+from client.load.server_process import MemoryKind, ServerProcess, find_server, is_local
 from client.load.server_usage import ServerUsage, Watch, Whereabouts, found_anew, locate
 from client.transport import Url
 
@@ -151,6 +153,14 @@ def listener() -> Iterator[tuple[int, int]]:
             process.stdout.close()
 
 
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class TestProcess:
     def test_it_is_found_by_its_port(self, listener: tuple[int, int]) -> None:
         pid, port = listener
@@ -179,7 +189,29 @@ class TestProcess:
         assert (used.pid, used.processes) == (pid, 2)
         assert 0.1 < used.cpu_s < 1.0
         assert used.cores == pytest.approx(used.cpu_s / 1.2, rel=0.5)
-        assert 5e6 < used.memory_mean_bytes <= used.memory_peak_bytes < 1e9
+        # The fork shares nearly all of its parent's pages.
+        rss = sum(resident(process) for process in (pid, *children(pid)))
+        assert used.memory_kind is MemoryKind.PROPORTIONAL
+        assert 1e6 < used.memory_mean_bytes <= used.memory_peak_bytes < 0.8 * rss
+
+    def test_memory_where_shares_of_pages_cannot_be_read(
+        self, listener: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read = Path.read_text
+
+        def refused(path: Path, *arguments: Any, **options: Any) -> str:
+            if path.name == "smaps_rollup":
+                raise PermissionError
+            return read(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "read_text", refused)
+        with Watch(Whereabouts(ServerProcess(listener[0], "python", ()), "", None)) as watch:
+            pass
+        used = watch.usage.process
+        assert used is not None
+        assert used.memory_kind is MemoryKind.RESIDENT
+        rss = sum(resident(process) for process in (listener[0], *children(listener[0])))
+        assert used.memory_peak_bytes == pytest.approx(rss, rel=0.3)
 
     def test_a_server_elsewhere_is_said_to_be(self) -> None:
         found = locate(Url.parse("203.0.113.1:9000"), socket.AF_INET, "203.0.113.1", 9000)
