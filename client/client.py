@@ -295,6 +295,9 @@ def _check(model: ModelMetadata, tensor: TensorMetadata, value: npt.ArrayLike) -
     return array
 
 
+_LIKE = 0.7
+"""Least similarity of a name that may have been meant: that of yolo and yolov8n is 0.73, of nosuch and nobatch 0.62."""
+
 _ADDED_SINCE = (
     "a server loads models at its start: if it was added since, restart it (repo-builder stop, then serve); "
     "else its log says more: repo-builder logs"
@@ -307,7 +310,7 @@ def _missing(states: Iterable[ModelState], model: str, version: str) -> ClientEr
     of_model = [state for state in states if state.name == model]
     if not of_model:
         names = sorted({state.name for state in states})
-        close = difflib.get_close_matches(model, names, n=1)
+        close = difflib.get_close_matches(model, names, n=1, cutoff=_LIKE)
         hint = f"did you mean --model {close[0]}?" if close else None
         return UnknownModel(f"the server has no model {model!r}; it has {listed(names) or 'none'}", hint)
     if version:

@@ -10,7 +10,7 @@ import numpy as np
 
 from client.load.histogram import bucket_middle, decode
 from client.load.plots import Axis, Series, bar_chart, line_chart, linear_axis, log_axis, stacked_bar
-from client.load.report import count, milliseconds, processes, rate_interval, scenario_line, usage_rows
+from client.load.report import count, milliseconds, processes, rate_interval, scenario_line, usage_rows, what_is_sent
 from client.load.result import ScenarioResult, load_name
 from client.load.server_metrics import GpuUsage
 from client.load.server_process import ProcessUsage
@@ -103,7 +103,7 @@ def _verdict(document: Document) -> str:
 def _facts(document: Document) -> str:
     settings, environment, floor = document["settings"], document["environment"], document["floor"]
     started = document["levels"][0]["started"] if document["levels"] else ""
-    sent = f"requests of {settings['request_bytes']:,} bytes, {settings['variants']} different ones in turn"
+    sent = what_is_sent(settings["variants"], settings["request_bytes"])
     lines = [
         f"{settings['url']} ({environment['server']}), {document['model']['platform']}; {started}",
         f"{sent} ({settings['data']}), batch {settings['batch']}, seed {settings['seed']}",

@@ -12,7 +12,7 @@ from client.load.bodies import Bodies
 from client.load.observer import Observer
 from client.load.plan import Plan
 from client.load.records import WAITED, Records
-from client.load.report import count, milliseconds
+from client.load.report import count, milliseconds, what_is_sent
 from client.load.result import Level
 from client.load.schedule import Load, Window
 from client.metadata import ModelMetadata
@@ -37,8 +37,8 @@ class Progress(Observer):
     def run_started(self, model: ModelMetadata, url: str, plan: Plan, bodies: Bodies) -> None:
         size = sum(map(len, bodies.requests)) // len(bodies.requests)
         self._write(
-            f"model {model.name}, version {model.version}, at {url}: {len(bodies.requests)} different requests of "
-            f"{size:,} bytes in turn ({bodies.source}), batch {bodies.batch}"
+            f"model {model.name}, version {model.version}, at {url}: "
+            f"{what_is_sent(len(bodies.requests), size)} ({bodies.source}), batch {bodies.batch}"
         )
         if plan.warmup is not None:
             self._write(f"warm-up before each level: {plan.warmup}")

@@ -29,6 +29,13 @@ _MESSAGE: Final = 120
 """Characters of an error's message in its table; the document has all of it."""
 
 
+def what_is_sent(variants: int, size: int) -> str:
+    """So many different requests of ``size`` bytes, in words."""
+    if variants == 1:
+        return f"one request of {size:,} bytes again and again, which a cache may answer in the model's place"
+    return f"{variants:,} different requests of {size:,} bytes in turn"
+
+
 def milliseconds(value: float) -> str:
     """Three significant digits at least, and no more than microseconds."""
     return f"{value:,.3f}" if value < 10 else f"{value:,.2f}" if value < 100 else f"{value:,.1f}"

@@ -139,7 +139,7 @@ class Watch:
 
 
 def model_files(process: ServerProcess | None, name: str, version: str) -> dict[str, str] | None:
-    """SHA-256 of every file of a model's version, by its path in the version's folder.
+    """SHA-256 of every file of a model's version, by its path in the version's folder; not of what Python compiled.
 
     None when the folder can't be read: the server or its repository is not on this machine.
     """
@@ -149,7 +149,8 @@ def model_files(process: ServerProcess | None, name: str, version: str) -> dict[
         folder = process.path(repository) / name / version
         try:
             files = sorted(path for path in folder.rglob("*") if path.is_file())
-            found = {str(path.relative_to(folder)): _sha256(path) for path in files}
+            names = {path: path.relative_to(folder) for path in files}
+            found = {str(name): _sha256(path) for path, name in names.items() if "__pycache__" not in name.parts}
         except OSError:
             continue
         if found:

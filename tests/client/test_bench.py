@@ -157,6 +157,19 @@ class TestOutput:
         lines = re.findall(r"^ +\d+\.\d s  waiting for the last \d answers?$", done.stderr, re.MULTILINE)
         assert 1 <= len(lines) <= 5
 
+    def test_what_is_sent_is_told(self, tmp_path: Path) -> None:
+        for variants, told in (
+            (1, "one request of {} bytes again and again, which a cache"),
+            (3, "3 different requests"),
+        ):
+            file = tmp_path / "a.html"
+            with fake_server() as url:
+                options = ("--no-floor", "--warmup", 0, "--requests", 10, "--variants", variants, "--html", file)
+                done = command("bench", MODEL, "-u", url, *options)
+            (size,) = re.findall(r"requests? of (\d+) bytes", done.stderr)
+            assert told.format(size) in done.stderr
+            assert told.format(size) in file.read_text()
+
     def test_floor(self) -> None:
         with fake_server(Script(delays_s=(0.002,))) as url:
             done = command("bench", MODEL, "-u", url, "--warmup", "0", "--requests", 30, "--json", "--quiet")

@@ -145,10 +145,18 @@ class TestErrors:
         with pytest.raises(BadResponse, match="HTTP status 404"):
             Client(transport=transport).metadata("net", "x")
 
-    def test_name_that_is_almost_right(self) -> None:
+    @pytest.mark.parametrize(
+        ("name", "given", "hint"),
+        [
+            ("resnet50", "resnet5O", "did you mean --model resnet50?"),
+            ("yolov8n", "yolo", "did you mean --model yolov8n?"),
+            ("nobatch", "nosuch", UnknownModel.usual_hint),
+        ],
+    )
+    def test_name_that_is_almost_right(self, name: str, given: str, hint: str | None) -> None:
         with pytest.raises(UnknownModel) as caught:
-            Client(transport=server(index=[READY, dict(READY, name="resnet50")])).metadata("resnet5O")
-        assert caught.value.hint == "did you mean --model resnet50?"
+            Client(transport=server(index=[READY, dict(READY, name=name)])).metadata(given)
+        assert caught.value.hint == hint
 
     def test_many_models_are_no_page_of_names(self) -> None:
         many = [dict(READY, name=f"model_{number:03}") for number in range(500)]

@@ -19,7 +19,7 @@ import pytest
 from client import ClientError, UsageError
 from client.load.server_metrics import GpuMeter, metrics_url, read_gpus
 from client.load.server_process import MemoryKind, ServerProcess, find_server, is_local
-from client.load.server_usage import ServerUsage, Watch, Whereabouts, found_anew, locate
+from client.load.server_usage import ServerUsage, Watch, Whereabouts, found_anew, locate, model_files
 from client.transport import Url
 
 # The lines of a server with two GPUs; the second one's driver tells no power.
@@ -221,6 +221,13 @@ class TestProcess:
         with Watch(found) as watch:
             pass
         assert watch.usage == ServerUsage()
+
+    def test_what_python_compiled_is_no_file_of_a_model(self, tmp_path: Path) -> None:
+        for name in ("model.py", "parts/a.py", "__pycache__/model.pyc", "parts/__pycache__/a.pyc"):
+            (tmp_path / "net" / "1" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "net" / "1" / name).write_text(name)
+        process = ServerProcess(os.getpid(), "tritonserver", (f"--model-repository={tmp_path}",))
+        assert sorted(model_files(process, "net", "1") or ()) == ["model.py", "parts/a.py"]
 
     def test_a_process_that_ends_is_told(self) -> None:
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
