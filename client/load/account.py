@@ -60,8 +60,10 @@ def reconcile(
         more = f"the server counts {sent + others:,} requests in the window and this run {sent:,}"
         return Account(server, (), (f"{more}: somebody else uses the model, so {_NO_SPLIT}",), others)
     if server.requests > answered:
-        failed = f"the server answered {server.requests - answered:,} of the requests that failed for this run"
-        return Account(server, (), (f"{failed}, and counts their times, so {_NO_SPLIT}",))
+        kinds = {kind.kind for kind in statistics.kinds} - {Outcome.NO_CONNECTION.text}
+        became = "timed out" if kinds <= {Outcome.TIMEOUT.text} else "failed"
+        done = f"the server executed {server.requests - answered:,} of the requests that {became} for this run"
+        return Account(server, (), (f"{done}, and counts their times, so {_NO_SPLIT}",))
     parts = _split(statistics, phase, server)
     if not parts and statistics.service is not None:
         return Account(server, (), (f"the server's times are longer than those of the answers, so {_NO_SPLIT}",))

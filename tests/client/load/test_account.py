@@ -72,7 +72,7 @@ class TestFailures:
         assert found.server.requests == 90
         assert found.split == ()
         assert len(found.notes) == 1
-        assert "answered 9 of the requests that failed for this run" in found.notes[0]
+        assert "executed 9 of the requests that failed for this run" in found.notes[0]
         assert "where the time goes can't be told" in found.notes[0]
 
     def test_refusals_that_it_counts_as_failures(self) -> None:
@@ -83,12 +83,12 @@ class TestFailures:
     def test_timeouts_that_the_server_answered(self) -> None:
         found = level(Script(delays_s=(0.002,) * 39 + (0.4,)), concurrency=2, requests=40, timeout_s=0.15)
         assert found.statistics.errors == 1
-        assert "answered 1 of the requests that failed for this run" in found.notes[0]
+        assert "executed 1 of the requests that timed out for this run" in found.notes[0]
 
     def test_of_a_timeout_in_the_warm_up_the_server_may_count_the_answer(self) -> None:
         assert "somebody else uses the model" in account(counted=103).notes[0]
         assert (account().others, account(counted=103).others) == (0, 3)
-        assert "answered 3 of the requests that failed" in account(counted=103, abandoned=3).notes[0]
+        assert "executed 3 of the requests that timed out" in account(counted=103, abandoned=3).notes[0]
 
     def test_requests_that_were_never_sent_are_somebody_elses(self) -> None:
         assert "somebody else uses the model" in account(outcome=Outcome.NO_CONNECTION).notes[0]
