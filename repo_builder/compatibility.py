@@ -162,16 +162,28 @@ def _best_first(containers: Iterable[Container]) -> tuple[Container, ...]:
     return tuple(sorted(containers, key=lambda entry: (entry.doubt is None, entry.release.name), reverse=True))
 
 
+def runs_under(release: Release, driver: Version) -> bool:
+    """Whether the container of this release runs under a driver, as far as both are known; () is one that isn't."""
+    return not driver or release.driver <= driver
+
+
+def serves(release: Release, plans: Iterable[Plan], driver: Version) -> bool:
+    """Whether the container of this release loads all of these plans and runs under the driver, as far as is known."""
+    return runs_under(release, driver) and all(loads(release, plan) for plan in plans)
+
+
 def newest_for_driver(driver: Version) -> Release | None:
     """The newest release that runs under this driver on any GPU."""
     return next((entry for entry in reversed(releases()) if entry.driver and entry.driver <= driver), None)
 
 
-def container_for(plans: Iterable[Plan]) -> Container | None:
+def container_for(plans: Iterable[Plan], driver: Version = ()) -> Container | None:
     """The one container that loads all of these plans, the best where there are several; None without plans.
 
+    With a ``driver`` it is one that runs under it.
+
     Raises:
-        RepositoryError: they need different ones, or one that isn't known.
+        RepositoryError: they need different ones, or one that isn't known, or that needs a newer driver.
     """
     listed = sorted(plans, key=lambda plan: (plan.tensorrt, str(plan)))
     for plan in listed:
@@ -192,14 +204,30 @@ def container_for(plans: Iterable[Plan]) -> Container | None:
     common = set(fitting[0]).intersection(*fitting[1:])
     if not common:
         _refuse(listed, [plan for plan, containers in zip(listed, fitting, strict=True) if not containers])
-    doubts = {release: next(filter(None, (plan[release] for plan in fitting)), None) for release in common}
+    running = {release for release in common if runs_under(release, driver)}
+    if not running:
+        _refuse_driver(listed, common, driver)
+    doubts = {release: next(filter(None, (plan[release] for plan in fitting)), None) for release in running}
     return _best_first(Container(release, doubt) for release, doubt in doubts.items())[0]
 
 
-def image_hint(plans: Iterable[Plan]) -> str | None:
+def check_together(plans: Iterable[Plan]) -> None:
+    """Raise RepositoryError where no image can load all of these plans, whichever TensorRT it has.
+
+    What can't be told is passed over: plans of an unknown version, and engines of TensorRT-RTX.
+    """
+    known = [plan for plan in plans if plan.tensorrt and not plan.rtx]
+    newest = max((plan.tensorrt for plan in known), default=())
+    latest = replace(releases()[-1], tensorrt=newest, tensorrt_certain=True)
+    if not all(loads(latest, plan) for plan in known):
+        listed = sorted(known, key=lambda plan: (plan.tensorrt, str(plan)))
+        _refuse(listed, [plan for plan in listed if not containers_for(plan.tensorrt)])
+
+
+def image_hint(plans: Iterable[Plan], driver: Version = ()) -> str | None:
     """The flag with the image that loads all of these plans, or what can be done where there is none."""
     try:
-        container = container_for(plans)
+        container = container_for(plans, driver)
     except RepositoryError as error:
         return error.hint
     return f"--image {container.release.image}" if container else None
@@ -223,6 +251,18 @@ def _refuse(plans: list[Plan], unknown: list[Plan]) -> NoReturn:
     raise RepositoryError(
         f"no one container loads all of these plans: {named}",
         f"{homes}: keep the plans in a repository for each, or build all with one version",
+    )
+
+
+def _refuse_driver(plans: list[Plan], loading: Iterable[Release], driver: Version) -> NoReturn:
+    """Say that ``driver`` runs none of the releases ``loading`` these plans, and both ways out."""
+    easiest = min(loading, key=lambda release: (release.driver, release.name))
+    newest = newest_for_driver(driver)
+    again = f"; or build with TensorRT {version_text(newest.tensorrt)}, as {newest.image} has" if newest else ""
+    raise RepositoryError(
+        f"no Triton container that driver {version_text(driver)} runs loads {'; '.join(map(str, plans))}",
+        f"install driver {version_text(easiest.driver)} or newer, for {easiest.image}, which forward compatibility may "
+        f"run on a data-centre GPU as it is, where it is named{again}",
     )
 
 

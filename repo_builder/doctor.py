@@ -7,15 +7,17 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from repo_builder.compatibility import (
+    Plan,
     newest_for_driver,
     parse_version,
+    runs_under,
     version_text,
 )
-from repo_builder.doctor_models import examine_models
+from repo_builder.doctor_models import examine_models, image_mend, readable_plans
 from repo_builder.errors import MissingExtraError, RepoBuilderError, UsageError
 from repo_builder.findings import Finding, Level, ok
 from repo_builder.folders import state_folder
@@ -35,11 +37,12 @@ def examine(
     ``folder`` is where compose.yaml and .env are; ``image`` is to serve, else the one that they name.
     """
     host = look(folder, image)
+    plans = readable_plans(Path(repository))
     return (
         _python(),
         *_extras(host),
         *_gpu(host),
-        *_docker(host, folder),
+        *_docker(host, folder, plans),
         *_ports(folder),
         *_disk(Path(repository), host),
         *examine_models(Path(repository), host),
@@ -103,7 +106,7 @@ def _gpu(host: Host) -> Iterator[Finding]:
         yield Finding("driver", Level.WRONG, text, "install a newer driver")
 
 
-def _docker(host: Host, folder: Path) -> Iterator[Finding]:
+def _docker(host: Host, folder: Path, plans: Sequence[Plan]) -> Iterator[Finding]:
     if host.programs["docker"] is None:
         mend = "install Docker, or use repo-builder serve, which needs none"
         yield Finding("docker", Level.WARNING, "not installed", mend)
@@ -119,7 +122,7 @@ def _docker(host: Host, folder: Path) -> Iterator[Finding]:
     yield from _memlock(host, folder)
     if host.gpus:
         yield _toolkit(host, info.get("Runtimes") or {})
-    yield from _image(host)
+    yield from _image(host, plans)
 
 
 def docker_mend(problem: str) -> str:
@@ -161,18 +164,16 @@ def _toolkit(host: Host, runtimes: object) -> Finding:
     return Finding(subject, Level.WRONG, "no NVIDIA runtime: containers can't have GPUs", mend)
 
 
-def _image(host: Host) -> Iterator[Finding]:
+def _image(host: Host, plans: Sequence[Plan]) -> Iterator[Finding]:
     release = host.release
     try:
         check_image_name(host.image)
     except UsageError as error:
         yield Finding("image", Level.WRONG, error.message, error.hint)
         return
-    if release and host.gpus and release.driver > host.gpus[0].driver:
-        newest = newest_for_driver(host.gpus[0].driver)
-        text = f"{host.image} needs driver {version_text(release.driver)}, here is {version_text(host.gpus[0].driver)}"
-        mend = f"TRITON_IMAGE={newest.image} in .env, or a newer driver" if newest else "install a newer driver"
-        yield Finding("image", Level.WRONG, text, mend)
+    if release and not runs_under(release, host.driver):
+        text = f"{host.image} needs driver {version_text(release.driver)}, here is {version_text(host.driver)}"
+        yield Finding("image", Level.WRONG, text, image_mend(plans, host.driver))
     elif host.image_present.output:
         yield ok("image", f"{host.image} is here")
     else:

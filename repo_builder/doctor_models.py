@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from repo_builder.compatibility import (
@@ -13,8 +14,10 @@ from repo_builder.compatibility import (
     containers_for,
     find_plans,
     loads,
+    newest_for_driver,
     parse_version,
     plugins_setting,
+    serves,
     version_text,
 )
 from repo_builder.config.problems import find_problems
@@ -40,6 +43,24 @@ def examine_models(root: Path, host: Host) -> Iterator[Finding]:
         )
 
 
+def readable_plans(root: Path) -> tuple[Plan, ...]:
+    """The plans that NVIDIA's containers may load; none where the repository can't be read."""
+    try:
+        return tuple(plan for plan in find_plans(Repository(root)) if not plan.rtx)
+    except (RepositoryError, OSError):
+        return ()
+
+
+def image_mend(plans: Sequence[Plan], driver: Version) -> str:
+    """What to do about an image that does not serve ``plans`` under ``driver``: the one that does, if there is one."""
+    try:
+        container = container_for(plans, driver)
+    except RepositoryError:
+        return "no other image does: see the line of the container"
+    release = container.release if container else newest_for_driver(driver)
+    return f"TRITON_IMAGE={release.image} in .env" if release else "install a newer driver"
+
+
 def _repository(root: Path, host: Host) -> Iterator[Finding]:
     for folder in abandoned(root):
         mend = "the next repo-builder add clears it away, and brings back what it may have moved there"
@@ -62,22 +83,24 @@ def _repository(root: Path, host: Host) -> Iterator[Finding]:
         return
     yield _unreadable(root, host) or ok("repository", f"{root}: {len(models)} model{'s' * (len(models) > 1)}")
     plans = find_plans(repository)
+    served = [plan for plan in plans if not plan.rtx]
+    another = image_mend(served, host.driver)
     for model in models:
-        yield from _model(model, [plan for plan in plans if plan.model == model.name], host)
-    yield from _container([plan for plan in plans if not plan.rtx], host)
+        yield from _model(model, [plan for plan in plans if plan.model == model.name], host, another)
+    yield from _container(served, host)
 
 
 def _container(plans: list[Plan], host: Host) -> Iterator[Finding]:
     """The one container that loads all plans; an image that a person named may do so, whatever it is."""
     versions, release = {plan.tensorrt for plan in plans}, host.release
-    if plans and host.image_named and release and all(loads(release, plan) for plan in plans):
+    if plans and host.image_named and release and serves(release, plans, host.driver):
         yield ok("container", f"{host.image} loads every plan")
     elif len(versions) == 1 and host.image_named and release is None:
-        yield _unknown_image(host.image, versions.pop())
+        yield _unknown_image(host, versions.pop(), plans)
     else:
         try:
-            container = container_for(plans)
-        except RepoBuilderError as error:
+            container = container_for(plans, host.driver)
+        except RepositoryError as error:
             yield Finding("container", Level.WRONG, error.message, error.hint)
             return
         if container:
@@ -85,11 +108,13 @@ def _container(plans: list[Plan], host: Host) -> Iterator[Finding]:
             yield ok("container", f"{container.release.image} loads every plan{doubt}")
 
 
-def _unknown_image(image: str, tensorrt: Version) -> Finding:
-    text = f"which TensorRT {image} has is not known here, and the plans are of {version_text(tensorrt)}"
-    known = containers_for(tensorrt)
-    mend = f"if it has another: TRITON_IMAGE={known[0].release.image} in .env" if known else ""
-    return Finding("container", Level.WARNING, text, mend or "see that it has it: no container of NVIDIA's is known to")
+def _unknown_image(host: Host, tensorrt: Version, plans: list[Plan]) -> Finding:
+    text = f"which TensorRT {host.image} has is not known here, and the plans are of {version_text(tensorrt)}"
+    mend = "see that it has it: no container of NVIDIA's that runs here is known to"
+    with contextlib.suppress(RepositoryError):
+        if container := container_for(plans, host.driver):
+            mend = f"if it has another: TRITON_IMAGE={container.release.image} in .env"
+    return Finding("container", Level.WARNING, text, mend)
 
 
 def _unreadable(root: Path, host: Host) -> Finding | None:
@@ -106,7 +131,7 @@ def _unreadable(root: Path, host: Host) -> Finding | None:
     return None
 
 
-def _model(model: Model, plans: list[Plan], host: Host) -> Iterator[Finding]:
+def _model(model: Model, plans: list[Plan], host: Host, another: str) -> Iterator[Finding]:
     subject = f"model {model.name}"
     if model.config_text is None:
         mend = "move what is not a model out of the repository, or publish it again with repo-builder add"
@@ -123,7 +148,7 @@ def _model(model: Model, plans: list[Plan], host: Host) -> Iterator[Finding]:
     gpus = len(host.gpus) or (None if plans else 0)  # of plans without a GPU there is a line of its own
     problems = [*_damages(subject, model), *_configuration(subject, model, config, gpus)]
     problems += [*_missing_files(subject, model, config), *_missing_plans(subject, plans, host)]
-    problems += [problem for plan in plans for problem in _plan(subject, plan, host)]
+    problems += [problem for plan in plans for problem in _plan(subject, plan, host, another)]
     if problems:
         yield from problems
     else:
@@ -180,7 +205,7 @@ def _missing_plans(subject: str, plans: list[Plan], host: Host) -> Iterator[Find
             yield Finding(subject, Level.WRONG, text + ", ".join(sorted(missing)), mend)
 
 
-def _plan(subject: str, plan: Plan, host: Host) -> Iterator[Finding]:
+def _plan(subject: str, plan: Plan, host: Host, another: str) -> Iterator[Finding]:
     """What keeps a plan from being loaded here: no GPU, another GPU, another TensorRT in the image."""
     file = f"{plan.path.parent.name}/{plan.path.name}"
     again = f"publish it again on this machine: repo-builder add ... --name {plan.model}"
@@ -197,14 +222,12 @@ def _plan(subject: str, plan: Plan, host: Host) -> Iterator[Finding]:
     if plan.rtx:
         return
     release = host.release
-    fitting = containers_for(plan.tensorrt, version_compatible=plan.version_compatible)
     if release and not loads(release, plan):
         text = (
             f"{file} is of TensorRT {version_text(plan.tensorrt) or '(unknown)'}, "
             f"and {host.image} has {version_text(release.tensorrt) or 'another'}"
         )
-        mend = f"TRITON_IMAGE={fitting[0].release.image} in .env" if fitting else again
-        yield Finding(subject, Level.WRONG, text, mend)
+        yield Finding(subject, Level.WRONG, text, another if containers_for(plan.tensorrt) else again)
     if layers := plugins_setting([plan], "/models"):
         mend = f"add {layers!r} to the command of triton in compose.yaml; repo-builder serve does so by itself"
         yield Finding(subject, Level.WARNING, f"{file} has custom layers, which compose.yaml does not load", mend)

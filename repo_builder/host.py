@@ -12,18 +12,21 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repo_builder.compatibility import (
+    Plan,
     Release,
     Version,
+    container_for,
     parse_version,
     release_of_environment,
     release_of_image,
+    serves,
 )
 from repo_builder.errors import RepositoryError, UsageError
 from repo_builder.servers.engine import DEFAULT_IMAGE
@@ -86,6 +89,11 @@ class Host:
     programs: Mapping[str, str | None]
 
     @property
+    def driver(self) -> Version:
+        """The version of NVIDIA's driver, () without one."""
+        return self.gpus[0].driver if self.gpus else ()
+
+    @property
     def release(self) -> Release | None:
         """The release of the image: the one that it names itself, else that of its tag."""
         return release_of_environment(self.image_present.json() or ()) or release_of_image(self.image)
@@ -113,7 +121,7 @@ def look(folder: Path = Path(), image: str | None = None) -> Host:
     named = configured_image(folder) if image is None else image
     image = named or DEFAULT_IMAGE
     with ThreadPoolExecutor(max_workers=6) as pool:
-        gpus = pool.submit(ask, "nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader")
+        gpus = pool.submit(_ask_for_gpus)
         tensorrt, rtx = (pool.submit(_import_version, name) for name in ("tensorrt", "tensorrt_rtx"))
         docker: Future[Answer] = pool.submit(ask, "docker", "info", "--format", "{{json .}}")
         compose = pool.submit(ask, "docker", "compose", "version", "--short")
@@ -150,6 +158,16 @@ def ask(*command: str) -> Answer:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         return Answer(None, said[-1] if said else f"{command[0]} ended with exit status {done.returncode}")
     return Answer(done.stdout.strip())
+
+
+def _ask_for_gpus() -> Answer:
+    return ask("nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader")
+
+
+def installed_driver() -> Version:
+    """The version of NVIDIA's driver, () where it can't be told."""
+    gpus = _parse_gpus(_ask_for_gpus().output or "")
+    return gpus[0].driver if gpus else ()
 
 
 def ask_for_image(image: str) -> Answer:
@@ -203,6 +221,23 @@ def in_dotenv(variable: str, folder: Path) -> str | None:
     matches = [match for match in map(_LINE.match, text.splitlines()) if match and match["name"] == variable]
     values = [match["quoted"] or match["bare"] for match in matches]
     return (values and values[-1]) or None
+
+
+def image_for_dotenv(plans: Sequence[Plan], folder: Path) -> tuple[str, str | None] | None:
+    """The image for ``folder``'s .env, and what is in doubt about it; None without plans.
+
+    The one that is there stays where it loads all plans and runs under this machine's driver.
+
+    Raises:
+        RepositoryError: see :func:`container_for`.
+    """
+    driver, there = installed_driver(), in_dotenv("TRITON_IMAGE", folder)
+    if plans and there:
+        release = release_of_environment(ask_for_image(there).json() or ()) or release_of_image(there)
+        if release and serves(release, plans, driver):
+            return there, None
+    container = container_for(plans, driver)
+    return (container.release.image, container.doubt) if container else None
 
 
 def _sets_image(line: str) -> bool:

@@ -204,6 +204,17 @@ def test_an_image_that_is_refused_has_a_mend_that_helps(tmp_path: Path) -> None:
     assert caught.value.hint == "--image nvcr.io/nvidia/tritonserver:26.01-py3"
 
 
+def test_an_unknown_image_can_t_load_plans_of_two_versions(tmp_path: Path) -> None:
+    options = {"build": {"tensorrt": {"version_compatible": True}}}
+    put_plan(tmp_path, "new", (10, 14, 1, 48))
+    put_plan(tmp_path, "compatible", (10, 13, 2, 6), options=options)
+    put_plan(tmp_path, "rtx", (1, 7, 1, 116), b"vtrt")
+    assert choose_image("mine:1", find_plans(Repository(tmp_path))) == "mine:1"
+    put_plan(tmp_path, "old", (8, 6, 1, 6))
+    with pytest.raises(RepositoryError, match=r"old/1: TensorRT 8\.6\.1\.6; compatible/1: .*; new/1"):
+        choose_image("mine:1", find_plans(Repository(tmp_path)))
+
+
 def test_plans_that_no_container_loads_are_in_the_list(tmp_path: Path) -> None:
     put_plan(tmp_path, "old", (8, 6, 0, 12))  # 8.6.0 of PyPI
     with pytest.raises(RepositoryError, match=r"known to have the TensorRT of old/1: TensorRT 8\.6\.0\.12") as caught:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from repo_builder.compatibility import find_plans
 from repo_builder.doctor import examine
 from repo_builder.errors import RepositoryError, UsageError
 from repo_builder.findings import Finding, Level
-from repo_builder.host import check_image_name, write_image
-from repo_builder.repository import MANIFEST, MANIFEST_SCHEMA
+from repo_builder.host import check_image_name, image_for_dotenv, write_image
+from repo_builder.repository import MANIFEST, MANIFEST_SCHEMA, Repository
 from repo_builder.servers.base import ServerOptions
+from repo_builder.servers.images import choose_image
 from repo_builder.servers.local import start
 from tests.conftest import SmallDisk
 from tests.servers.test_ports import listening
@@ -366,7 +368,40 @@ def test_plan_that_fits(machine: Machine) -> None:
     machine.gpu()
     machine.plan("det", (10, 14, 1, 48))
     assert machine.find("model det").level is Level.OK
+    assert machine.find("container").text == "nvcr.io/nvidia/tritonserver:25.11-py3 loads every plan"
+    machine.gpu("590.48.01")
     assert machine.find("container").text == "nvcr.io/nvidia/tritonserver:26.01-py3 loads every plan"
+
+
+@pytest.mark.parametrize("image", ["25.11", "26.01", "24.12"])
+def test_an_image_for_both_the_plan_and_the_driver(machine: Machine, image: str) -> None:
+    machine.docker()
+    machine.gpu("580.95.05")
+    machine.plan("det", (10, 14, 1, 48))
+    (machine.repository.parent / ".env").write_text(f"TRITON_IMAGE=nvcr.io/nvidia/tritonserver:{image}-py3\n")
+    mends = {finding.mend for finding in machine.examine() if "TRITON_IMAGE" in str(finding.mend)}
+    assert mends == ({"TRITON_IMAGE=nvcr.io/nvidia/tritonserver:25.11-py3 in .env"} if image != "25.11" else set())
+    assert machine.find("container").text == "nvcr.io/nvidia/tritonserver:25.11-py3 loads every plan"
+
+
+@pytest.mark.parametrize("image", ["23.10", "26.01"])
+def test_no_image_for_both_the_plan_and_the_driver(machine: Machine, image: str) -> None:
+    machine.docker()
+    machine.gpu("535.104.05")
+    machine.plan("det", (10, 14, 1, 48))
+    (machine.repository.parent / ".env").write_text(f"TRITON_IMAGE=nvcr.io/nvidia/tritonserver:{image}-py3\n")
+    assert machine.find("container") == Finding(
+        "container",
+        Level.WRONG,
+        "no Triton container that driver 535.104.5 runs loads det/1: TensorRT 10.14.1.48",
+        "install driver 580.95 or newer, for nvcr.io/nvidia/tritonserver:25.11-py3, which forward compatibility may "
+        "run on a data-centre GPU as it is, where it is named; or build with TensorRT 8.6.1.6, as "
+        "nvcr.io/nvidia/tritonserver:23.10-py3 has",
+    )
+    assert not [finding for finding in machine.examine() if "TRITON_IMAGE" in str(finding.mend)]
+    done = doctor(machine, "--write-env")
+    assert "error: no Triton container that driver 535.104.5 runs loads det/1" in done.stderr
+    assert image in (machine.repository.parent / ".env").read_text()
 
 
 def test_an_image_of_one_s_own_is_judged_by_what_it_says_of_itself(machine: Machine) -> None:
@@ -428,12 +463,13 @@ def test_an_image_that_was_named_is_the_one_that_is_judged(machine: Machine, mon
         "container",
         Level.WARNING,
         "which TensorRT mine:1 has is not known here, and the plans are of 8.6.0.12",
-        "see that it has it: no container of NVIDIA's is known to",
+        "see that it has it: no container of NVIDIA's that runs here is known to",
     )
     machine.plan("old", (10, 14, 1, 48))
     assert machine.find("container").mend == (
-        "if it has another: TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.01-py3 in .env"
+        "if it has another: TRITON_IMAGE=nvcr.io/nvidia/tritonserver:25.11-py3 in .env"
     )
+    machine.gpu("590.48.01")
     monkeypatch.setenv("TRITON_IMAGE", "nvcr.io/nvidia/tritonserver:25.11-py3")  # not the newest that has it
     assert machine.find("container").text == "nvcr.io/nvidia/tritonserver:25.11-py3 loads every plan"
     report = json.loads(doctor(machine, "--json", "--image", "nvcr.io/nvidia/tritonserver:25.08-py3").stdout)
@@ -502,6 +538,24 @@ def test_write_env_changes_its_own_line_only(machine: Machine) -> None:
     assert not list(dotenv.parent.glob(".env.*"))
 
 
+def test_an_image_that_serves_the_plans_stays(machine: Machine) -> None:
+    machine.plan("det", (10, 14, 1, 48))
+    plans, folder = find_plans(Repository(machine.repository)), machine.repository.parent
+    newest, r580, mirrored = (
+        f"{host}/tritonserver:{release}-py3"
+        for host, release in (("nvcr.io/nvidia", "26.01"), ("nvcr.io/nvidia", "25.11"), ("mirror.example", "25.12"))
+    )
+    assert image_for_dotenv(plans, folder) == (newest, None)
+    write_image(folder, mirrored, asked=True)
+    assert image_for_dotenv(plans, folder) == (mirrored, None)
+    machine.gpu("580.95.05")  # too old for that
+    assert image_for_dotenv(plans, folder) == (r580, None)
+    assert choose_image(None, plans, folder.parent) == r580
+    assert f"wrote TRITON_IMAGE={r580} to .env, instead of {mirrored}" in doctor(machine, "--write-env").stderr
+    machine.gpu("595.58")
+    assert image_for_dotenv(plans, folder) == (r580, None)
+
+
 def test_an_env_of_others_is_left_alone_unless_asked(tmp_path: Path) -> None:
     assert write_image(tmp_path, "a:1", asked=False) is None
     assert not (tmp_path / ".env").exists()
@@ -536,6 +590,10 @@ def test_write_env_writes_the_image_that_is_named(machine: Machine) -> None:
     assert not dotenv.exists()
     assert "wrote TRITON_IMAGE=mine:1" in doctor(machine, "--write-env", "--image", "mine:1").stderr
     assert dotenv.read_text().endswith("\nTRITON_IMAGE=mine:1\n")
+    machine.plan("new", (10, 14, 1, 48))
+    refused = doctor(machine, "--write-env", "--image", "mine:3")  # whichever TensorRT it has
+    assert refused.stderr.startswith("error: no one container loads all of these plans: old/1")
+    shutil.rmtree(machine.repository / "new")
     machine.docker(image="""echo '["TRT_VERSION=10.13.2.6", "NVIDIA_TRITON_SERVER_VERSION=25.08"]'""")
     refused = doctor(machine, "--write-env", "--image", "mine:2")
     assert "error: mine:2 has TensorRT 10.13.2.6 and can't load old/1: TensorRT 8.6.0.12\n\nhint: " in refused.stderr

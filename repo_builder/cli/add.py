@@ -224,21 +224,21 @@ def _needs_other_machine(manifest: Mapping[str, Any]) -> bool:
 
 
 def _name_container(repository: str) -> None:
-    """Say which of NVIDIA's containers loads the repository's plans, and keep a .env of ours up to date."""
-    from repo_builder.compatibility import container_for, find_plans
-    from repo_builder.host import write_image
+    """Say which container loads the repository's plans on this machine, and keep a .env of ours up to date."""
+    from repo_builder.compatibility import find_plans
+    from repo_builder.host import image_for_dotenv, write_image
     from repo_builder.repository import Repository
 
     try:
-        container = container_for(find_plans(Repository(repository)))
+        chosen = image_for_dotenv(find_plans(Repository(repository)), Path())
     except RepoBuilderError as error:
         note(f"  container none: {error.message}; {error.hint}")
         return
-    if container:
-        image = container.release.image
+    if chosen:
+        image, doubt = chosen
         written = write_image(Path(), image, asked=False)
         where = f", now in {written}" if written else "; repo-builder doctor --write-env puts it into .env"
-        note(f"  container {image}{f' ({container.doubt})' if container.doubt else ''}{where}")
+        note(f"  container {image}{f' ({doubt})' if doubt else ''}{where}")
 
 
 def _verified(verification: Mapping[str, Any] | None, unverified: str | None) -> str:

@@ -59,19 +59,17 @@ def doctor(
 
 
 def _write_env(repository: str, image: str | None) -> None:
-    from repo_builder.compatibility import container_for, find_plans
-    from repo_builder.host import ask_for_image, in_dotenv, write_image
+    from repo_builder.compatibility import find_plans
+    from repo_builder.host import ask_for_image, image_for_dotenv, in_dotenv, write_image
     from repo_builder.repository import Repository
     from repo_builder.servers.images import choose_image
 
     plans = find_plans(Repository(repository))
     if image is None and not plans:
         raise UsageError(f"{repository} has no plans, so any image serves it", "leave out --write-env, or --image NAME")
-    container = None if image else container_for(plans)
+    fitting = None if image else image_for_dotenv(plans, Path())
     chosen = (
-        container.release.image
-        if container
-        else choose_image(image, plans, environment=lambda name: ask_for_image(name).json() or ())
+        fitting[0] if fitting else choose_image(image, plans, environment=lambda name: ask_for_image(name).json() or ())
     )
     before = in_dotenv("TRITON_IMAGE", Path())
     instead = f", instead of {before}" if before not in {None, chosen} else ""

@@ -41,7 +41,7 @@ from repo_builder.compilers.exchange import (
 )
 from repo_builder.errors import CompileError, RepositoryError, UsageError
 from repo_builder.folders import cache_folder, state_folder
-from repo_builder.host import configured_image
+from repo_builder.host import configured_image, installed_driver
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.repository import Repository
 from repo_builder.servers.docker import gpu_requests
@@ -166,7 +166,7 @@ def open_container(
 
 def _image_for(repository: Repository) -> str:
     try:
-        served = container_for(plan for plan in find_plans(repository) if not plan.rtx)
+        served = container_for((plan for plan in find_plans(repository) if not plan.rtx), installed_driver())
     except RepositoryError as error:
         raise RepositoryError(error.message, "name the one to build in: --container-image") from None
     return served.release.image if served else DEFAULT_IMAGE

@@ -10,6 +10,7 @@ from typing import Any
 
 from repo_builder.compatibility import (
     Plan,
+    check_together,
     container_for,
     image_hint,
     loads,
@@ -18,7 +19,7 @@ from repo_builder.compatibility import (
     version_text,
 )
 from repo_builder.errors import ServerError
-from repo_builder.host import check_image_name, configured_image
+from repo_builder.host import check_image_name, configured_image, installed_driver
 from repo_builder.servers.engine import DEFAULT_IMAGE
 
 Progress = Callable[[str], None]
@@ -33,18 +34,18 @@ def choose_image(
     *,
     environment: Callable[[str], Sequence[str]] = lambda _: (),
 ) -> str:
-    """The image to serve with: ``image``, the configured one, the one that loads ``plans``, or the default.
+    """The image to serve with: ``image``, the configured one, the one that loads ``plans`` here, or the default.
 
     ``environment`` tells the variables that an image sets, for it is judged by what it says of itself before its tag.
 
     Raises:
         UsageError: what a person chose is not the name of an image.
         ServerError: the image chosen by a person can't load one of the plans.
-        RepositoryError: no one image loads all plans.
+        RepositoryError: no one image loads all plans, or under this driver.
     """
     wanted, listed = configured_image(folder) if image is None else image, list(plans)
     if wanted is None:
-        container = container_for(listed)
+        container = container_for(listed, installed_driver()) if listed else None
         return container.release.image if container else DEFAULT_IMAGE
     check_image_name(wanted)
     check_plans(wanted, listed, environment(wanted))
@@ -52,12 +53,20 @@ def choose_image(
 
 
 def check_plans(image: str, plans: Sequence[Plan], environment: Sequence[str]) -> None:
-    """Raise ServerError where ``image``, which sets ``environment``, is known not to load one of ``plans``."""
+    """Raise ServerError where ``image``, which sets ``environment``, is known not to load one of ``plans``.
+
+    Raises:
+        RepositoryError: what it loads isn't known, but no image loads all of them.
+    """
     release = release_of_environment(environment) or release_of_image(image)
+    if release is None:
+        check_together(plans)
     refused = [plan for plan in plans if release and plan.tensorrt and not loads(release, plan)]
     if release and refused:
         has = version_text(release.tensorrt) or "of an unknown version"
-        raise ServerError(f"{image} has TensorRT {has} and can't load {refused[0]}", image_hint(plans))
+        raise ServerError(
+            f"{image} has TensorRT {has} and can't load {refused[0]}", image_hint(plans, installed_driver())
+        )
 
 
 def image_environment(client: Any, image: str) -> Sequence[str]:
