@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -118,17 +119,27 @@ def _unknown_image(host: Host, tensorrt: Version, plans: list[Plan]) -> Finding:
 
 
 def _unreadable(root: Path, host: Host) -> Finding | None:
-    """The first file that Triton in a container of Compose's can't read."""
+    """The first file that Triton in a container of Compose's can't read, surely or, if none is so, perhaps."""
+    doubtful = None
     for folder, _, names in os.walk(root):
         for path in (Path(folder), *(Path(folder, name) for name in names)):
             facts = path.lstat()
-            mode = facts.st_mode >> (6 if facts.st_uid == host.triton_uid else 0)
-            if not mode & 0o4 or (path.is_dir() and not mode & 0o1):
-                text = f"{path} is not readable by user {host.triton_user}, whom Triton's container runs as"
-                owner = "0:0" if host.rootless else "$(id -u):$(id -g)"
-                mend = f"chmod -R a+rX {root}, or TRITON_USER={owner} in .env"
-                return Finding("repository", Level.WARNING, text, mend)
-    return None
+            wanted = 0o5 if stat.S_ISDIR(facts.st_mode) else 0o4
+            owner, group, others = (facts.st_mode >> shift & wanted == wanted for shift in (6, 3, 0))
+            if owner if facts.st_uid == host.triton_uid else others:
+                continue
+            known = host.rootless or host.triton_uid is not None
+            lost = not os.access(path, os.R_OK) or (host.engine_answers and known and not group)
+            text = f"{path} is not readable by user {host.triton_user}, whom Triton's container runs as"
+            mends = [f"chmod -R a+rX {root}"]
+            if owner and facts.st_uid == (os.getuid() if host.rootless else facts.st_uid):
+                user = "0:0" if host.rootless else f"{facts.st_uid}:{facts.st_gid}"
+                mends.append(f"TRITON_USER={user} in .env")
+            finding = Finding("repository", Level.WRONG if lost else Level.WARNING, text, ", or ".join(mends))
+            if lost:
+                return finding
+            doubtful = doubtful or finding
+    return doubtful
 
 
 def _model(model: Model, plans: list[Plan], host: Host, another: str) -> Iterator[Finding]:

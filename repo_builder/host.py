@@ -99,6 +99,12 @@ class Host:
         return release_of_environment(self.image_present.json() or ()) or release_of_image(self.image)
 
     @property
+    def engine_answers(self) -> bool:
+        """Whether there is a Docker engine that this user may ask."""
+        info = self.docker.json()
+        return isinstance(info, dict) and not info.get("ServerErrors")
+
+    @property
     def rootless(self) -> bool:
         """Whether the Docker engine runs as a user, who is root in its containers."""
         info = self.docker.json()

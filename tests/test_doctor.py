@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -489,11 +490,17 @@ def test_links_that_a_container_can_t_follow(machine: Machine, tmp_path: Path) -
 
 
 def test_files_the_container_s_user_can_t_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    (machine.model("secret") / "model.onnx").chmod(0o600)
+    file = machine.model("secret") / "model.onnx"
+    file.chmod(0o600)
     found = machine.find("repository")
     assert found.level is Level.WARNING
     assert "model.onnx is not readable by user 1000, whom Triton's container runs as" in found.text
-    assert "or TRITON_USER=$(id -u):$(id -g) in .env" in str(found.mend)
+    assert f"or TRITON_USER={file.stat().st_uid}:{file.stat().st_gid} in .env" in str(found.mend)
+    machine.docker()
+    assert machine.find("repository") == replace(found, level=Level.WRONG)
+    file.chmod(0o640)  # which may be a group of the container's user
+    assert machine.find("repository") == found
+    file.chmod(0o600)
     monkeypatch.setenv("TRITON_USER", f"{os.getuid()}:{os.getgid()}")
     assert machine.find("repository").level is Level.OK
     monkeypatch.delenv("TRITON_USER")
