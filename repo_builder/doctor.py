@@ -43,7 +43,7 @@ def examine(
         *_extras(host),
         *_gpu(host),
         *_docker(host, folder, plans),
-        *_ports(folder),
+        *_ports(folder, host.composed_ports(folder)),
         *_disk(Path(repository), host),
         *examine_models(Path(repository), host),
     )
@@ -116,6 +116,8 @@ def _docker(host: Host, folder: Path, plans: Sequence[Plan]) -> Iterator[Finding
     if problem or not isinstance(info, dict):
         text = "this user may not use the engine" if "permission denied" in problem.lower() else problem
         yield Finding("docker", Level.WARNING, text or "docker info is not JSON", docker_mend(problem))
+        yield _compose(host)
+        yield from _image(host, plans)
         return
     yield ok("docker", f"engine {info.get('ServerVersion')}")
     yield _compose(host)
@@ -135,6 +137,8 @@ def docker_mend(problem: str) -> str:
 
 
 def _compose(host: Host) -> Finding:
+    if "does not answer" in host.compose.problem:
+        return Finding("compose", Level.WARNING, host.compose.problem, "docker compose version")
     if host.compose.output is None:
         mend = "install Docker's compose plugin (docker-compose-plugin)"
         return Finding("compose", Level.WARNING, "docker compose is not installed", mend)
@@ -176,12 +180,15 @@ def _image(host: Host, plans: Sequence[Plan]) -> Iterator[Finding]:
         yield Finding("image", Level.WRONG, text, image_mend(plans, host.driver))
     elif host.image_present.output:
         yield ok("image", f"{host.image} is here")
+    elif not host.engine_answers:
+        text = f"{host.image}; whether it is here can't be told without the engine"
+        yield Finding("image", Level.WARNING, text, "start or mend Docker first: see its line")
     else:
         yield Finding("image", Level.WARNING, f"{host.image} is not pulled yet", f"docker pull {host.image}")
 
 
-def _ports(folder: Path) -> Iterator[Finding]:
-    """The ports that ``serve`` takes unless told otherwise, or that Compose is told to take."""
+def _ports(folder: Path, composed: set[int]) -> Iterator[Finding]:
+    """The ports that ``serve`` takes unless told otherwise, or that Compose is told to take or ``composed`` has."""
     from repo_builder.servers.ports import CONTAINER_PORTS, process_on
     from repo_builder.servers.records import server_on
 
@@ -198,6 +205,9 @@ def _ports(folder: Path) -> Iterator[Finding]:
                 sock.bind(("127.0.0.1", port))
             except OSError:
                 subject = f"port {port}"
+                if port in composed:
+                    yield ok(subject, "taken by Compose's server of this folder; docker compose ps shows it")
+                    continue
                 if server_on(port):
                     yield ok(subject, "taken by your own server; repo-builder status shows it")
                     continue

@@ -41,6 +41,9 @@ _IMAGE = re.compile(
     re.ASCII,
 )
 """A reference: host, path, tag, digest; https://github.com/distribution/reference, at the head of reference.go."""
+_COMPOSE = "com.docker.compose"
+_SERVERS = f'{{{{.Label "{_COMPOSE}.project.working_dir"}}}}\t{{{{.Ports}}}}'
+_PUBLISHED = re.compile(r":(\d+)(?:-(\d+))?->")  # as in 127.0.0.1:8000-8002->8000-8002/tcp
 MARK = "# TRITON_IMAGE is kept by repo-builder"
 _LINE = re.compile(
     r"""\s*(?:export\s+)?(?P<name>\w+)\s*[=:]\s*(?:(?P<mark>["'])(?P<quoted>.*?)(?P=mark)|(?P<bare>.*?))\s*(?:\s#.*)?$"""
@@ -85,6 +88,7 @@ class Host:
     image: str
     image_named: bool  # by a person; else it is compose.yaml's
     image_present: Answer  # its environment as JSON
+    composed: Answer  # folder and ports of Compose's servers: a line of each, with a tab between
     triton_user: str  # whom compose.yaml's container runs as
     programs: Mapping[str, str | None]
 
@@ -103,6 +107,16 @@ class Host:
         """Whether there is a Docker engine that this user may ask."""
         info = self.docker.json()
         return isinstance(info, dict) and not info.get("ServerErrors")
+
+    def composed_ports(self, folder: Path) -> set[int]:
+        """The ports of the server that Compose runs for the compose.yaml of ``folder``."""
+        ports: set[int] = set()
+        for line in (self.composed.output or "").splitlines():
+            project, _, published = line.partition("\t")
+            if project and Path(project).resolve() == folder.resolve():
+                for first, last in _PUBLISHED.findall(published):
+                    ports.update(range(int(first), int(last or first) + 1))
+        return ports
 
     @property
     def rootless(self) -> bool:
@@ -126,11 +140,14 @@ def look(folder: Path = Path(), image: str | None = None) -> Host:
     """
     named = configured_image(folder) if image is None else image
     image = named or DEFAULT_IMAGE
-    with ThreadPoolExecutor(max_workers=6) as pool:
+    with ThreadPoolExecutor(max_workers=7) as pool:
         gpus = pool.submit(_ask_for_gpus)
         tensorrt, rtx = (pool.submit(_import_version, name) for name in ("tensorrt", "tensorrt_rtx"))
         docker: Future[Answer] = pool.submit(ask, "docker", "info", "--format", "{{json .}}")
         compose = pool.submit(ask, "docker", "compose", "version", "--short")
+        composed = pool.submit(
+            ask, "docker", "ps", "--filter", f"label={_COMPOSE}.service=triton", "--format", _SERVERS
+        )
         present = pool.submit(ask_for_image, image)
         return Host(
             gpus=_parse_gpus(gpus.result().output or ""),
@@ -139,6 +156,7 @@ def look(folder: Path = Path(), image: str | None = None) -> Host:
             tensorrt_rtx=rtx.result(),
             docker=docker.result(),
             compose=compose.result(),
+            composed=composed.result(),
             image=image,
             image_named=named is not None,
             image_present=present.result(),

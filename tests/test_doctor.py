@@ -35,6 +35,7 @@ case "$1 $2" in
   ;;
 "compose version") echo {compose} ;;
 "image inspect") {image} ;;
+"ps --filter") printf '{servers}\\n' ;;
 esac
 """
 
@@ -63,8 +64,9 @@ class Machine:
         compose: str = "2.39.1",
         image: str = "echo sha256:1",
         security: str = '"name=seccomp"',
+        servers: str = "",
     ) -> None:
-        script = DOCKER.format(runtime=runtime, compose=compose, image=image, security=security)
+        script = DOCKER.format(runtime=runtime, compose=compose, image=image, security=security, servers=servers)
         self.program("docker", script)
 
     def model(self, name: str, platform: str = "onnxruntime_onnx", more: str = "") -> Path:
@@ -133,6 +135,8 @@ def test_docker_missing_refused_or_down(machine: Machine, monkeypatch: pytest.Mo
     assert "usermod -aG docker" in str(refused.mend)
     machine.program("docker", "echo 'Cannot connect to the Docker daemon at unix:///x' >&2; exit 1")
     assert machine.find("docker").mend == "start the engine: sudo systemctl start docker (or Docker Desktop)"
+    assert machine.find("compose").level is machine.find("image").level is Level.WARNING
+    assert machine.find("image").text.endswith("; whether it is here can't be told without the engine")
     monkeypatch.setenv("DOCKER_HOST", "unix:///x")
     assert str(machine.find("docker").mend).startswith("DOCKER_HOST says where: ")
 
@@ -229,6 +233,18 @@ def test_a_container_s_port_is_told_as_such(machine: Machine, tmp_path: Path, mo
     assert str(found.mend).startswith(
         f"docker ps --filter publish={port} names the container: stop that, or serve with"
     )
+
+
+def test_a_server_of_compose_s_may_have_its_ports(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("TRITON_GRPC_PORT", str(port))
+        for folder, level in ((machine.repository, Level.WRONG), (machine.repository.parent, Level.OK)):
+            for published in (f"127.0.0.1:{port - 1}-{port + 1}->8000-8002/tcp", f"8000/tcp, 0.0.0.0:{port}->8001/tcp"):
+                machine.docker(servers=f"{folder}\\t{published}")
+                assert machine.find(f"port {port}").level is level
 
 
 def test_the_ports_are_those_that_compose_is_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,7 +550,11 @@ def test_write_env_changes_its_own_line_only(machine: Machine) -> None:
     machine.plan("det", (10, 14, 1, 48))
     dotenv = machine.repository.parent / ".env"
     dotenv.write_text("TRITON_IMAGE=old\nGRAFANA_PORT=3001\n")
-    assert "26.01-py3" in doctor(machine, "--write-env").stderr
+    alone = doctor(machine, "--write-env").stderr
+    assert "26.01-py3" in alone
+    assert "there is no compose.yaml here" in alone
+    (dotenv.parent / "compose.yaml").touch()
+    assert "compose.yaml" not in doctor(machine, "--write-env").stderr
     kept = (
         "GRAFANA_PORT=3001\n# TRITON_IMAGE is kept by repo-builder\nTRITON_IMAGE=nvcr.io/nvidia/tritonserver:{}-py3\n"
     )

@@ -11,6 +11,8 @@ from repo_builder.cli.output import DEFAULT_REPOSITORY, DebugOption, JsonOption,
 from repo_builder.errors import RepoBuilderError, UsageError
 from repo_builder.servers.engine import DEFAULT_IMAGE
 
+COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -74,6 +76,8 @@ def _write_env(repository: str, image: str | None) -> None:
     before = in_dotenv("TRITON_IMAGE", Path())
     instead = f", instead of {before}" if before not in {None, chosen} else ""
     note(f"wrote TRITON_IMAGE={chosen} to {write_image(Path(), chosen, asked=True)}{instead}")
+    if not any(Path(name).exists() for name in COMPOSE_FILES):
+        note("WARNING: there is no compose.yaml here to read it: docker compose reads the .env beside its compose.yaml")
 
 
 def _show(findings: Sequence[Finding], *, failed: bool, as_json: bool) -> None:
