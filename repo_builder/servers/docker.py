@@ -6,7 +6,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,8 @@ STARTER = "repo-builder.starter"  # the process that makes the container and the
 NAME = "repo-builder-{port}"  # of a container, by its HTTP port
 MODELS = "/models"
 GRACE_S = 4  # a stop promises that everything is gone within 5 s
+APPEAR_S = 5.0  # for the engine to make what it was asked for
+APPEAR_WATCH_S = 0.05
 _SIZE = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
 
 
@@ -83,12 +86,9 @@ def start(
     if layers := plugins_setting(plans, MODELS):
         settings["command"].append(layers)
     _free_name(client, settings["name"])
-    container = _run(client, image, settings)
-    try:
-        server = DockerServer(client, container, image, root, options, ports, address)
-    except BaseException:
-        remove_container(container)
-        raise
+    server = _run(
+        client, image, settings, lambda container: DockerServer(client, container, image, root, options, ports, address)
+    )
     try:
         server.wait_until_ready()
     except BaseException:
@@ -207,24 +207,63 @@ def _left(record: ServerRecord) -> Iterator[Any]:
         client.close()
 
 
-def _run(client: Any, image: str, settings: dict[str, Any]) -> Any:
-    """Create and start the container; raises ServerError, and then nothing is left of it."""
+def _run(client: Any, image: str, settings: dict[str, Any], supervised: Callable[[Any], DockerServer]) -> DockerServer:
+    """Create the container and start it under a supervisor.
+
+    The supervisor is there before anything runs in the container, so that nothing runs without one, even if this
+    process is killed meanwhile; what was only created then is cleared away by the next server on the port.
+
+    Raises:
+        ServerError: it does not start; whatever is raised, nothing is left of it.
+    """
+    import docker.errors
+
+    container = _create(client, image, settings)
+    try:
+        server = supervised(container)
+    except BaseException:
+        remove_container(container)
+        raise
+    try:
+        container.start()
+    except (docker.errors.DockerException, OSError) as error:
+        server.stop()
+        if "rlimit" in str(error) and settings["ulimits"]:  # a rootless engine can't raise limits: it keeps its own
+            return _run(client, image, {**settings, "ulimits": []}, supervised)
+        raise _container_error(error, image) from None
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _create(client: Any, image: str, settings: dict[str, Any]) -> Any:
     import docker.errors
 
     try:
-        container = client.containers.create(image, **settings)
+        return client.containers.create(image, **settings)
     except (docker.errors.DockerException, OSError) as error:
         if getattr(error, "status_code", None) == 409:  # made since we looked
             raise _taken_error(settings["name"]) from None
         raise _container_error(error, image) from None
-    try:
-        container.start()
-    except (docker.errors.DockerException, OSError) as error:
-        remove_container(container)
-        if "rlimit" in str(error) and settings["ulimits"]:  # a rootless engine can't raise limits: it keeps its own
-            return _run(client, image, {**settings, "ulimits": []})
-        raise _container_error(error, image) from None
-    return container
+    except BaseException:
+        with contextlib.suppress(docker.errors.DockerException, OSError):
+            _remove_once_made(client, settings)
+        raise
+
+
+def _remove_once_made(client: Any, settings: dict[str, Any]) -> None:
+    """Remove a container that nobody waits for any more: the engine goes on to make it."""
+    import docker.errors
+
+    deadline = time.monotonic() + APPEAR_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(docker.errors.NotFound):
+            there = client.containers.get(settings["name"])
+            if there.labels.get(STARTER) == settings["labels"][STARTER]:
+                remove_container(there)
+            return
+        time.sleep(APPEAR_WATCH_S)
 
 
 def lacks_gpu(text: str) -> bool:

@@ -269,6 +269,49 @@ def test_python_api(image: str, repository: Path) -> None:
         assert server.version == "2.51.0"
 
 
+KILLED_IN_START = """
+import os, signal, sys
+from docker.models.containers import Container
+from repo_builder.servers.base import ServerOptions
+from repo_builder.servers.docker import DockerOptions, start
+
+begin = Container.start
+Container.start = lambda container: (begin(container), os.kill(os.getpid(), signal.SIGKILL))
+start(sys.argv[1], ServerOptions(0, 0, 0), DockerOptions(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["create", "start"])
+def test_ctrl_c_while_the_container_is_made_leaves_none(
+    containers: Containers, image: str, repository: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    docker = pytest.importorskip("docker")
+    made = docker.models.containers
+    part = made.ContainerCollection if moment == "create" else made.Container
+    whole = getattr(part, moment)
+
+    def interrupted(*arguments: Any, **settings: Any) -> None:
+        def go_on() -> None:  # as the engine does with what it was asked for
+            with contextlib.suppress(docker.errors.NotFound):
+                whole(*arguments, **settings)
+
+        threading.Timer(0.2, go_on).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(part, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(repository, ServerOptions(0, 0, 0), DockerOptions(image))
+    assert containers() == []
+
+
+def test_nothing_runs_on_when_its_maker_is_killed_in_that_moment(
+    containers: Containers, image: str, repository: Path, run: Run
+) -> None:
+    killed = run(sys.executable, "-c", KILLED_IN_START, str(repository), image)
+    assert killed.returncode == -signal.SIGKILL
+    wait_for(lambda: not containers())
+
+
 @contextlib.contextmanager
 def in_foreground(*command: str, state: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """A server in the foreground, ready."""
