@@ -68,7 +68,9 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    gpus: Annotated[str, typer.Option(help="Docker: auto, all, none, how many, or ids: 0,2.")] = "auto",
+    gpus: Annotated[
+        str, typer.Option(help="Docker: auto, all, none; 1 is how many, device=1 or device=0,2 which.")
+    ] = "auto",
     shm_size: Annotated[str, typer.Option(help="Docker: size of the container's /dev/shm.")] = "1g",
     log_verbose: Annotated[int, typer.Option(metavar="LEVEL", help="Triton's verbose log, from 1.")] = 0,
     log_file: Annotated[

@@ -39,6 +39,7 @@ MODELS = "/models"
 GRACE_S = 4  # a stop promises that everything is gone within 5 s
 APPEAR_S = 5.0  # for the engine to make what it was asked for
 APPEAR_WATCH_S = 0.05
+_DEVICE = re.compile(r"[\w./:=-]+", re.ASCII)  # a number, a UUID of a GPU or of a part of one, CDI's name
 _SIZE = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
 
 
@@ -47,7 +48,8 @@ class DockerOptions:
     """What a container needs beside :class:`ServerOptions`.
 
     ``image`` None takes TRITON_IMAGE (of the environment or .env), else the one that loads the repository's plans, else
-    compose.yaml's.  ``gpus`` is ``auto`` (all if there are any), ``all``, ``none``, a number, or device ids: ``0,2``.
+    compose.yaml's.  ``gpus`` is ``auto`` (all if there are any), ``all``, ``none``, a number of GPUs, or
+    which: ``device=0``, ``device=0,2``, ``device=GPU-8c1b...`` as Docker's own ``--gpus`` has it, or ``0,2``.
     ``shm_size`` is Docker's notation: ``512m``, ``1g``.
     """
 
@@ -108,10 +110,12 @@ def gpu_requests(gpus: str) -> list[Any]:
     if gpus == "all" or (gpus.isdecimal() and int(gpus) > 0):
         count = -1 if gpus == "all" else int(gpus)
         return [DeviceRequest(driver="nvidia", count=count, capabilities=[["gpu"]])]
-    if gpus and "," in gpus and all(part.strip() for part in gpus.split(",")):
-        ids = [part.strip() for part in gpus.split(",")]
+    listed = gpus.strip('"')  # which Docker's own command needs around a list
+    ids = [part.strip() for part in listed.removeprefix("device=").split(",")]
+    if all(map(_DEVICE.fullmatch, ids)) and (listed.startswith("device=") or len(ids) > 1):
         return [DeviceRequest(driver="nvidia", device_ids=ids, capabilities=[["gpu"]])]
-    raise UsageError(f"--gpus {gpus!r} is nothing Docker knows", "auto, all, none, a number from 1, or ids: 0,2")
+    hint = "auto, all, none, how many (from 1), or which: device=0, device=0,2, device=GPU-8c1b..., of nvidia-smi -L"
+    raise UsageError(f"--gpus {gpus!r} is nothing Docker knows", hint)
 
 
 def _user(client: Any) -> str:
