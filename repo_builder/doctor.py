@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from repo_builder.compatibility import (
@@ -36,8 +37,10 @@ def examine(
 
     ``folder`` is where compose.yaml and .env are; ``image`` is to serve, else the one that they name.
     """
-    host = look(folder, image)
-    plans = readable_plans(Path(repository))
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look, folder, image)
+        plans = readable_plans(Path(repository))
+        host = looking.result()
     return (
         _python(),
         *_extras(host),
@@ -77,6 +80,9 @@ def _extras(host: Host) -> Iterator[Finding]:
         command = f"pip install 'repo-builder[{extra}]'"
         if answer.output:
             yield ok(name, f"{answer.output}, its libraries load")
+        elif answer.timed_out:
+            text = "installed; whether it loads can't be told, for that takes long"
+            yield Finding(name, Level.WARNING, text, f"python -c 'import {name.lower().replace('-', '_')}' tells")
         elif answer.problem:
             yield Finding(name, Level.WRONG, f"installed, but does not load: {answer.problem}", command)
         elif extra == "tensorrt" and host.gpus:
@@ -93,7 +99,9 @@ def _gpu(host: Host) -> Iterator[Finding]:
             )
         else:
             mend = "install or repair NVIDIA's driver, then reboot"
-            yield Finding("GPU", Level.WRONG, f"nvidia-smi fails: {host.gpu_problem or 'it lists no GPU'}", mend)
+            if host.gpu_answer.timed_out:
+                mend = f"sudo nvidia-smi -pm 1, if it is only slow, keeps the driver loaded; else {mend}"
+            yield Finding("GPU", Level.WRONG, f"nvidia-smi fails: {host.gpu_answer.problem or 'it lists no GPU'}", mend)
         return
     for gpu in host.gpus:
         yield ok("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}")
@@ -137,7 +145,7 @@ def docker_mend(problem: str) -> str:
 
 
 def _compose(host: Host) -> Finding:
-    if "does not answer" in host.compose.problem:
+    if host.compose.timed_out:
         return Finding("compose", Level.WARNING, host.compose.problem, "docker compose version")
     if host.compose.output is None:
         mend = "install Docker's compose plugin (docker-compose-plugin)"

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from repo_builder.compatibility import (
 from repo_builder.errors import RepositoryError, UsageError
 from repo_builder.servers.engine import DEFAULT_IMAGE
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = 1.5  # with Python's start and hundreds of models the whole of doctor stays under 3 s
 PROC = Path("/proc")
 CAP_SYS_RESOURCE = 1 << 24  # <linux/capability.h>
 _NAME = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -66,6 +66,7 @@ class Answer:
 
     output: str | None
     problem: str = ""
+    timed_out: bool = False
 
     def json(self) -> Any:
         """The output as JSON data, None where it is none."""
@@ -80,7 +81,7 @@ class Host:
     """Answers to everything that :func:`look` asks."""
 
     gpus: tuple[Gpu, ...]
-    gpu_problem: str
+    gpu_answer: Answer  # nvidia-smi's
     tensorrt: Answer  # its version, from an import in another process: that loads its libraries
     tensorrt_rtx: Answer
     docker: Answer  # `docker info` as JSON
@@ -134,7 +135,7 @@ class Host:
 
 
 def look(folder: Path = Path(), image: str | None = None) -> Host:
-    """Ask this machine; takes as long as the slowest answer, at most 2 s.
+    """Ask this machine; takes as long as the slowest answer, at most TIMEOUT_S.
 
     ``folder`` is where compose.yaml and .env are; ``image`` goes before the one that they name.
     """
@@ -151,7 +152,7 @@ def look(folder: Path = Path(), image: str | None = None) -> Host:
         present = pool.submit(ask_for_image, image)
         return Host(
             gpus=_parse_gpus(gpus.result().output or ""),
-            gpu_problem=gpus.result().problem,
+            gpu_answer=gpus.result(),
             tensorrt=tensorrt.result(),
             tensorrt_rtx=rtx.result(),
             docker=docker.result(),
@@ -166,7 +167,7 @@ def look(folder: Path = Path(), image: str | None = None) -> Host:
 
 
 def ask(*command: str) -> Answer:
-    """Run a program for at most two seconds."""
+    """Run a program for at most TIMEOUT_S."""
     try:
         done = subprocess.run(
             command, capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, text=True, errors="replace",
@@ -175,7 +176,7 @@ def ask(*command: str) -> Answer:
     except FileNotFoundError:
         return Answer(None, f"{command[0]} is not installed")
     except subprocess.TimeoutExpired:
-        return Answer(None, f"{command[0]} does not answer within {TIMEOUT_S:g} s")
+        return Answer(None, f"{command[0]} does not answer within {TIMEOUT_S:g} s", timed_out=True)
     except OSError as error:
         return Answer(None, f"{command[0]}: {error.strerror}")
     if done.returncode:
@@ -304,7 +305,7 @@ def _import_version(module: str) -> Answer:
     if importlib.util.find_spec(module) is None:
         return Answer(None)
     answer = ask(sys.executable, "-c", f"import {module}; print({module}.__version__)")
-    return Answer(answer.output or None, answer.problem)
+    return replace(answer, output=answer.output or None)
 
 
 def _parse_gpus(listing: str) -> tuple[Gpu, ...]:

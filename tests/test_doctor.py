@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -145,6 +146,18 @@ def test_docker_that_hangs_does_not_hold_the_report_up(machine: Machine, monkeyp
     machine.program("docker", "exec /bin/sleep 30")
     monkeypatch.setattr("repo_builder.host.TIMEOUT_S", 0.2)
     assert "does not answer within 0.2 s" in machine.find("docker").text
+
+
+def test_what_only_takes_long_is_told_as_such(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repo_builder.host.TIMEOUT_S", 0.05)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find(name) or find("json"))
+    monkeypatch.setattr(sys, "executable", str(machine.programs / "python"))
+    for name in ("nvidia-smi", "docker", "python"):
+        machine.program(name, "exec /bin/sleep 30")
+    levels = {finding.subject: finding.level for finding in machine.examine()}
+    assert levels["TensorRT"] is levels["TensorRT-RTX"] is levels["compose"] is Level.WARNING
+    assert str(machine.find("GPU").mend).startswith("sudo nvidia-smi -pm 1, ")
 
 
 def test_container_toolkit_matters_only_with_a_gpu(machine: Machine) -> None:
