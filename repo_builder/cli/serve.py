@@ -237,10 +237,20 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Print the log of a server that runs, or that ended without being stopped."""
+    """Print the log of a server that runs, or that ended without being stopped; without any, of the last one."""
     from repo_builder.servers.records import follow_log, known_servers, select_servers
+    from repo_builder.servers.supervised import last_log
 
-    for record in select_servers(known_servers(), http_port):
+    servers = known_servers()
+    meant = http_port in {"", "all"} or http_port.isdecimal()
+    known = any(http_port in {"", "all", str(record.http_port)} for record in servers)
+    if meant and not known and (left := last_log(http_port)):
+        note(f"no such server runs; the last one said, in {left}")
+        written = left.read_text(encoding="utf-8", errors="replace").splitlines()
+        for text in written[-lines:]:  # all for 0
+            typer.echo(text)
+        return
+    for record in select_servers(servers, http_port):
         for text in follow_log(record, lines, follow=follow):
             typer.echo(text)
 

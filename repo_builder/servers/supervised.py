@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -27,6 +28,7 @@ from repo_builder.servers.load_errors import (
     plan_errors_in_log,
     reasons_in_log,
     still_loading,
+    tidy,
 )
 from repo_builder.servers.ports import Ports, check_numbers
 from repo_builder.servers.records import ServerRecord, forget_ended, start_time, write_record
@@ -34,6 +36,9 @@ from repo_builder.servers.records import ServerRecord, forget_ended, start_time,
 STOP_S = 5.0
 READINESS_INTERVAL_S = 0.05
 KEPT_LOGS = 20
+LAST_WORDS = 300  # characters of a log's line that an error quotes
+# Triton's line of news, or of a table; its errors and whatever else a program or a library says are none.
+_NEWS = re.compile(r"[IWV]\d{4} |[|+]|[^\w]*$")
 _UNLOADED = "unloaded"  # in Triton's, of what it had loaded and then took out
 _NOT_LOADED = "it is not loaded"  # in our words: Triton lists what came after its start without a state or a reason
 
@@ -196,9 +201,9 @@ class SupervisedServer:
             return PortTakenError(
                 "a port was taken by another process while the models were loaded", "start the server again"
             )
-        errors = [line.partition("] ")[2] for line in log.splitlines() if line.startswith("E")]
         ending = f"signal {status - 128}" if status > 128 else f"exit status {status}"
-        last = f": {errors[-1].strip(chr(34))}" if errors else ""
+        said = last_words(log)
+        last = f": {said}" if said else ""
         return ServerError(f"tritonserver ended at its start with {ending}{last}", f"see its log in {self.log_file}")
 
 
@@ -207,10 +212,28 @@ def ending(status: int) -> str:
     return f"was killed by signal {status - 128}" if status > 128 else f"ended with exit status {status}"
 
 
+def last_words(log: str) -> str:
+    """Return what a server that ended said last: Triton's last error, else the last line that is none of its news."""
+    lines = [line.strip() for line in log.splitlines()]
+    errors = [line.partition("] ")[2].strip('"') for line in lines if re.match(r"[EF]\d{4} .*\] ", line)]
+    said = errors or [line for line in lines if not _NEWS.match(line)]
+    return tidy(said[-1])[:LAST_WORDS] if said else ""
+
+
+def last_log(http_port: str) -> Path | None:
+    """The newest log that a server on ``http_port``, on any for "" or "all", has where logs go by default."""
+    port = http_port if http_port.isdecimal() else "*"
+    return max((state_folder() / "logs").glob(f"tritonserver-{port}.log"), key=_written, default=None)
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
+
+
 def _new_log_file(http_port: int) -> Path:
     folder = state_folder() / "logs"
     folder.mkdir(exist_ok=True)
-    for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-KEPT_LOGS]:
+    for old in sorted(folder.glob("*.log"), key=_written)[:-KEPT_LOGS]:
         old.unlink(missing_ok=True)
     return folder / f"tritonserver-{http_port}.log"
 

@@ -9,7 +9,7 @@ import pytest
 
 from repo_builder.servers.base import ServerOptions
 from repo_builder.servers.load_errors import explain, plan_errors_in_log
-from repo_builder.servers.supervised import checked_repository
+from repo_builder.servers.supervised import LAST_WORDS, checked_repository, last_words
 from tests.servers.repositories import write_identity
 
 # The numbers are issues of triton-inference-server/server, else of the repository named.
@@ -162,3 +162,18 @@ def test_tensorrt_s_words_are_found_for_each_plan() -> None:
         "three": "its plan is of TensorRT 8.6.0.12, this server has 8.6.1.6",
     }
     assert plan_errors_in_log("") == {}
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("", ""),
+        ("boom: libfoo.so missing\n\n", "boom: libfoo.so missing"),
+        ('E1121 10:00:00 1 main.cc:1] "no good"\nerror: creating server\n', "no good"),
+        ("tritonserver: libx.so: cannot open\x1b[0m\n+---+\n| a |\n+---+\n", "tritonserver: libx.so: cannot open?[0m"),
+        ('I1121 10:00:00 1 server.cc:1] "started"\n', ""),
+        ("x" * 1000, "x" * LAST_WORDS),
+    ],
+)
+def test_a_server_s_last_words_are_those_that_tell_why(log: str, said: str) -> None:
+    assert last_words(log) == said
