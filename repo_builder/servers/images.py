@@ -18,7 +18,7 @@ from repo_builder.compatibility import (
     release_of_image,
     version_text,
 )
-from repo_builder.errors import ServerError
+from repo_builder.errors import ServerError, UsageError
 from repo_builder.host import check_image_name, configured_image, installed_driver
 from repo_builder.servers.engine import DEFAULT_IMAGE
 
@@ -79,13 +79,21 @@ def image_environment(client: Any, image: str) -> Sequence[str]:
 
 
 def ensure_image(client: Any, image: str, progress: Progress, *, flag: str = "--image") -> None:
-    """Pull ``image``, which ``flag`` names, unless the engine has it; raises ServerError where it can't be had."""
+    """Pull ``image``, which ``flag`` names, unless the engine has it.
+
+    Raises:
+        UsageError: it is not the name of an image.
+        ServerError: it can't be had.
+    """
     import docker.errors
 
     check_image_name(image, flag)
+    host, slash, _ = image.partition("/")
+    if slash and host != host.lower() and not {".", ":"} & set(host):  # engines refuse it, or look for such a host
+        raise UsageError(f"{image!r} is not the name of an image", f"{flag} takes HOST/NAME:TAG, NAME in small letters")
     repository, tag = _split_tag(image)
     layers: dict[str, tuple[int, int, bool]] = {}
-    reported = 0.0
+    reported = time.monotonic()  # sizes are known a little later
     try:
         with contextlib.suppress(docker.errors.ImageNotFound):
             client.images.get(image)
@@ -97,6 +105,7 @@ def ensure_image(client: Any, image: str, progress: Progress, *, flag: str = "--
             if layers and time.monotonic() - reported > PULL_REPORT_S:
                 reported = time.monotonic()
                 progress(pull_line(image, layers))
+        progress(pull_line(image, layers) if layers else f"pulled {image}")
     except (docker.errors.APIError, OSError) as error:
         why = explanation(error)
         raise ServerError(
@@ -128,11 +137,15 @@ def _note_layer(layers: dict[str, tuple[int, int, bool]], event: dict[str, Any])
 
 
 def pull_line(image: str, layers: dict[str, tuple[int, int, bool]]) -> str:
-    """A line on a pull's progress: layers that are whole and bytes that have come, each of all known yet."""
+    """A line on a pull's progress: layers that are whole and bytes that have come, each of all known yet.
+
+    Of small layers engines don't tell the bytes.
+    """
     done, total = (sum(entry[index] for entry in layers.values()) for index in (0, 1))
     whole = sum(entry[2] for entry in layers.values())
     unpacking = ", unpacking" if total and done == total and whole < len(layers) else ""
-    return f"pulling {image}: {whole} of {len(layers)} layers, {done / 1e6:.1f} of {total / 1e6:.1f} MB{unpacking}"
+    size = f", {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else ""
+    return f"pulling {image}: {whole} of {len(layers)} layers{size}{unpacking}"
 
 
 def explanation(error: Exception) -> str:
