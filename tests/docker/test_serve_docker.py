@@ -304,6 +304,24 @@ def test_ctrl_c_while_the_container_is_made_leaves_none(
     assert containers() == []
 
 
+def test_an_engine_that_can_t_raise_limits_keeps_its_own(
+    containers: Containers, image: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = pytest.importorskip("docker")
+    begin = docker.models.containers.Container.start
+
+    def rootless(container: Any) -> None:
+        if container.attrs["HostConfig"]["Ulimits"]:
+            raise docker.errors.APIError("error setting rlimit type 8: operation not permitted")
+        begin(container)
+
+    monkeypatch.setattr(docker.models.containers.Container, "start", rootless)
+    with start(repository, ServerOptions(0, 0, 0), DockerOptions(image)) as server:
+        assert [status.ready for status in server.models] == [True]
+        assert len(containers()) == 1
+    assert containers() == []
+
+
 def test_nothing_runs_on_when_its_maker_is_killed_in_that_moment(
     containers: Containers, image: str, repository: Path, run: Run
 ) -> None:
