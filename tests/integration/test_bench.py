@@ -36,6 +36,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     made: dict[str, tuple[onnx.ModelProto, dict[str, Any]]] = {
         "linear": (models.linear(), {}),
+        "patient": (models.linear(), {"serving": ServingOptions(max_queue_delay_us=50_000)}),
         "alone": (models.linear(batch=1), {"serving": ServingOptions(max_batch_size=0)}),
         "picture": (models.picture(16, 16), {"serving": ServingOptions(image=image_preset("unit"))}),
         "lookup": (models.lookup(), {"build": BuildOptions(samples=IN_THE_TABLE)}),
@@ -68,7 +69,7 @@ def test_the_server_counts_what_was_sent(server: Server) -> None:
 
 
 def test_batching_works_under_load_and_has_nothing_to_do_without(server: Server) -> None:
-    busy = level(server, "linear", concurrency=16, requests=800)
+    busy = level(server, "patient", concurrency=16, requests=800)
     assert busy.server is not None
     assert busy.server.mean_batch > 1.5
     assert busy.batching is not None
@@ -155,7 +156,7 @@ def test_what_the_server_used_and_served(server: Server, repository: Path) -> No
 
 
 def test_misuse(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match="it has alone, linear, lookup, picture"):
+    with pytest.raises(UnknownModel, match="it has alone, linear, lookup, patient, picture"):
         level(server, "none", requests=1)
     with pytest.raises(UsageError, match="doesn't say how pictures are prepared"):
         level(server, "linear", requests=1, data=LoadData(pictures=(tmp_path,)))

@@ -56,7 +56,7 @@ class cudaIpcMemHandle_t:
 
 
 def _file(pid: int, number: int) -> Path:
-    return FOLDER / f"fake-cuda-{pid}-{number}"
+    return FOLDER / f"{os.environ['FAKE_CUDA_FILES']}-{pid}-{number}"
 
 
 def file_of(handle: bytes) -> str:
@@ -134,7 +134,7 @@ def cudaIpcOpenMemHandle(handle: cudaIpcMemHandle_t, _flags: int) -> tuple[cudaE
 
 def files() -> list[Path]:
     """What is left of the GPU's memory."""
-    return list(FOLDER.glob("fake-cuda-*"))
+    return list(FOLDER.glob(f"{os.environ['FAKE_CUDA_FILES']}-*"))
 
 
 @contextmanager
@@ -146,5 +146,7 @@ def installed(folder: Path) -> Iterator[None]:
     (package / "runtime.py").write_text(f"from {__name__} import *\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{folder}:{Path(__file__).parents[3]}", prepend=os.pathsep)
+        patch.setenv("FAKE_CUDA_FILES", f"fake-cuda-{os.getpid()}")  # others may test at the same time
         patch.setitem(sys.modules, "cuda.bindings.runtime", sys.modules[__name__])
         yield
+        assert files() == []

@@ -99,7 +99,6 @@ def proxy(server: Server, seen: list[tuple[str, Any]]) -> Iterator[str]:
 def fake_gpu(tmp_path: Path) -> Iterator[None]:
     with fake_cuda.installed(tmp_path / "fake"):
         yield
-    assert fake_cuda.files() == []
 
 
 def regions(url: str, kind: str = "cuda") -> Any:
