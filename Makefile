@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml Makefile
-PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadgroup
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test clean
 .DELETE_ON_ERROR:

@@ -16,13 +16,6 @@ Cli = Callable[..., Result]
 SmallDisk = Callable[[int], Path]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist the tests of a file share one worker, which keeps its servers; so do all with containers."""
-    for item in items:
-        group = "docker" if item.get_closest_marker("docker") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True, scope="session")
 def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tests' servers out of the user's list of running servers."""

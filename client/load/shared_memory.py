@@ -78,7 +78,7 @@ def share(
     device = require_device() if kind is Kind.CUDA else None
     make = partial(_system_region, client) if device is None else partial(_cuda_region, client, device)
     sizes = _output_sizes(client, model, requests)
-    name = f"client-bench-{secrets.token_hex(6)}"
+    name = f"client-bench-{os.getpid()}-{secrets.token_hex(6)}"
     inputs: list[dict[str, Place]] = []
     with contextlib.ExitStack() as held:
         for number, tensors in enumerate(requests):

@@ -72,8 +72,9 @@ def regions(server: Server) -> object:
         return json.loads(asking.send(Request("GET", "/v2/systemsharedmemory/status")).body)
 
 
-def files() -> list[Path]:
-    return list(Path("/dev/shm").glob("client-bench-*"))
+def files(process: int | None = None) -> list[Path]:
+    """What a process, this one if none is named, has in shared memory."""
+    return list(Path("/dev/shm").glob(f"client-bench-{process or os.getpid()}-*"))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -163,7 +164,7 @@ def test_an_end_before_the_end_leaves_no_memory(server: Server, number: int) -> 
     )  # fmt: skip
     assert process.stderr is not None
     assert any("requests/s" in line for line in process.stderr)
-    assert len(files()) == 8 + 3
+    assert len(files(process.pid)) == 8 + 3
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as the terminal does: to the workers and the tracker of memory, too
         process.communicate(timeout=20)
@@ -171,5 +172,5 @@ def test_an_end_before_the_end_leaves_no_memory(server: Server, number: int) -> 
     else:
         process.kill()
         process.communicate(timeout=20)
-        wait_for(lambda: not files())
-    assert files() == []
+        wait_for(lambda: not files(process.pid))
+    assert files(process.pid) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ class TestMisuse:
             run_load(url=url, delivery=shared)
         assert "can't use this machine's shared memory: Unable to open" in caught.value.message
         assert "--ipc=host" in str(caught.value.hint)
-        assert not list(Path("/dev/shm").glob("client-bench-*"))
+        assert not list(Path("/dev/shm").glob(f"client-bench-{os.getpid()}-*"))
 
     @pytest.mark.parametrize(
         "options",
