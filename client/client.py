@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import numpy.typing as npt
 from PIL import Image
@@ -39,10 +39,7 @@ from client.protocol import (
 from client.tensors import Array, as_tensor
 from client.text import listed, one_line
 from client.topk import Classification
-from client.transport import HttpTransport, Transport, Url
-
-_LONGEST_S: Final = 604_800
-"""A week; sockets take no number of seconds that there may be."""
+from client.transport import MAX_S, HttpTransport, Transport, Url
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,8 @@ class Client:
     """
 
     def __init__(self, url: str | None = None, *, timeout: float = 30.0, transport: Transport | None = None) -> None:
-        if not 0 < timeout <= _LONGEST_S:
-            message = f"the timeout must be more than 0 s and at most {_LONGEST_S:,} s, not {timeout:g}"
+        if not 0 < timeout <= MAX_S:
+            message = f"the timeout must be more than 0 s and at most {MAX_S:,} s, not {timeout:g}"
             raise UsageError(message, "--timeout 30 waits 30 s")
         self._url = Url.from_environment() if url is None else Url.parse(url)
         self._transport = HttpTransport(self._url, timeout) if transport is None else transport

@@ -20,6 +20,9 @@ from client.protocol import Request, Response, http_head
 
 DEFAULT_URL: Final = "http://localhost:8000"
 URL_VARIABLE: Final = "TRITON_URL"
+MAX_S: Final = 7 * 24 * 3600
+"""Of any time: a week; sockets take no number of seconds that there may be."""
+
 CONNECT_SECONDS: Final = 10.0
 """A server that can be reached accepts within moments; only its answers may take as long as a model runs."""
 

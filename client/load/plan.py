@@ -13,9 +13,10 @@ from client.errors import UsageError
 from client.load.bodies import LoadData
 from client.load.delivery import Delivery
 from client.load.scenario import MIN_DURATION_S, Asked, loads_of, read_scenario
-from client.load.schedule import DEFAULT_CONNECTIONS, MAX_S, Load, Window, read_trace, trace_of
+from client.load.schedule import DEFAULT_CONNECTIONS, Load, Window, read_trace, trace_of
 from client.load.statistics import QUANTILES
 from client.load.verdict import Threshold
+from client.transport import MAX_S
 
 DEFAULT_DURATION_S: Final = 10.0
 DEFAULT_WARMUP_S: Final = 1.0

@@ -12,10 +12,9 @@ from typing import Final, TypeVar
 
 from client.errors import InputError, UsageError
 from client.load.records import ClosedLoop, DueTimes, OpenLoop, Phase
+from client.transport import MAX_S
 
 DEFAULT_CONNECTIONS: Final = 512
-MAX_S: Final = 7 * 24 * 3600.0
-"""Of any time: a week."""
 
 TRACE_FORMAT: Final = "a trace has a time in seconds from the start on each line, none before the one above it"
 
