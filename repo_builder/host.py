@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,15 @@ PROC = Path("/proc")
 CAP_SYS_RESOURCE = 1 << 24  # <linux/capability.h>
 _NAME = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _IMAGE = re.compile(
-    rf"(?:(?:[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(?::\d+)?/)?{_NAME}(?:/{_NAME})*"
+    r"(?:(?:(?=[^/]*[.:])[A-Za-z0-9][A-Za-z0-9.-]*|[a-z0-9][a-z0-9-]*|\[[0-9A-Fa-f:]+\])(?::\d+)?/)?"
+    rf"{_NAME}(?:/{_NAME})*"
     r"(?::\w[\w.-]{0,127})?(?:@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9A-Fa-f]{32,})?",
     re.ASCII,
 )
-"""A reference: host, path, tag, digest; https://github.com/distribution/reference, at the head of reference.go."""
+"""A reference: host, path, tag, digest; https://github.com/distribution/reference, at the head of reference.go.
+
+Capitals without a dot or a port are no host: engines refuse them, or look for such a host.
+"""
 _COMPOSE = "com.docker.compose"
 _SERVERS = f'{{{{.Label "{_COMPOSE}.project.working_dir"}}}}\t{{{{.Ports}}}}'
 _PUBLISHED = re.compile(r":(\d+)(?:-(\d+))?->")  # as in 127.0.0.1:8000-8002->8000-8002/tcp
@@ -103,11 +108,16 @@ class Host:
         """The release of the image: the one that it names itself, else that of its tag."""
         return release_of_environment(self.image_present.json() or ()) or release_of_image(self.image)
 
+    @cached_property
+    def _info(self) -> Mapping[str, Any]:
+        """What Docker's client says of the engine, read once: doctor asks for every file; empty where it says none."""
+        info = self.docker.json()
+        return info if isinstance(info, dict) else {}
+
     @property
     def engine_answers(self) -> bool:
         """Whether there is a Docker engine that this user may ask."""
-        info = self.docker.json()
-        return isinstance(info, dict) and not info.get("ServerErrors")
+        return bool(self._info) and not self._info.get("ServerErrors")
 
     def composed_ports(self, folder: Path) -> set[int]:
         """The ports of the server that Compose runs for the compose.yaml of ``folder``."""
@@ -122,8 +132,7 @@ class Host:
     @property
     def rootless(self) -> bool:
         """Whether the Docker engine runs as a user, who is root in its containers."""
-        info = self.docker.json()
-        return isinstance(info, dict) and "name=rootless" in (info.get("SecurityOptions") or ())
+        return is_rootless(self._info)
 
     @property
     def triton_uid(self) -> int | None:
@@ -218,6 +227,11 @@ def engine_memlock(*, rootless: bool) -> int | None:
                 (limit,) = re.findall(r"^Max locked memory +\S+ +(\S+)", (process / "limits").read_text(), re.MULTILINE)
                 return None if limit == "unlimited" else int(limit)
     return None
+
+
+def is_rootless(info: Mapping[str, Any]) -> bool:
+    """Whether an engine, by its ``docker info``, runs as a user; in its containers that one is root, others nobody."""
+    return "name=rootless" in (info.get("SecurityOptions") or ())
 
 
 def check_image_name(image: str, where: str = "--image, or TRITON_IMAGE in .env,") -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from repo_builder.errors import CompileError, ServerError
 from repo_builder.folders import state_folder
+from repo_builder.host import is_rootless
 from repo_builder.servers.docker import lacks_gpu, remove_container
-from repo_builder.servers.docker_client import ROOTLESS_USER, connect, is_rootless
+from repo_builder.servers.docker_client import ROOTLESS_USER, connect
 from repo_builder.servers.docker_supervisor import find
 from repo_builder.servers.images import explanation
 
@@ -123,7 +124,7 @@ def _settings(
         "environment": {"HOME": "/tmp", **environment},  # noqa: S108
         "device_requests": gpus,
         # Files are to belong to the caller, whom a rootless engine calls root.
-        "user": ROOTLESS_USER if is_rootless(client) else f"{os.getuid()}:{os.getgid()}",
+        "user": ROOTLESS_USER if is_rootless(client.info()) else f"{os.getuid()}:{os.getgid()}",
         "network_mode": None if network else "none",
         "working_dir": "/tmp",  # noqa: S108
         "read_only": True,

@@ -15,9 +15,10 @@ from typing import Any
 
 from repo_builder.compatibility import find_plans, plugins_setting
 from repo_builder.errors import RepoBuilderError, ServerError, UsageError
+from repo_builder.host import is_rootless
 from repo_builder.repository import Repository
 from repo_builder.servers.base import ServerOptions
-from repo_builder.servers.docker_client import ROOTLESS_USER, connect, engine_address, is_rootless
+from repo_builder.servers.docker_client import ROOTLESS_USER, connect, engine_address
 from repo_builder.servers.images import (
     Progress,
     check_plans,
@@ -120,7 +121,7 @@ def gpu_requests(gpus: str) -> list[Any]:
 
 def _user(client: Any) -> str:
     """Who Triton runs as: the caller, who can read the repository; instead of root, who has nothing to do in there."""
-    return ROOTLESS_USER if is_rootless(client) else f"{os.getuid() or 1000}:{os.getgid() or 1000}"
+    return ROOTLESS_USER if is_rootless(client.info()) else f"{os.getuid() or 1000}:{os.getgid() or 1000}"
 
 
 def _settings(

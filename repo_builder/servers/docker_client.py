@@ -65,8 +65,3 @@ def _no_engine_error(error: Exception, where: str, otherwise: str) -> ServerErro
     elif where != DEFAULT_ADDRESS:
         start = "docker context says where: start that engine, docker context use another"
     return ServerError(f"no Docker engine answers at {where}", f"{start}, {otherwise}")
-
-
-def is_rootless(client: Any) -> bool:
-    """Whether the engine runs as a user, in whose containers that one is root, and no other user is anyone here."""
-    return "name=rootless" in client.info().get("SecurityOptions", ())

@@ -18,7 +18,7 @@ from repo_builder.compatibility import (
     release_of_image,
     version_text,
 )
-from repo_builder.errors import ServerError, UsageError
+from repo_builder.errors import ServerError
 from repo_builder.host import check_image_name, configured_image, installed_driver
 from repo_builder.servers.engine import DEFAULT_IMAGE
 
@@ -88,9 +88,6 @@ def ensure_image(client: Any, image: str, progress: Progress, *, flag: str = "--
     import docker.errors
 
     check_image_name(image, flag)
-    host, slash, _ = image.partition("/")
-    if slash and host != host.lower() and not {".", ":"} & set(host):  # engines refuse it, or look for such a host
-        raise UsageError(f"{image!r} is not the name of an image", f"{flag} takes HOST/NAME:TAG, NAME in small letters")
     repository, tag = _split_tag(image)
     layers: dict[str, tuple[int, int, bool]] = {}
     reported = time.monotonic()  # sizes are known a little later

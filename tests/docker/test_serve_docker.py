@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
+from repo_builder.host import is_rootless
 from repo_builder.servers.base import ServerOptions
 from repo_builder.servers.docker import LABEL, STARTER, DockerOptions, start
-from repo_builder.servers.docker_client import is_rootless
 from repo_builder.servers.records import process_name
 from tests.docker.conftest import ROOT, Containers, Run
 from tests.docker.make_image import make_base
@@ -572,7 +572,7 @@ def test_an_image_of_one_s_own_is_judged_by_what_it_says(
 def test_pull_shows_layers_and_bytes(engine: Any, repository: Path, run: Run, tmp_path: Path) -> None:
     if shutil.which("docker-registry") is None:
         pytest.skip("docker-registry is not installed")
-    if is_rootless(engine):
+    if is_rootless(engine.info()):
         pytest.skip("a rootless engine has a 127.0.0.1 of its own")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
