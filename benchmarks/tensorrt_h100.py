@@ -16,14 +16,16 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from repo_builder.onnx_model import read_model
 from repo_builder.plans import compile_plan, load_plan
 from repo_builder.runtime import open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
+from repo_builder.servers import installation
 from repo_builder.trt.benchmark import measure
 from repo_builder.trt.cuda import find_gpu, require_gpu
 from repo_builder.trt.library import load_library
@@ -165,6 +168,7 @@ def table(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 row["gpu_ms"][str(batch)] = round(result.compute.median, 4)
                 row["images_per_second"][str(batch)] = round(batch / result.compute.median * 1e3)
             say(f"{model.stem} {precision}: {json.dumps(row)}")
+            note(arguments.results, "table", model.stem, {precision: row})
             rows[precision] = row
     return rows
 
@@ -268,34 +272,99 @@ def single(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
     build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
-    for graphs in (False, True):
-        serving = ServingOptions(max_queue_delay_us=200, instance_count=1, cuda_graphs=graphs, preferred_batch_sizes=())
-        with scratch() as folder:
-            published = add_model(model, repository=folder, build=build, serving=serving, progress=steps())
-            loaded = load_plan(published.folder / "1" / "model.plan")
-            gpu_ms = measure(loaded.engine, loaded.info, shapes_at(1, options.profiles[0].opt)).compute.median
-            del loaded
-            config = published.folder / "config.pbtxt"
-            text = config.read_text(encoding="utf-8")
-            for delay in (200, 0):
-                changed = text.replace("max_queue_delay_microseconds: 200", f"max_queue_delay_microseconds: {delay}")
-                config.write_text(changed, encoding="utf-8")
-                with repo_builder.serve(folder) as server:
-                    for way, flags in {"http": [], "shared_memory": ["--shared-memory", "system"]}.items():
-                        label = f"{'graphs' if graphs else 'launches'}_delay_{delay}_{way}"
-                        found = perf_analyzer(server, published.name, ["--concurrency-range", "1", *flags], arguments)
-                        rows[label] = {"engine_gpu_ms": gpu_ms, **found}
-                        say(f"{published.name} {label}: {json.dumps(rows[label])}")
+    serving = ServingOptions(max_queue_delay_us=200, instance_count=1, cuda_graphs=True, preferred_batch_sizes=())
+    with scratch() as folder:
+        published = add_model(model, repository=folder / "models", build=build, serving=serving, progress=steps())
+        loaded = load_plan(published.folder / "1" / "model.plan")
+        rows["engine_gpu_ms"] = measure(
+            loaded.engine, loaded.info, shapes_at(1, options.profiles[0].opt)
+        ).compute.median
+        del loaded
+        config = published.folder / "config.pbtxt"
+        text = config.read_text(encoding="utf-8")
+        for delay, graphs, awake in itertools.product((200, 0), (False, True), (False, True)):
+            changed = text.replace("max_queue_delay_microseconds: 200", f"max_queue_delay_microseconds: {delay}")
+            config.write_text(changed.replace("graphs: true", f"graphs: {str(graphs).lower()}"), encoding="utf-8")
+            for way, flags in {"http": [], "shared_memory": ["--shared-memory", "system"]}.items():
+                times = folder / "times.json"
+                with (
+                    no_sleep() if awake else nullcontext(),
+                    timed_backend(times),
+                    repo_builder.serve(config.parents[1]) as server,
+                ):
+                    found = perf_analyzer(server, published.name, flags, arguments, interval_ms=1000)
+                label = f"delay_{delay}_{'graphs' if graphs else 'launches'}_{'awake_' if awake else ''}{way}"
+                rows[label] = {**found, "backend_microseconds": json.loads(times.read_text(encoding="utf-8"))}
+                say(f"{published.name} {label}: {json.dumps(rows[label])}")
     return rows
 
 
-def perf_analyzer(server: Any, name: str, flags: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+TIMED = """
+import json, statistics, time
+
+class TritonPythonModel(TritonPythonModel):
+    def initialize(self, args):
+        super().initialize(args)
+        self.marks = []
+
+    def execute(self, requests):
+        self.marks.append([time.perf_counter()])
+        responses = super().execute(requests)
+        self.marks[-1].append(time.perf_counter())
+        return responses
+
+    def compute(self, lane):
+        self.marks[-1].append(time.perf_counter())
+        super().compute(lane)
+
+    def fetch(self, lane, names):
+        self.marks[-1].append(time.perf_counter())
+        results = super().fetch(lane, names)
+        self.marks[-1].append(time.perf_counter())
+        return results
+
+    def finalize(self):
+        super().finalize()
+        parts = zip(*([1e6 * (b - a) for a, b in zip(m, m[1:])] for m in self.marks[10:] if len(m) == 5))
+        names = "read and copy in", "enqueue", "wait for the GPU", "respond"
+        with open({times!r}, "w") as file:
+            json.dump(dict(zip(names, map(statistics.median, parts))), file)
+"""
+
+
+@contextmanager
+def timed_backend(times: Path) -> Iterator[None]:
+    """Have the servers started meanwhile write their backend's median times by stage, in microseconds, at their end."""
+    untimed = installation.BACKEND_MODEL
+    installation.BACKEND_MODEL = untimed + TIMED.replace("{times!r}", repr(str(times)))
+    try:
+        yield
+    finally:
+        installation.BACKEND_MODEL = untimed
+
+
+@contextmanager
+def no_sleep() -> Iterator[None]:
+    """Keep every CPU busy with what gives way at once, so that none sleeps and has to be woken for a request."""
+    spin = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
+    spinners = [subprocess.Popen([sys.executable, "-c", spin]) for _ in os.sched_getaffinity(0)]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+def perf_analyzer(
+    server: Any, name: str, flags: list[str], arguments: argparse.Namespace, interval_ms: int = 2000
+) -> dict[str, Any]:
     """Its images a second and its times in microseconds, or what it failed with."""
     with scratch() as folder:
         output = folder / "perf.csv"
         command = [arguments.perf_analyzer, "-m", name, "-u", server.url.removeprefix("http://"), "-i", "http"]
         done = subprocess.run(
-            [*command, *flags, "--measurement-interval", "2000", "--verbose-csv", "-f", str(output)],
+            [*command, *flags, "--measurement-interval", str(interval_ms), "--verbose-csv", "-f", str(output)],
             capture_output=True,
             text=True,
             check=False,

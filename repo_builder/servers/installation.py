@@ -27,7 +27,7 @@ _PREFIX, _LOCK = "repo-builder-", "server.lock"
 _SHM_PREFIX = re.compile(r"repo_builder_[0-9a-f]{16}_")
 
 # What Triton imports as a backend; repo_builder.servers.backends says why it is no more.
-_MODEL = """\
+BACKEND_MODEL = """\
 import sys
 
 sys.path.insert(0, {folder!r})
@@ -182,7 +182,7 @@ def _fill(path: Path, installation: Installation, shm_prefix: str) -> dict[str, 
     for name in _SERVED:
         backend = path / "backends" / name
         backend.mkdir()
-        text = _MODEL.format(folder=str(package.parent), name=name)
+        text = BACKEND_MODEL.format(folder=str(package.parent), name=name)
         (backend / "model.py").write_text(text, encoding="utf-8")
     bash = path / "bin/bash"
     bash.parent.mkdir()
