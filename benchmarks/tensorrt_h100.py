@@ -311,6 +311,8 @@ class TritonPythonModel(TritonPythonModel):
         self.marks.append([time.perf_counter()])
         responses = super().execute(requests)
         self.marks[-1].append(time.perf_counter())
+        if len(self.marks) % 200 == 0:
+            self.note()
         return responses
 
     def compute(self, lane):
@@ -323,8 +325,7 @@ class TritonPythonModel(TritonPythonModel):
         self.marks[-1].append(time.perf_counter())
         return results
 
-    def finalize(self):
-        super().finalize()
+    def note(self):
         parts = zip(*([1e6 * (b - a) for a, b in zip(m, m[1:])] for m in self.marks[10:] if len(m) == 5))
         names = "read and copy in", "enqueue", "wait for the GPU", "respond"
         with open({times!r}, "w") as file:
@@ -334,7 +335,7 @@ class TritonPythonModel(TritonPythonModel):
 
 @contextmanager
 def timed_backend(times: Path) -> Iterator[None]:
-    """Have the servers started meanwhile write their backend's median times by stage, in microseconds, at their end."""
+    """Have the servers started meanwhile write their backend's median times by stage, in microseconds."""
     untimed = installation.BACKEND_MODEL
     installation.BACKEND_MODEL = untimed + TIMED.replace("{times!r}", repr(str(times)))
     try:

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,30 @@ def served(results: Mapping[str, Any]) -> str:
     return markdown(("model, FP16", "instances", "pictures by", "images/s", "of the engine alone", "p50, ms"), rows)
 
 
+def one_at_a_time(results: Mapping[str, Any]) -> str:
+    """One request in flight, by queue delay, launch, sleep of the CPUs and way of sending; milliseconds."""
+    columns = {
+        "client, network, front end": ("Client Send", "Network+Server Send/Recv", "Client Recv"),
+        "queue": ("Server Queue",),
+        "in and out of shared memory": ("Server Compute Input", "Server Compute Output"),
+    }
+    rows = []
+    for model, found in results["single"].items():
+        for delay, launch, awake, way in product((200, 0), ("launches", "graphs"), ("", "awake_"), WAYS[1:]):
+            load = found[f"delay_{delay}_{launch}_{awake}{way}"]
+            spent, backend = load["microseconds"], load["backend_microseconds"]
+            gpu = backend["enqueue"] + backend["wait for the GPU"]
+            own = backend["read and copy in"] + backend["respond"]
+            parts = [sum(spent[name] for name in names) for names in columns.values()]
+            parts += [spent["Server Compute Infer"] - gpu - own, own, gpu]
+            above = spent["p50 latency"] / 1e3 - found["engine_gpu_ms"]
+            how = (delay, "graph" if launch == "graphs" else "layers", "no" if awake else "yes", way.replace("_", " "))
+            p50 = f"{spent['p50 latency'] / 1e3:.2f}"
+            rows.append((model, *how, p50, f"{above:.2f}", *(f"{part / 1e3:.2f}" for part in parts)))
+    settings = ("model, FP16", "delay, us", "launched as", "CPUs sleep", "pictures by", "p50, ms", "above the engine")
+    return markdown((*settings, *columns, "process to process", "backend's Python", "GPU"), rows)
+
+
 def machine(results: Mapping[str, Any]) -> str:
     gpu = results["machine"]["gpu"]
     return f"{gpu['name']}, driver {gpu['driver']}, TensorRT {results['machine']['tensorrt']}."
@@ -146,6 +171,7 @@ def tables() -> dict[str, str]:
         "polygraphy": beside_polygraphy(results),
         "served": served(results),
         "stages": stages(results),
+        "single": one_at_a_time(results),
     }
 
 
