@@ -146,7 +146,7 @@ def milliseconds(run: Any, repeats: int = 50) -> float:
 def time_pytorch(network: Network, *, compiled: bool, dtype: torch.dtype) -> dict[str, float]:
     """Median milliseconds by batch size."""
     module = network.module.to("cuda", dtype)
-    torch.compiler.reset()  # what was compiled for another type of the weights is taken again where all inputs are int64
+    torch.compiler.reset()  # where all inputs are int64, what was compiled for other weights would be taken again
     run = torch.compile(module, dynamic=True) if compiled else module
     result = {}
     for batch in BATCHES:

@@ -30,6 +30,7 @@ class FakeCuda:
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}
         self.blocks: dict[int, Any] = {}
+        self.on_their_way: list[tuple[int, bytes]] = []  # to the host, where they are once the stream is waited for
         self.captured: Any = None
         self.capturing = False
 
@@ -86,8 +87,16 @@ class FakeCuda:
 
     do_cudaFreeHost = do_cudaFree  # noqa: N815
 
-    def do_cudaMemcpyAsync(self, target: int, source: int, size: int, _kind: int, _stream: int) -> None:  # noqa: N802
-        ctypes.memmove(target, source, size)
+    def do_cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, _stream: int) -> None:  # noqa: N802
+        if kind == self.cudaMemcpyKind.cudaMemcpyDeviceToHost:
+            self.on_their_way.append((target, ctypes.string_at(source, size)))
+        else:
+            ctypes.memmove(target, source, size)
+
+    def do_cudaStreamSynchronize(self, _stream: int) -> None:  # noqa: N802
+        for target, content in self.on_their_way:
+            ctypes.memmove(target, content, len(content))
+        self.on_their_way.clear()
 
     def do_cudaStreamBeginCapture(self, *_: Any) -> None:  # noqa: N802
         self.capturing = True

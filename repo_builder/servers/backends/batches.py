@@ -50,7 +50,13 @@ class BatchModel(ABC):
 
     @abstractmethod
     def run(self, group: list[Pending], names: list[str]) -> dict[str, Array]:
-        """Return the outputs called ``names`` for the requests of ``group``, joined along the batch axis."""
+        """Return the outputs called ``names`` for the requests of ``group``, joined along the batch axis.
+
+        Their values need be there only after :meth:`wait`: responses are made meanwhile, which copy none.
+        """
+
+    def wait(self) -> None:  # noqa: B027  (ONNX Runtime waits itself)
+        """Wait until the arrays that ``run`` returned have their values and its inputs have been read."""
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer ``requests``, those of the same key together."""
@@ -81,6 +87,13 @@ class BatchModel(ABC):
     def answer_together(self, group: list[Pending]) -> list[Any]:
         wanted = frozenset().union(*(pending.outputs for pending in group))
         results = self.run(group, [name for name in self.outputs if name in wanted])
+        try:
+            return self.responses(group, results)
+        finally:
+            self.wait()
+
+    def responses(self, group: list[Pending], results: Mapping[str, Array]) -> list[Any]:
+        """Return each request's part of ``results``."""
         pieces = [slice(None)]
         if self.batching:
             ends = [0, *accumulate(pending.batch for pending in group)]

@@ -9,7 +9,7 @@ which loads here loads there.  The requests that Triton's scheduler hands over t
   being staged;
 - device buffers are as large as the profile allows and stay where they are, so a batch size that config.pbtxt names
   for CUDA graphs is captured once and then launched as one call;
-- outputs come back into pinned memory, from which Triton takes them.
+- outputs come back into pinned memory, from which Triton takes them; their responses are made before they are there.
 """
 
 from __future__ import annotations
@@ -171,8 +171,11 @@ class TritonPythonModel(BatchModel):
             return self.fetch(lane, names)
         except Exception:
             with contextlib.suppress(CudaError):  # nothing may be on its way any more when memory is used again
-                self.cuda("cudaStreamSynchronize", self.stream)
+                self.wait()
             raise
+
+    def wait(self) -> None:
+        self.cuda("cudaStreamSynchronize", self.stream)
 
     def joined_shapes(self, group: list[Pending]) -> Shapes:
         """The engine's input shapes for the whole group."""
@@ -271,9 +274,9 @@ class TritonPythonModel(BatchModel):
         return self.cuda("cudaGraphInstantiate", captured, 0)
 
     def fetch(self, lane: Lane, names: list[str]) -> dict[str, Array]:
-        """Bring the outputs back and wait for them."""
+        """Send the outputs on their way back."""
         if self.allocators:
-            self.cuda("cudaStreamSynchronize", self.stream)  # sizes that depend on the data are known then
+            self.wait()  # sizes that depend on the data are known then
         results = {}
         for name in names:
             port = self.outputs[name]
@@ -285,7 +288,6 @@ class TritonPythonModel(BatchModel):
                 source = self.device.addresses[name]
                 self.cuda("cudaMemcpyAsync", address, source, nbytes, self.cuda.to_host, self.stream)
             results[name] = array_at(address, port.dtype, shape)
-        self.cuda("cudaStreamSynchronize", self.stream)
         return results
 
     def last_error(self) -> str:
