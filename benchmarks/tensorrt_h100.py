@@ -14,71 +14,33 @@ Time"), images a second are batch size over it.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import itertools
 import json
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorrt_load import serve, single
+from tensorrt_support import BATCHES, LENGTH, options_for, say, scratch, shapes_at, steps, timing_cache
 
 import repo_builder
 from client import Client
 from repo_builder.add import BuildOptions, add_model
 from repo_builder.compilers.base import Target
-from repo_builder.config.build import ServingOptions
 from repo_builder.onnx_model import read_model
 from repo_builder.plans import compile_plan, load_plan
 from repo_builder.runtime import open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
-from repo_builder.servers import installation
 from repo_builder.trt.benchmark import measure
 from repo_builder.trt.cuda import find_gpu, require_gpu
 from repo_builder.trt.library import load_library
-from repo_builder.trt.options import Profile, TensorRTOptions
 from repo_builder.trt.runner import EngineRunner
 
-BATCHES = (1, 8, 16, 32, 64, 128)
-LENGTH = 128
 PRECISIONS = {"fp32": {"tf32": False}, "tf32": {}, "fp16": {"fp16": True}}
 POLYGRAPHY_LIMIT = 1.03
 """Our median GPU time over Polygraphy's, at most."""
-
-
-def options_for(model: Path, arguments: argparse.Namespace, **precision: Any) -> TensorRTOptions:
-    """One profile for batches of 1 to 128, tuned for 32; text of 8 to 512 tokens, tuned for 128."""
-    corners: list[dict[str, tuple[int, ...]]] = [{}, {}, {}]
-    for tensor in read_model(model).spec.inputs:
-        for corner, batch, length in zip(corners, (1, 32, max(BATCHES)), (8, LENGTH, 512), strict=True):
-            fixed = [axis if isinstance(axis, int) else length for axis in (tensor.shape or ())[1:]]
-            corner[tensor.name] = (batch, *fixed)
-    return TensorRTOptions(profiles=(Profile(*corners),), tactic_sources=arguments.tactic_sources, **precision)
-
-
-def shapes_at(batch: int, opt: Any) -> dict[str, tuple[int, ...]]:
-    return {name: (batch, *shape[1:]) for name, shape in opt.items()}
-
-
-def say(line: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="tensorrt-benchmark-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -130,17 +92,6 @@ def compare_served(client: Client, name: str, model: Path, manifest: Any) -> dic
     }
 
 
-def steps() -> Callable[[str], None]:
-    last = [""]
-
-    def progress(line: str) -> None:
-        if line != last[0]:
-            last[0] = line
-            say(line)
-
-    return progress
-
-
 def table(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Build time cold and with timing cache, plan size, error, and speed at every batch size, for each precision."""
     rows = {}
@@ -171,11 +122,6 @@ def table(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             note(arguments.results, "table", model.stem, {precision: row})
             rows[precision] = row
     return rows
-
-
-def timing_cache(model: Path, precision: str) -> Path:
-    """Where ``table`` leaves what it measured, for ``serve`` to build the same again."""
-    return model.with_suffix(f".{precision}.cache")
 
 
 def error_of(loaded: Any, model: Path) -> float:
@@ -223,166 +169,6 @@ def polygraphy(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     verdict = "holds" if float(np.median(list(ratios.values()))) <= POLYGRAPHY_LIMIT else "DOES NOT HOLD"
     say(f"{model.stem}: our GPU time over Polygraphy's by batch {ratios}: at most {POLYGRAPHY_LIMIT}: {verdict}")
     return {"gpu_ms": medians, "ratio": ratios, "limit": POLYGRAPHY_LIMIT, "verdict": verdict}
-
-
-def serve(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """perf_analyzer on the served model, by instances and transport, beside what the engine alone does."""
-    rows: dict[str, Any] = {}
-    options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
-    build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
-    serving = ServingOptions(
-        max_batch_size=max(BATCHES), max_queue_delay_us=200, instance_count=1, preferred_batch_sizes=()
-    )
-    with scratch() as folder:
-        published = add_model(model, repository=folder, build=build, serving=serving, progress=steps())
-        loaded = load_plan(published.folder / "1" / "model.plan")
-        for batch in (1, max(BATCHES)):
-            result = measure(loaded.engine, loaded.info, shapes_at(batch, options.profiles[0].opt))
-            rows[f"engine_gpu_ms_batch_{batch}"] = result.compute.median
-        rows["engine_images_per_second"] = max(BATCHES) / rows[f"engine_gpu_ms_batch_{max(BATCHES)}"] * 1e3
-        del loaded
-        config = published.folder / "config.pbtxt"
-        text = config.read_text(encoding="utf-8")
-        for instances in arguments.instances:
-            config.write_text(text.replace("count: 1", f"count: {instances}"), encoding="utf-8")
-            with repo_builder.serve(folder) as server:
-                rows[f"instances_{instances}"] = load(
-                    server, published.name, rows["engine_images_per_second"], arguments
-                )
-    return rows
-
-
-def load(server: Any, name: str, engine_rate: float, arguments: argparse.Namespace) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    ways = {
-        "single": ["-b", "1", "--concurrency-range", "1"],
-        "http": ["-b", "8", "--concurrency-range", "32"],
-        "shared_memory": ["-b", "8", "--concurrency-range", "32", "--shared-memory", "system"],
-    }
-    for label, flags in ways.items():
-        found[label] = perf_analyzer(server, name, flags, arguments)
-        if "images_per_second" in found[label]:
-            found[label]["share_of_engine"] = round(found[label]["images_per_second"] / engine_rate, 3)
-        say(f"{name} {label}: {json.dumps(found[label])}")
-    return found
-
-
-def single(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """perf_analyzer with one request in flight, by queue delay, launch and transport, beside the engine's GPU time."""
-    rows: dict[str, Any] = {}
-    options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
-    build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
-    serving = ServingOptions(max_queue_delay_us=200, instance_count=1, cuda_graphs=True, preferred_batch_sizes=())
-    with scratch() as folder:
-        published = add_model(model, repository=folder / "models", build=build, serving=serving, progress=steps())
-        loaded = load_plan(published.folder / "1" / "model.plan")
-        rows["engine_gpu_ms"] = measure(
-            loaded.engine, loaded.info, shapes_at(1, options.profiles[0].opt)
-        ).compute.median
-        del loaded
-        config = published.folder / "config.pbtxt"
-        text = config.read_text(encoding="utf-8")
-        for delay, graphs, awake in itertools.product((200, 0), (False, True), (False, True)):
-            changed = text.replace("max_queue_delay_microseconds: 200", f"max_queue_delay_microseconds: {delay}")
-            config.write_text(changed.replace("graphs: true", f"graphs: {str(graphs).lower()}"), encoding="utf-8")
-            for way, flags in {"http": [], "shared_memory": ["--shared-memory", "system"]}.items():
-                times = folder / "times.json"
-                with (
-                    no_sleep() if awake else nullcontext(),
-                    timed_backend(times),
-                    repo_builder.serve(config.parents[1]) as server,
-                ):
-                    found = perf_analyzer(server, published.name, flags, arguments, interval_ms=1000)
-                label = f"delay_{delay}_{'graphs' if graphs else 'launches'}_{'awake_' if awake else ''}{way}"
-                rows[label] = {**found, "backend_microseconds": json.loads(times.read_text(encoding="utf-8"))}
-                say(f"{published.name} {label}: {json.dumps(rows[label])}")
-    return rows
-
-
-TIMED = """
-import json, statistics, time
-
-class TritonPythonModel(TritonPythonModel):
-    def initialize(self, args):
-        super().initialize(args)
-        self.marks = []
-
-    def execute(self, requests):
-        self.marks.append([time.perf_counter()])
-        responses = super().execute(requests)
-        self.marks[-1].append(time.perf_counter())
-        if len(self.marks) % 200 == 0:
-            self.note()
-        return responses
-
-    def compute(self, lane):
-        self.marks[-1].append(time.perf_counter())
-        super().compute(lane)
-
-    def fetch(self, lane, names):
-        self.marks[-1].append(time.perf_counter())
-        return super().fetch(lane, names)
-
-    def wait(self):
-        super().wait()
-        self.marks[-1].append(time.perf_counter())
-
-    def note(self):
-        parts = zip(*([1e6 * (b - a) for a, b in zip(m, m[1:])] for m in self.marks[10:] if len(m) == 5))
-        names = "read and copy in", "enqueue", "wait for the GPU", "respond"
-        with open({times!r}, "w") as file:
-            json.dump(dict(zip(names, map(statistics.median, parts))), file)
-"""
-
-
-@contextmanager
-def timed_backend(times: Path) -> Iterator[None]:
-    """Have the servers started meanwhile write their backend's median times by stage, in microseconds."""
-    untimed = installation.BACKEND_MODEL
-    installation.BACKEND_MODEL = untimed + TIMED.replace("{times!r}", repr(str(times)))
-    try:
-        yield
-    finally:
-        installation.BACKEND_MODEL = untimed
-
-
-@contextmanager
-def no_sleep() -> Iterator[None]:
-    """Keep every CPU busy with what gives way at once, so that none sleeps and has to be woken for a request."""
-    spin = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
-    spinners = [subprocess.Popen([sys.executable, "-c", spin]) for _ in os.sched_getaffinity(0)]
-    try:
-        yield
-    finally:
-        for spinner in spinners:
-            spinner.kill()
-            spinner.wait()
-
-
-def perf_analyzer(
-    server: Any, name: str, flags: list[str], arguments: argparse.Namespace, interval_ms: int = 2000
-) -> dict[str, Any]:
-    """Its images a second and its times in microseconds, or what it failed with."""
-    with scratch() as folder:
-        output = folder / "perf.csv"
-        command = [arguments.perf_analyzer, "-m", name, "-u", server.url.removeprefix("http://"), "-i", "http"]
-        done = subprocess.run(
-            [*command, *flags, "--measurement-interval", str(interval_ms), "--verbose-csv", "-f", str(output)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode or not output.is_file():
-            return {"failed": (done.stderr or done.stdout)[-500:]}
-        row = next(csv.DictReader(output.open(encoding="utf-8")))
-    return {
-        "images_per_second": round(float(row["Inferences/Second"])),
-        "microseconds": {key: float(value) for key, value in row.items() if _is_time(key, value)},
-    }
-
-
-def _is_time(key: str, value: str) -> bool:
-    return key not in {"Concurrency", "Inferences/Second"} and value.replace(".", "", 1).isdigit()
 
 
 STAGES = {"publish": publish, "table": table, "polygraphy": polygraphy, "serve": serve, "single": single}

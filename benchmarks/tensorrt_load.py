@@ -1,0 +1,179 @@
+"""perf_analyzer on a plan that the local server serves: stages ``serve`` and ``single`` of tensorrt_h100.py."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import load_support
+from tensorrt_support import BATCHES, options_for, say, scratch, shapes_at, steps, timing_cache
+
+import repo_builder
+from repo_builder.add import BuildOptions, add_model
+from repo_builder.compilers.base import Target
+from repo_builder.config.build import ServingOptions
+from repo_builder.plans import load_plan
+from repo_builder.servers import installation
+from repo_builder.trt.benchmark import measure
+
+
+def serve(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """perf_analyzer on the served model, by instances and transport, beside what the engine alone does."""
+    rows: dict[str, Any] = {}
+    options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
+    build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
+    serving = ServingOptions(
+        max_batch_size=max(BATCHES), max_queue_delay_us=200, instance_count=1, preferred_batch_sizes=()
+    )
+    with scratch() as folder:
+        published = add_model(model, repository=folder, build=build, serving=serving, progress=steps())
+        loaded = load_plan(published.folder / "1" / "model.plan")
+        for batch in (1, max(BATCHES)):
+            result = measure(loaded.engine, loaded.info, shapes_at(batch, options.profiles[0].opt))
+            rows[f"engine_gpu_ms_batch_{batch}"] = result.compute.median
+        rows["engine_images_per_second"] = max(BATCHES) / rows[f"engine_gpu_ms_batch_{max(BATCHES)}"] * 1e3
+        del loaded
+        config = published.folder / "config.pbtxt"
+        text = config.read_text(encoding="utf-8")
+        for instances in arguments.instances:
+            config.write_text(text.replace("count: 1", f"count: {instances}"), encoding="utf-8")
+            with repo_builder.serve(folder) as server:
+                rows[f"instances_{instances}"] = load(
+                    server, published.name, rows["engine_images_per_second"], arguments
+                )
+    return rows
+
+
+def load(server: Any, name: str, engine_rate: float, arguments: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    ways = {
+        "single": ["-b", "1", "--concurrency-range", "1"],
+        "http": ["-b", "8", "--concurrency-range", "32"],
+        "shared_memory": ["-b", "8", "--concurrency-range", "32", "--shared-memory", "system"],
+    }
+    for label, flags in ways.items():
+        found[label] = perf_analyzer(server, name, flags, arguments)
+        if "images_per_second" in found[label]:
+            found[label]["share_of_engine"] = round(found[label]["images_per_second"] / engine_rate, 3)
+        say(f"{name} {label}: {json.dumps(found[label])}")
+    return found
+
+
+def single(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """perf_analyzer with one request in flight, by queue delay, launch and transport, beside the engine's GPU time."""
+    rows: dict[str, Any] = {}
+    options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
+    build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
+    serving = ServingOptions(max_queue_delay_us=200, instance_count=1, cuda_graphs=True, preferred_batch_sizes=())
+    with scratch() as folder:
+        published = add_model(model, repository=folder / "models", build=build, serving=serving, progress=steps())
+        loaded = load_plan(published.folder / "1" / "model.plan")
+        rows["engine_gpu_ms"] = measure(
+            loaded.engine, loaded.info, shapes_at(1, options.profiles[0].opt)
+        ).compute.median
+        del loaded
+        config = published.folder / "config.pbtxt"
+        text = config.read_text(encoding="utf-8")
+        for delay, graphs, awake in itertools.product((200, 0), (False, True), (False, True)):
+            changed = text.replace("max_queue_delay_microseconds: 200", f"max_queue_delay_microseconds: {delay}")
+            config.write_text(changed.replace("graphs: true", f"graphs: {str(graphs).lower()}"), encoding="utf-8")
+            for way, flags in {"http": [], "shared_memory": ["--shared-memory", "system"]}.items():
+                times = folder / "times.json"
+                with (
+                    no_sleep() if awake else nullcontext(),
+                    timed_backend(times),
+                    repo_builder.serve(config.parents[1]) as server,
+                ):
+                    found = perf_analyzer(server, published.name, flags, arguments, interval_ms=1000)
+                label = f"delay_{delay}_{'graphs' if graphs else 'launches'}_{'awake_' if awake else ''}{way}"
+                rows[label] = {**found, "backend_microseconds": json.loads(times.read_text(encoding="utf-8"))}
+                say(f"{published.name} {label}: {json.dumps(rows[label])}")
+    return rows
+
+
+TIMED = """
+import json, statistics, time
+
+class TritonPythonModel(TritonPythonModel):
+    def initialize(self, args):
+        super().initialize(args)
+        self.marks = []
+
+    def execute(self, requests):
+        self.marks.append([time.perf_counter()])
+        responses = super().execute(requests)
+        self.marks[-1].append(time.perf_counter())
+        if len(self.marks) % 200 == 0:
+            self.note()
+        return responses
+
+    def compute(self, lane):
+        self.marks[-1].append(time.perf_counter())
+        super().compute(lane)
+
+    def fetch(self, lane, names):
+        self.marks[-1].append(time.perf_counter())
+        return super().fetch(lane, names)
+
+    def wait(self):
+        super().wait()
+        self.marks[-1].append(time.perf_counter())
+
+    def note(self):
+        parts = zip(*([1e6 * (b - a) for a, b in zip(m, m[1:])] for m in self.marks[10:] if len(m) == 5))
+        names = "read and copy in", "enqueue", "wait for the GPU", "respond"
+        with open({times!r}, "w") as file:
+            json.dump(dict(zip(names, map(statistics.median, parts))), file)
+"""
+
+
+@contextmanager
+def timed_backend(times: Path) -> Iterator[None]:
+    """Have the servers started meanwhile write their backend's median times by stage, in microseconds."""
+    untimed = installation.BACKEND_MODEL
+    installation.BACKEND_MODEL = untimed + TIMED.replace("{times!r}", repr(str(times)))
+    try:
+        yield
+    finally:
+        installation.BACKEND_MODEL = untimed
+
+
+@contextmanager
+def no_sleep() -> Iterator[None]:
+    """Keep every CPU busy with what gives way at once, so that none sleeps and has to be woken for a request."""
+    spin = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
+    spinners = [subprocess.Popen([sys.executable, "-c", spin]) for _ in os.sched_getaffinity(0)]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+def perf_analyzer(
+    server: Any, name: str, flags: list[str], arguments: argparse.Namespace, interval_ms: int = 2000
+) -> dict[str, Any]:
+    """Its images a second and its times in microseconds, or what it failed with."""
+    options = ["-i", "http", *flags, "--measurement-interval", interval_ms, "--verbose-csv"]
+    try:
+        row = load_support.perf_analyzer(arguments.perf_analyzer, name, server.url, *options)
+    except RuntimeError as error:
+        return {"failed": str(error)}
+    return {
+        "images_per_second": round(float(row["Inferences/Second"])),
+        "microseconds": {key: float(value) for key, value in row.items() if _is_time(key, value)},
+    }
+
+
+def _is_time(key: str, value: str) -> bool:
+    return key not in {"Concurrency", "Inferences/Second"} and value.replace(".", "", 1).isdigit()
