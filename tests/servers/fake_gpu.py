@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 
-CODES = IntEnum("CODES", {"cudaSuccess": 0, "cudaErrorInvalidValue": 1, "cudaErrorMemoryAllocation": 2})
+CODES = IntEnum(
+    "CODES",
+    {
+        "cudaSuccess": 0,
+        "cudaErrorInvalidValue": 1,
+        "cudaErrorMemoryAllocation": 2,
+        "cudaErrorStreamCaptureInvalidated": 901,
+    },
+)
 
 
 class FakeCuda:
@@ -103,7 +111,7 @@ class FakeCuda:
 
     def do_cudaStreamEndCapture(self, _stream: int) -> Any:  # noqa: N802
         self.capturing = False
-        return self.captured
+        return self.captured or CODES.cudaErrorStreamCaptureInvalidated
 
     def do_cudaGraphInstantiate(self, graph: Any, _flags: int) -> Any:  # noqa: N802
         return graph
@@ -112,7 +120,8 @@ class FakeCuda:
         graph()
 
 
-DataType = Enum("DataType", ["FLOAT", "HALF", "INT32", "BF16", "FP8"])
+DataType = Enum("DataType", ["FLOAT", "HALF", "INT8", "UINT8", "INT32", "INT64", "BOOL", "BF16", "FP8"])
+TensorFormat = Enum("TensorFormat", ["LINEAR", "CHW32"])
 TensorIOMode = Enum("TensorIOMode", ["INPUT", "OUTPUT"])
 TensorLocation = Enum("TensorLocation", ["DEVICE", "HOST"])
 
@@ -151,11 +160,12 @@ class Context:
 
     def execute_async_v3(self, _stream: int) -> bool:
         if self.engine.cuda.capturing:
-            self.engine.cuda.captured = self.compute
-            return True
+            self.engine.cuda.captured = self.compute if self.engine.can_be_captured else None
+            return self.engine.can_be_captured
         return self.compute()
 
     def compute(self) -> bool:
+        self.engine.ran.append(self.active_optimization_profile)
         shape = self.shapes["x"]
         count = int(np.prod(shape))
         x = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses["x"]))
@@ -168,10 +178,18 @@ class Context:
 
 
 class FakeEngine:
-    """``y = 2 x`` on (batch, width), with one profile for each of ``widths`` (lowest and highest)."""
+    """``y = 2 x`` on (batch, width), with one profile for each of ``widths`` (lowest and highest).
+
+    ``ran`` are the profiles of its runs.
+    """
+
+    can_be_captured = True
+    tensor_format = TensorFormat["LINEAR"]
+    output_location = TensorLocation["DEVICE"]
 
     def __init__(self, cuda: FakeCuda, logger: Any, widths: list[tuple[int, int]], max_batch: int) -> None:
         self.cuda, self.logger, self.widths, self.max_batch = cuda, logger, widths, max_batch
+        self.ran: list[int] = []
         self.num_io_tensors = 2
         self.num_optimization_profiles = len(widths)
 
@@ -191,11 +209,14 @@ class FakeEngine:
     def get_tensor_dtype(self, _name: str) -> Any:
         return DataType["FLOAT"]
 
-    def get_tensor_shape(self, _name: str) -> tuple[int, int]:
+    def get_tensor_shape(self, _name: str) -> tuple[int, ...]:
         return (-1, -1)
 
-    def get_tensor_location(self, _name: str) -> Any:
-        return TensorLocation["DEVICE"]
+    def get_tensor_format(self, _name: str) -> Any:
+        return self.tensor_format
+
+    def get_tensor_location(self, name: str) -> Any:
+        return self.output_location if name == "y" else TensorLocation["DEVICE"]
 
     def get_tensor_profile_shape(self, _name: str, index: int) -> list[tuple[int, int]]:
         low, high = self.widths[index]
@@ -237,6 +258,42 @@ class CroppingEngine(FakeEngine):
     def get_tensor_location(self, name: str) -> Any:
         return TensorLocation["HOST" if name == "width" else "DEVICE"]
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (1,) if name == "width" else (-1, -1)
+
+    def get_tensor_profile_values(self, index: int, _name: str) -> list[tuple[int]]:
+        low, high = self.widths[index]
+        return [(low,), (high,), (high,)]
+
+
+class EchoContext(Context):
+    engine: EchoEngine
+
+    def compute(self) -> bool:
+        nbytes = math.prod(self.shapes["x"]) * np.dtype(self.engine.dtype).itemsize
+        for name in "yz":
+            ctypes.memmove(self.addresses[name], self.addresses["x"], nbytes)
+        return True
+
+
+class EchoEngine(FakeEngine):
+    """``y = z = x``, whose type is ``kind``; ``dtype`` is NumPy's of the same width."""
+
+    kind, dtype = "FLOAT", "float32"
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.num_io_tensors = 3
+
+    def create_execution_context(self) -> Context:
+        return EchoContext(self)
+
+    def get_tensor_name(self, index: int) -> str:
+        return "xyz"[index]
+
+    def get_tensor_dtype(self, _name: str) -> Any:
+        return DataType[self.kind]
+
 
 def fake_tensorrt(
     cuda: FakeCuda, widths: list[tuple[int, int]], max_batch: int, engine: type[FakeEngine] = FakeEngine
@@ -260,6 +317,7 @@ def fake_tensorrt(
         __version__="8.6.0",
         ILogger=ILogger,
         IOutputAllocator=IOutputAllocator,
+        TensorFormat=TensorFormat,
         TensorIOMode=TensorIOMode,
         TensorLocation=TensorLocation,
         LayerInformationFormat=SimpleNamespace(JSON=1),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import mmap
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,15 +19,33 @@ import numpy.typing as npt
 import pytest
 
 from repo_builder.servers.load_errors import explain
-from tests.servers.fake_gpu import CODES, CroppingEngine, FakeCuda, FakeEngine, fake_tensorrt
+from tests.servers.fake_gpu import (
+    CODES,
+    CroppingEngine,
+    EchoEngine,
+    FakeCuda,
+    FakeEngine,
+    TensorFormat,
+    TensorLocation,
+    fake_tensorrt,
+)
 from tests.support import compile_library, was_loaded
 
 
 class Tensor:
     """Stands for ``pb_utils.Tensor``."""
 
-    def __init__(self, name: str, array: npt.NDArray[Any]) -> None:
-        self._name, self._array = name, array
+    def __init__(self, name: str, array: npt.NDArray[Any], *, on_gpu: bool = False) -> None:
+        self._name, self._array, self._on_gpu = name, array, on_gpu
+
+    @staticmethod
+    def from_dlpack(name: str, capsule: Any) -> Tensor:
+        from repo_builder.servers.backends.dlpack import DLTensor, array_at
+
+        tensor = DLTensor.from_address(ctypes.pythonapi.PyCapsule_GetPointer(capsule, b"dltensor"))
+        assert (tensor.dtype_code, tensor.dtype_bits) == (4, 16)  # bfloat16
+        shape = (ctypes.c_int64 * tensor.ndim).from_address(tensor.shape)
+        return Tensor(name, array_at(tensor.data or 0, np.uint16, tuple(shape)))
 
     def name(self) -> str:
         return self._name
@@ -40,18 +60,19 @@ class Tensor:
         return self._array.__dlpack__()
 
     def is_cpu(self) -> bool:
-        return True
+        return not self._on_gpu
 
 
 class Request:
-    def __init__(self, **arrays: npt.NDArray[Any]) -> None:
-        self._tensors = [Tensor(name, array) for name, array in arrays.items()]
+    def __init__(self, outputs: tuple[str, ...] = ("y",), on_gpu: tuple[str, ...] = (), **arrays: Any) -> None:
+        self._tensors = [Tensor(name, array, on_gpu=name in on_gpu) for name, array in arrays.items()]
+        self._outputs = outputs
 
     def inputs(self) -> list[Tensor]:
         return self._tensors
 
     def requested_output_names(self) -> list[str]:
-        return ["y"]
+        return list(self._outputs)
 
 
 class TritonError(Exception):
@@ -81,12 +102,13 @@ class Response:
         return self._error
 
 
+WARNINGS: list[str] = []
 UTILITIES = SimpleNamespace(
     TritonModelException=type("TritonModelException", (Exception,), {}),
     TritonError=TritonError,
     InferenceResponse=Response,
     Tensor=Tensor,
-    Logger=SimpleNamespace(log_error=lambda _: None, log_warn=lambda _: None),
+    Logger=SimpleNamespace(log_error=lambda _: None, log_warn=WARNINGS.append),
 )
 
 
@@ -146,6 +168,10 @@ class Instance:
         return responses
 
 
+def altered(engine: type[FakeEngine] = FakeEngine, **attributes: Any) -> type[FakeEngine]:
+    return type("Altered", (engine,), attributes)
+
+
 def rows(count: int, width: int, start: float = 0) -> npt.NDArray[np.float32]:
     return np.arange(start, start + count * width, dtype=np.float32).reshape(count, width)
 
@@ -160,6 +186,54 @@ def test_requests_of_one_shape_run_as_one_batch(
         np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
     sent = instance.cuda.calls["cudaMemcpyAsync"]
     assert sent == 3 + 2  # every request in, every batch out
+
+
+@pytest.mark.parametrize(
+    ("kind", "datatype", "dtype"),
+    [
+        ("FLOAT", "TYPE_FP32", "float32"),
+        ("HALF", "TYPE_FP16", "float16"),
+        ("BF16", "TYPE_BF16", "uint16"),
+        ("INT8", "TYPE_INT8", "int8"),
+        ("UINT8", "TYPE_UINT8", "uint8"),
+        ("INT32", "TYPE_INT32", "int32"),
+        ("INT64", "TYPE_INT64", "int64"),
+        ("BOOL", "TYPE_BOOL", "bool"),
+    ],
+)
+def test_every_type_of_any_size_in_the_outputs_that_are_asked_for(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, datatype: str, dtype: str
+) -> None:
+    x, y, z = ({"name": name, "data_type": datatype, "dims": ["-1"]} for name in "xyz")
+    instance = Instance(
+        backend, monkeypatch, tmp_path, widths=[(0, 8)], engine=altered(EchoEngine, kind=kind, dtype=dtype),
+        input=[x], output=[y, z],
+    )  # fmt: skip
+    arrays = [(rows(count, width) % 5).astype(dtype) for count, width in ((1, 3), (2, 3), (3, 0))]
+    asked = [("z",), ("y", "z"), ("y",)]
+    requests = [Request(outputs, x=array) for outputs, array in zip(asked, arrays, strict=True)]
+    for outputs, array, response in zip(asked, arrays, instance.model.execute(requests), strict=True):
+        assert tuple(tensor.name() for tensor in response.tensors) == outputs
+        for tensor in response.tensors:
+            assert tensor.as_numpy().dtype == dtype
+            np.testing.assert_array_equal(tensor.as_numpy(), array)
+
+
+def test_what_lies_on_the_gpu_stays_there(backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)])
+    kinds = []
+    copy = instance.cuda.do_cudaMemcpyAsync
+
+    def copy_and_note(target: int, source: int, size: int, kind: int, stream: int) -> None:
+        kinds.append(kind)
+        copy(target, source, size, kind, stream)
+
+    monkeypatch.setattr(instance.cuda, "do_cudaMemcpyAsync", copy_and_note)
+    responses = instance.model.execute([Request(x=rows(1, 3), on_gpu=("x",)), Request(x=rows(2, 3, 5))])
+    for array, response in zip((rows(1, 3), rows(2, 3, 5)), responses, strict=True):
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
+    of = instance.cuda.cudaMemcpyKind
+    assert kinds == [of.cudaMemcpyDeviceToDevice, of.cudaMemcpyHostToDevice, of.cudaMemcpyDeviceToHost]
 
 
 def test_answers_outlive_other_batches_of_the_same_call(
@@ -237,6 +311,7 @@ def test_a_bad_request_does_not_fail_its_neighbours(
     bad[0, 0] = np.nan
     good, failed, other = instance.run(rows(1, 3), bad, rows(1, 3, 9))
     assert "NaN is not for this engine" in failed.error().message()
+    assert failed.error().code() == "INTERNAL"
     np.testing.assert_array_equal(good.tensors[0].as_numpy(), 2 * rows(1, 3))
     np.testing.assert_array_equal(other.tensors[0].as_numpy(), 2 * rows(1, 3, 9))
 
@@ -275,6 +350,32 @@ def test_profiles_named_in_the_config(backend: ModuleType, monkeypatch: pytest.M
     np.testing.assert_array_equal(wide.tensors[0].as_numpy(), 2 * rows(1, 9))
 
 
+def test_of_several_profiles_the_one_tuned_nearest_is_used(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 90), (1, 9)])
+    for array in (rows(1, 90), rows(1, 8), rows(1, 70), rows(1, 9)):
+        [response] = instance.run(array)
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
+    assert instance.model.engine.ran == [0, 1, 0, 1]
+
+
+def test_memory_that_ran_out_leaves_nothing_behind(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Above all no profile with the address of what was given back."""
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 4), (60, 90)])
+    np.testing.assert_array_equal(instance.run(rows(1, 3))[0].tensors[0].as_numpy(), 2 * rows(1, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(instance.cuda, "do_cudaMalloc", lambda _: CODES.cudaErrorMemoryAllocation)
+        with pytest.raises(Exception, match="cudaMalloc failed: cudaErrorMemoryAllocation"):
+            instance.run(rows(4, 90))
+    assert instance.cuda.calls["cudaGetLastError"] == 1  # else TensorRT would find it
+    for array in (rows(1, 3, 5), rows(4, 90, 7)):
+        [response] = instance.run(array)
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
+
+
 def test_cuda_graphs_are_captured_once_for_the_batch_sizes_of_the_config(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -288,6 +389,53 @@ def test_cuda_graphs_are_captured_once_for_the_batch_sizes_of_the_config(
     assert instance.cuda.calls["cudaGraphLaunch"] == 3
 
 
+GRAPHS = {"cuda": {"graphs": True}}
+
+
+def test_cuda_graphs_without_batching_are_of_every_shape_up_to_a_number(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(backend, "MOST_GRAPHS", 3)
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], max_batch_size=0, optimization=GRAPHS)
+    for _ in range(2):
+        for width in (8, 2, 3, 4, 5):
+            [response] = instance.run(rows(2, width))
+            np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * rows(2, width))
+    assert instance.cuda.calls["cudaGraphInstantiate"] == 3
+    assert instance.cuda.calls["cudaGraphLaunch"] == 6
+    instance.model.finalize()
+    assert instance.cuda.calls["cudaGraphExecDestroy"] == 3
+
+
+def test_every_profile_has_cuda_graphs_of_its_own_until_a_buffer_moves(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 4), (60, 90)], optimization=GRAPHS)
+    for array in (rows(1, 3), rows(1, 60), rows(1, 3, 5), rows(4, 90), rows(1, 3, 7), rows(1, 60, 9), rows(4, 90, 1)):
+        [response] = instance.run(array)
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
+    assert instance.cuda.calls["cudaGraphLaunch"] == 7
+    # The buffer of y grew at the second and at the fourth request: whoever was captured before is captured again.
+    assert instance.cuda.calls["cudaGraphInstantiate"] == 6
+    assert instance.cuda.calls["cudaGraphExecDestroy"] == 3
+
+
+def test_an_engine_that_can_t_be_captured_is_launched_without_cuda_graphs(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    WARNINGS.clear()
+    instance = Instance(
+        backend, monkeypatch, tmp_path, widths=[(1, 8)], optimization=GRAPHS, engine=altered(can_be_captured=False)
+    )
+    for start in range(3):
+        [response] = instance.run(rows(1, 3, start))
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * rows(1, 3, start))
+    assert instance.cuda.calls["cudaStreamBeginCapture"] == 1
+    assert "cudaGraphLaunch" not in instance.cuda.calls
+    [warning] = [text for text in WARNINGS if "no CUDA graph" in text]
+    assert warning.endswith("cudaStreamEndCapture failed: cudaErrorStreamCaptureInvalidated")
+
+
 def test_a_profile_finds_an_output_that_another_profile_made_move(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -297,24 +445,52 @@ def test_a_profile_finds_an_output_that_another_profile_made_move(
         np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2 * array)
 
 
+def cropping(backend: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, **settings: Any) -> Instance:
+    """Two profiles of sizes: the narrower ones of 2 to 4."""
+    inputs = [
+        {"name": "x", "data_type": "TYPE_FP32", "dims": ["-1", "-1"]},
+        {"name": "width", "data_type": "TYPE_INT32", "dims": ["1"]},
+    ]
+    return Instance(
+        backend, monkeypatch, folder, engine=CroppingEngine, input=inputs,
+        **{"widths": [(1, 8)], "max_batch_size": 0, **settings},
+    )  # fmt: skip
+
+
 def test_a_size_that_is_an_input_s_value_is_each_request_s_own(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With batches only of requests of the same value, and without CUDA graphs, which would keep the first one."""
-    inputs = [
-        {"name": "x", "data_type": "TYPE_FP32", "dims": ["-1"]},
-        {"name": "width", "data_type": "TYPE_INT32", "dims": ["1"]},
-    ]
-    instance = Instance(
-        backend, monkeypatch, tmp_path, widths=[(1, 8)], engine=CroppingEngine, input=inputs,
-        optimization={"cuda": {"graphs": True}},
-    )  # fmt: skip
+    """Without CUDA graphs, which would keep the first one."""
+    instance = cropping(backend, monkeypatch, tmp_path, optimization={"cuda": {"graphs": True}})
     widths = [2, 4, 3, 4]
     requests = [Request(x=rows(1, 5, start), width=np.array([width], np.int32)) for start, width in enumerate(widths)]
     for _ in range(2):
         for start, (width, response) in enumerate(zip(widths, instance.model.execute(requests), strict=True)):
             np.testing.assert_array_equal(response.tensors[0].as_numpy(), rows(1, 5, start)[:, :width])
     assert "cudaGraphLaunch" not in instance.cuda.calls
+
+
+@pytest.mark.parametrize(
+    ("width", "on_gpu", "message"),
+    [
+        ([9], (), r"no profile of the engine takes x \[1, 5\], width \[9\].*width \[1\] to \[8\]"),
+        ([2, 2], (), r"width \[2, 2\]"),
+        ([2], ("width",), "'width' holds sizes, which are needed in the memory of the CPU"),
+    ],
+)
+def test_sizes_that_the_engine_can_t_have(
+    backend: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    width: list[int],
+    on_gpu: tuple[str, ...],
+    message: str,
+) -> None:
+    instance = cropping(backend, monkeypatch, tmp_path)
+    request = Request(x=rows(1, 5), width=np.array(width, np.int32), on_gpu=on_gpu)
+    [response] = instance.model.execute([request])
+    assert response.error().code() == "INVALID_ARG"
+    assert re.search(message, response.error().message())
 
 
 def test_without_batching_the_first_axis_is_like_any_other(
@@ -335,6 +511,11 @@ def test_without_batching_the_first_axis_is_like_any_other(
         ({"input": []}, "lacks input 'x'"),
         ({"instance_group": [{"profile": ["5"]}]}, "profile '5'"),
         ({"default_model_filename": "other.plan"}, "unable to find"),
+        ({"engine": altered(tensor_format=TensorFormat["CHW32"])}, "'x' has a format of its own"),
+        ({"engine": altered(output_location=TensorLocation["HOST"])}, "'y', an output, holds sizes"),
+        ({"engine": altered(get_tensor_shape=lambda *_: (2, 7))}, "its first dimension must be free"),
+        ({"sequence_batching": {"direct": {}}}, "sequence_batching is not supported"),
+        ({"batch_input": [{"kind": "BATCH_ITEM_SHAPE"}]}, "batch_input is not supported"),
     ],
 )
 def test_a_config_that_contradicts_the_engine_is_refused(
@@ -342,6 +523,17 @@ def test_a_config_that_contradicts_the_engine_is_refused(
 ) -> None:
     with pytest.raises(Exception, match=message):
         Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], **settings)
+
+
+def test_what_is_fixed_in_the_engine_may_be_free_in_the_config(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As NVIDIA's backend has it; what does not fit is told then."""
+    engine = altered(get_tensor_shape=lambda *_: (-1, 7))
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(7, 7)], engine=engine)
+    fits, other = instance.run(rows(1, 7), rows(1, 5))
+    assert not fits.has_error()
+    assert "x [1, 7] to [4, 7]" in other.error().message()
 
 
 def test_the_plan_for_this_gpu_s_compute_capability_is_loaded(

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import triton_python_backend_utils as pb_utils
+
+UNSUPPORTED_FIELDS = ("sequence_batching", "batch_input", "batch_output")  # inputs that the server makes itself
+
 
 @dataclass(frozen=True)
 class Port:
@@ -16,6 +20,12 @@ class Port:
     name: str
     datatype: str
     dims: tuple[int, ...]
+
+
+def refuse_unsupported(config: Mapping[str, Any], backend: str) -> None:
+    for field in UNSUPPORTED_FIELDS:
+        if config.get(field):
+            raise pb_utils.TritonModelException(f"{field} is not supported by the local server's {backend} backend")
 
 
 def dims_of(io: Mapping[str, Any]) -> tuple[int, ...]:

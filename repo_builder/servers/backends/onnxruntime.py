@@ -17,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 
 from .batches import BatchModel, Pending, RequestError
 from .dlpack import Array, address_in, array_at
+from .loading import refuse_unsupported
 from .onnxruntime_loading import (
     ModelPort,
     checked_inputs,
@@ -27,7 +28,6 @@ from .onnxruntime_loading import (
     session_options,
 )
 
-UNSUPPORTED_FIELDS = ("sequence_batching", "batch_input", "batch_output")  # inputs that the server makes itself
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
@@ -43,11 +43,7 @@ class TritonPythonModel(BatchModel):
             raise pb_utils.TritonModelException(f"onnxruntime can't be imported: {error}") from error
 
         config = json.loads(args["model_config"])
-        for field in UNSUPPORTED_FIELDS:
-            if config.get(field):
-                raise pb_utils.TritonModelException(
-                    f"{field} is not supported by the local server's onnxruntime backend"
-                )
+        refuse_unsupported(config, "onnxruntime")
         self.batching = config["max_batch_size"] > 0
         path = model_file(args, config)
         options = session_options(config)

@@ -7,8 +7,8 @@ which loads here loads there.  The requests that Triton's scheduler hands over t
 - each request's tensors go to their place in one device buffer, read by the GPU itself from the shared memory that
   Triton hands them over in; where that can't be, through pinned memory, so that while one is on its way the next is
   being staged;
-- device buffers are as large as the profile allows and stay where they are, so a batch size that config.pbtxt names
-  for CUDA graphs is captured once and then launched as one call;
+- device buffers are as large as the profile allows and stay where they are, so shapes of a batch size that config.pbtxt
+  names for CUDA graphs are captured once and then launched as one call;
 - outputs come back into pinned memory, from which Triton takes them; their responses are made before they are there.
 """
 
@@ -27,6 +27,7 @@ import triton_python_backend_utils as pb_utils
 
 from .batches import BatchModel, Pending, RequestError
 from .dlpack import Array, address_in, array_at
+from .loading import refuse_unsupported
 from .tensorrt_loading import (
     EnginePort,
     check_batch_limit,
@@ -34,12 +35,20 @@ from .tensorrt_loading import (
     cuda_graph_sizes,
     load_engine,
     make_logger,
+    profile_corners,
     profile_indices,
 )
 from .tensorrt_memory import Cuda, CudaError, DeviceMemory, PinnedMemory, SharedMemory
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA's driver for Linux, and of WSL
+MOST_GRAPHS = 64
+"""Of a profile.  Each takes memory on the GPU; requests of ever new shapes are launched layer by layer after that."""
+
 Shapes = dict[str, tuple[int, ...]]
+
+
+class EngineError(Exception):
+    """The engine failed, through no fault of a request that is known."""
 
 
 class Source(NamedTuple):
@@ -54,16 +63,20 @@ class Source(NamedTuple):
 
 @dataclass
 class Lane:
-    """One optimisation profile with its own execution context: the shapes it takes, and where it stands."""
+    """One optimisation profile with its own execution context: the shapes it takes, and where it stands.
+
+    Of an input that holds sizes these are its values.
+    """
 
     index: int
     context: Any
     minimum: Shapes
+    optimum: Shapes
     maximum: Shapes
     shapes: Shapes = field(default_factory=dict)  # the inputs' and the outputs', as the context has them
     outputs: Shapes = field(default_factory=dict)
     generation: int = -1  # of the device memory whose addresses the context has
-    graphs: dict[tuple[Hashable, int], Any] = field(default_factory=dict)
+    graphs: dict[Hashable, Any] = field(default_factory=dict)  # by shapes; None where there can be none
 
     def takes(self, shapes: Shapes) -> bool:
         return all(
@@ -72,6 +85,12 @@ class Lane:
                 low <= n <= high for low, n, high in zip(self.minimum[name], shape, self.maximum[name], strict=True)
             )
             for name, shape in shapes.items()
+        )
+
+    def distance(self, shapes: Shapes) -> int:
+        """How far ``shapes``, which it takes, are from those it was tuned for."""
+        return sum(
+            abs(n - best) for name, shape in shapes.items() for n, best in zip(shape, self.optimum[name], strict=True)
         )
 
 
@@ -89,6 +108,7 @@ class TritonPythonModel(BatchModel):
             there = any(Path(device).exists() for device in GPU_DEVICES)
             why = ": instance_group needs kind: KIND_GPU" if there else ", and there is none here"
             raise pb_utils.TritonModelException(f"an engine runs on GPUs only{why}")
+        refuse_unsupported(config, self.LIBRARY)
         self.max_batch_size = config["max_batch_size"]
         self.batching = self.max_batch_size > 0
         try:
@@ -106,7 +126,7 @@ class TritonPythonModel(BatchModel):
         self.engine = load_engine(self.runtime, self.trt, self.cuda, args, config)
         self.inputs, self.outputs = checked_ports(self.trt, self.engine, config)
         self.sized = {name: port for name, port in self.inputs.items() if not port.values}
-        self.values = self.inputs.keys() - self.sized.keys()
+        self.values = {name: port for name, port in self.inputs.items() if port.values}
         self.pinned = PinnedMemory(self.cuda)
         self.shared = SharedMemory(self.cuda)
         self.device = DeviceMemory(self.cuda)
@@ -117,6 +137,8 @@ class TritonPythonModel(BatchModel):
 
     def finalize(self) -> None:
         """Give the GPU's memory back."""
+        for lane in self.lanes:
+            self.drop_graphs(lane)
         self.device.free()
         self.pinned.free()
         self.shared.free()
@@ -132,17 +154,11 @@ class TritonPythonModel(BatchModel):
         if index != context.active_optimization_profile:
             context.set_optimization_profile_async(index, self.stream)
             self.cuda("cudaStreamSynchronize", self.stream)
-        corners = {name: self.engine.get_tensor_profile_shape(name, index) for name in self.sized}
-        lane = Lane(
-            index,
-            context,
-            {name: tuple(corner[0]) for name, corner in corners.items()},
-            {name: tuple(corner[2]) for name, corner in corners.items()},
-        )
-        check_batch_limit(lane.maximum, index, self.max_batch_size)
-        for name, shape in lane.maximum.items():
-            self.device.reserve(name, self.inputs[name].nbytes(shape))
-        return lane
+        minimum, optimum, maximum = profile_corners(self.engine, self.inputs.values(), index)
+        check_batch_limit(maximum, index, self.max_batch_size)
+        for name, port in self.sized.items():
+            self.device.reserve(name, port.nbytes(maximum[name]))
+        return Lane(index, context, minimum, optimum, maximum)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         self.pinned.reset()
@@ -152,14 +168,11 @@ class TritonPythonModel(BatchModel):
         inputs = {(name := tensor.name()): source_of(tensor, self.inputs[name]) for tensor in request.inputs()}
         if missing := self.inputs.keys() - inputs.keys():
             raise RequestError(f"input {min(missing)!r} is missing")
-        batch = next(inputs[name].shape[0] for name in self.sized) if self.batching else 1
+        batch = next(iter(inputs.values())).shape[0] if self.batching else 1
         return Pending(place, inputs, frozenset(request.requested_output_names()), batch)
 
     def key_of(self, pending: Pending) -> Hashable:
-        return frozenset(
-            (name, host_bytes(source) if name in self.values else source.shape[1:])
-            for name, source in pending.inputs.items()
-        )
+        return frozenset((name, source.shape[1:]) for name, source in pending.inputs.items())
 
     def run(self, group: list[Pending], names: list[str]) -> dict[str, Array]:
         shapes = self.joined_shapes(group)
@@ -178,19 +191,22 @@ class TritonPythonModel(BatchModel):
         self.cuda("cudaStreamSynchronize", self.stream)
 
     def joined_shapes(self, group: list[Pending]) -> Shapes:
-        """The engine's input shapes for the whole group."""
-        shapes = {}
-        for name, port in self.sized.items():
-            shape = group[0].inputs[name].shape
+        """The engine's input shapes for the whole group; of an input that holds sizes its values."""
+        shapes: Shapes = {}
+        for name, port in self.inputs.items():
+            source = group[0].inputs[name]
+            shape = source.shape
             if len(group) > 1:
                 shape = (sum(pending.inputs[name].shape[0] for pending in group), *shape[1:])
             shapes[name] = shape if port.shape else ()
+            if port.values:
+                shapes[name] = tuple(array_at(source.address, port.dtype, source.shape).ravel().tolist())
         return shapes
 
     def lane_for(self, shapes: Shapes) -> Lane:
-        for lane in self.lanes:
-            if lane.shapes == shapes or lane.takes(shapes):
-                return lane
+        """Of the profiles that take ``shapes`` the one tuned nearest to them, as in NVIDIA's backend."""
+        if fitting := [lane for lane in self.lanes if lane.takes(shapes)]:
+            return min(fitting, key=lambda lane: lane.distance(shapes))
         ranges = "; ".join(
             f"{name} {list(lane.minimum[name])} to {list(lane.maximum[name])}" for lane in self.lanes for name in shapes
         )
@@ -202,14 +218,16 @@ class TritonPythonModel(BatchModel):
         if not self.values and lane.shapes == shapes and lane.generation == self.device.generation:
             return
         lane.shapes = {}
-        for name, shape in shapes.items():
+        for name in self.sized:
             lane.context.set_tensor_address(name, self.device.addresses[name])
-            if not lane.context.set_input_shape(name, shape):
-                raise RequestError(f"the engine refuses shape {list(shape)} for {name!r}: {self.last_error()}")
+            if not lane.context.set_input_shape(name, shapes[name]):
+                raise RequestError(f"the engine refuses shape {list(shapes[name])} for {name!r}: {self.last_error()}")
         for name in self.values:
             lane.context.set_tensor_address(name, first.inputs[name].address)
         for name in self.outputs:
             self.place_output(lane, name)
+        if lane.generation != self.device.generation:  # graphs hold the addresses of before
+            self.drop_graphs(lane)
         lane.shapes, lane.generation = shapes, self.device.generation
 
     def place_output(self, lane: Lane, name: str) -> None:
@@ -245,33 +263,48 @@ class TritonPythonModel(BatchModel):
         self.cuda("cudaMemcpyAsync", target, address, source.nbytes, kind, self.stream)
 
     def compute(self, lane: Lane) -> None:
-        batch = next(iter(lane.shapes.values()))[0] if self.batching and lane.shapes else None
-        if batch in self.graph_sizes and not self.allocators:
-            self.launch_graph(lane)
-        elif not lane.context.execute_async_v3(self.stream):
-            raise RequestError(f"the engine failed to run: {self.last_error()}")
-
-    def launch_graph(self, lane: Lane) -> None:
-        """Launch the graph of these shapes, capturing it first; it holds only as long as no buffer moves."""
-        key = (tuple(lane.shapes.items()), lane.generation)
-        graph = lane.graphs.get(key)
+        batch = next(iter(lane.shapes.values()))[0] if self.batching else 0
+        graph = self.graph_of(lane) if batch in self.graph_sizes and not self.allocators else None
         if graph is None:
-            graph = self.capture(lane)
-            lane.graphs = {other: kept for other, kept in lane.graphs.items() if other[1] == lane.generation}
-            lane.graphs[key] = graph
-        self.cuda("cudaGraphLaunch", graph, self.stream)
+            self.enqueue(lane)
+        else:
+            self.cuda("cudaGraphLaunch", graph, self.stream)
+
+    def enqueue(self, lane: Lane) -> None:
+        if not lane.context.execute_async_v3(self.stream):
+            raise EngineError(f"the engine failed to run: {self.last_error()}")
+
+    def graph_of(self, lane: Lane) -> Any:
+        """The graph of the shapes that ``lane`` has, captured when they are first met; None where there is none."""
+        key = tuple(lane.shapes.items())
+        if key not in lane.graphs and len(lane.graphs) < MOST_GRAPHS:
+            lane.graphs[key] = self.capture(lane)
+        return lane.graphs.get(key)
 
     def capture(self, lane: Lane) -> Any:
-        if not lane.context.execute_async_v3(self.stream):  # TensorRT wants one run of a shape before its capture
-            raise RequestError(f"the engine failed to run: {self.last_error()}")
-        self.cuda("cudaStreamSynchronize", self.stream)
+        """Capture a run, or tell Triton's log why it can't be: an engine may do what no graph holds."""
+        self.enqueue(lane)  # TensorRT wants one run of a shape before its capture
+        self.wait()
         mode = self.cuda.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.cuda("cudaStreamBeginCapture", self.stream, mode)
         enqueued = lane.context.execute_async_v3(self.stream)
-        captured = self.cuda("cudaStreamEndCapture", self.stream)
-        if not enqueued:
-            raise RequestError(f"the engine can't be captured as a CUDA graph: {self.last_error()}")
-        return self.cuda("cudaGraphInstantiate", captured, 0)
+        try:
+            captured = self.cuda("cudaStreamEndCapture", self.stream)
+            graph = self.cuda("cudaGraphInstantiate", captured, 0) if enqueued else None
+            self.cuda("cudaGraphDestroy", captured)
+        except CudaError as error:
+            graph, why = None, str(error)
+        else:
+            why = self.last_error()
+        if graph is None:
+            pb_utils.Logger.log_warn(f"launched layer by layer, as no CUDA graph of {lane.shapes} can be made: {why}")
+        return graph
+
+    def drop_graphs(self, lane: Lane) -> None:
+        for graph in lane.graphs.values():
+            if graph is not None:
+                self.cuda("cudaGraphExecDestroy", graph)
+        lane.graphs = {}
 
     def fetch(self, lane: Lane, names: list[str]) -> dict[str, Array]:
         """Send the outputs on their way back."""
@@ -296,13 +329,11 @@ class TritonPythonModel(BatchModel):
 
 def source_of(tensor: Any, port: EnginePort) -> Source:
     """Find the tensor where Triton put it: what ``as_numpy`` gives is a copy."""
+    if port.values and not tensor.is_cpu():
+        raise RequestError(f"input {port.name!r} holds sizes, which are needed in the memory of the CPU")
     capsule = tensor.to_dlpack()
     shape = tuple(tensor.shape())
     return Source(address_in(capsule), shape, port.nbytes(shape), not tensor.is_cpu(), (tensor, capsule))
-
-
-def host_bytes(source: Source) -> bytes:
-    return ctypes.string_at(source.address, source.nbytes)
 
 
 def make_allocator(trt: Any, memory: DeviceMemory, output: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,21 @@ def profile_indices(engine: Any, config: dict[str, Any]) -> list[int]:
     return sorted(int(text) for text in named)
 
 
+def profile_corners(engine: Any, ports: Iterable[EnginePort], index: int) -> list[dict[str, tuple[int, ...]]]:
+    """The smallest, tuned and largest shapes of a profile; of an input that holds sizes its values."""
+    corners: list[dict[str, tuple[int, ...]]] = [{}, {}, {}]
+    for port in ports:
+        if not port.values:
+            shapes = engine.get_tensor_profile_shape(port.name, index)
+        elif hasattr(engine, "get_tensor_profile_values"):
+            shapes = engine.get_tensor_profile_values(index, port.name)
+        else:  # before TensorRT 10
+            shapes = engine.get_profile_shape_input(index, port.name)
+        for corner, shape in zip(corners, shapes, strict=True):
+            corner[port.name] = tuple(shape)
+    return corners
+
+
 def check_batch_limit(maximum: dict[str, tuple[int, ...]], profile: int, max_batch_size: int) -> None:
     """Raise if an input's ``maximum`` in a profile is less than the batches that config.pbtxt allows."""
     for name, shape in maximum.items():
@@ -176,9 +191,14 @@ def checked_port(
     """Return the ``role`` called ``name``, or raise where ``io``, what config.pbtxt says of it, contradicts it."""
     kind = engine.get_tensor_dtype(name).name
     shape = tuple(engine.get_tensor_shape(name))
-    values = role == "input" and engine.get_tensor_location(name) == trt.TensorLocation.HOST
+    values = engine.get_tensor_location(name) == trt.TensorLocation.HOST
     if kind not in DATATYPES:
         raise pb_utils.TritonModelException(f"{role} {name!r} has type {kind}, which Triton can't carry")
+    if engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
+        raise pb_utils.TritonModelException(f"{role} {name!r} has a format of its own: only linear tensors are served")
+    if values and (role == "output" or max_batch_size > 0):
+        what = "an output" if role == "output" else "an input of a batch"
+        raise pb_utils.TritonModelException(f"{name!r}, {what}, holds sizes: the local server does not serve that")
     datatype, dtype = DATATYPES[kind][0], np.dtype(DATATYPES[kind][1])
     if io is None:  # an output that nobody may ask for
         return EnginePort(name, datatype, (), dtype, shape, values)
@@ -187,18 +207,18 @@ def checked_port(
             f"unexpected datatype {io['data_type']} for inference {role} '{name}', expecting {datatype}"
         )
     dims = dims_of(io)
-    if not values:
-        full = (-1, *dims) if max_batch_size > 0 else dims
-        if max_batch_size > 0 and shape[:1] != (-1,) and (shape[:1], max_batch_size) != ((1,), 1):
-            raise pb_utils.TritonModelException(
-                f"{role} {name!r} has shape {list(shape)} in the engine: for batching its first dimension must be free"
-            )
-        scalar = not shape and all(dim == 1 for dim in dims)
-        first = 1 if max_batch_size > 0 else 0
-        agrees = len(full) == len(shape) and all(b in (-1, a) for a, b in zip(full[first:], shape[first:], strict=True))
-        if not scalar and not agrees:
-            batch = " (the batch, then dims)" if max_batch_size > 0 else ""
-            raise pb_utils.TritonModelException(
-                f"configuration has shape {list(full)}{batch} for {role} {name!r}, the engine has {list(shape)}"
-            )
+    full = (-1, *dims) if max_batch_size > 0 else dims
+    if max_batch_size > 0 and shape[:1] != (-1,) and (shape[:1], max_batch_size) != ((1,), 1):
+        raise pb_utils.TritonModelException(
+            f"{role} {name!r} has shape {list(shape)} in the engine: for batching its first dimension must be free"
+        )
+    scalar = not shape and all(dim == 1 for dim in dims)
+    first = 1 if max_batch_size > 0 else 0
+    pairs = zip(full[first:], shape[first:], strict=False)
+    agrees = len(full) == len(shape) and all(a == b or -1 in (a, b) for a, b in pairs)
+    if not scalar and not agrees:
+        batch = " (the batch, then dims)" if max_batch_size > 0 else ""
+        raise pb_utils.TritonModelException(
+            f"configuration has shape {list(full)}{batch} for {role} {name!r}, the engine has {list(shape)}"
+        )
     return EnginePort(name, datatype, dims, dtype, shape, values)

@@ -35,6 +35,7 @@ class Cuda:
     def __call__(self, function: str, *arguments: Any) -> Any:
         error, *results = getattr(self.api, function)(*arguments)
         if error:
+            self.api.cudaGetLastError()  # it would stay, for TensorRT to find after a launch of its own
             raise CudaError(f"{function} failed: {error.name}")
         return results[0] if len(results) == 1 else results
 
@@ -134,11 +135,11 @@ class DeviceMemory:
     def reserve(self, name: str, nbytes: int) -> int:
         """Return the address of a tensor's buffer, which has room for ``nbytes``."""
         if nbytes > self.sizes.get(name, -1):
+            self.generation += 1  # now: the address is gone even if there is no memory for another
             if self.sizes.pop(name, None) is not None:
                 self.cuda("cudaFree", self.addresses.pop(name))
             self.addresses[name] = int(self.cuda("cudaMalloc", max(nbytes, ALIGNMENT)))
             self.sizes[name] = nbytes
-            self.generation += 1
         return self.addresses[name]
 
     def free(self) -> None:
