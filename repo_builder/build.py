@@ -242,7 +242,7 @@ class Build:
         return known_shapes(self.build.samples, shapes)
 
     def _plan_warmup(self) -> Warmup | None:
-        """Zeros where the source takes them, else the very inputs that it was verified on."""
+        """Zeros where source and artifact take them, else the very inputs that it was verified on."""
         if self.reference is None:
             return None
         import numpy as np
@@ -259,9 +259,10 @@ class Build:
         }
         try:
             self.reference.session.run(zeros)
+            taken = not self.artifact.shape_tensors  # of which 0 may be no value that a profile has
         except RunError:
-            return Warmup(shapes, self._write_warmup_files(inputs))
-        return Warmup(shapes, {})
+            taken = False
+        return Warmup(shapes, {} if taken else self._write_warmup_files(inputs))
 
     def _write_warmup_files(self, inputs: Arrays) -> dict[str, str]:
         folder = self.model_folder / "warmup"

@@ -160,7 +160,7 @@ def build_config(
     config.cc_model_filenames.update(artifact.cc_filenames)
     for tensor in artifact.inputs:
         _add_tensor(config.input.add(), tensor, batched=max_batch_size > 0)
-        # Triton's core takes this field, and profile below, for its own tensorrt backend only.
+        # Triton's core takes this field, and profile below, for its own tensorrt backend only; ours needs neither.
         config.input[-1].is_shape_tensor = bool(artifact.platform) and tensor.name in artifact.shape_tensors
     for tensor in artifact.outputs:
         _add_tensor(config.output.add(), tensor, batched=max_batch_size > 0)
@@ -182,8 +182,7 @@ def build_config(
         _add_warmup(config, warmup, artifact)
     if options.labels and not any(output.label_filename for output in config.output):
         _labelled_output(config).label_filename = LABELS
-    for group in config.instance_group:
-        group.count = group.count or 1  # what Triton makes of a group without count
+    _complete_instances(config, artifact)
     return config
 
 
@@ -202,9 +201,16 @@ def _add_instances(config: ModelConfig, options: ServingOptions, artifact: Artif
             raise ConfigError("--instance-kind cpu: an engine runs on GPUs only", "drop it, or --target onnxruntime")
         kind = "gpu"
     value = messages().ModelInstanceGroup.Kind.Value(f"KIND_{kind.upper()}")
-    group = config.instance_group.add(count=options.instance_count or 1, kind=value)
-    if len(artifact.profiles) > 1 and artifact.platform:  # without, the backend uses all of them
-        group.profile.extend(str(index) for index in range(len(artifact.profiles)))
+    config.instance_group.add(count=options.instance_count or 1, kind=value)
+
+
+def _complete_instances(config: ModelConfig, artifact: Artifact) -> None:
+    """Fill in what groups leave out: one instance, as Triton does, and all profiles, of which it takes the first."""
+    several = len(artifact.profiles) > 1 and artifact.platform
+    for group in config.instance_group:
+        group.count = group.count or 1
+        if several and not group.profile:
+            group.profile.extend(str(index) for index in range(len(artifact.profiles)))
 
 
 def _add_tensor(message: Any, tensor: TensorSpec, *, batched: bool) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from repo_builder.compilers.base import Artifact
+from repo_builder.compilers.base import Artifact, Target
 from repo_builder.config.build import LABELS
 from repo_builder.config.problems import find_problems
 from repo_builder.config.proto import ModelConfig, enum_name
@@ -58,6 +58,8 @@ def check_config(
     _check_batching(config, artifact)
     for role, tensors in (("input", artifact.inputs), ("output", artifact.outputs)) if built else ():
         _check_tensors(config, role, tensors)
+    if built and artifact.platform == Target.TENSORRT.platform:
+        _check_plan(config, artifact)
     _check_entries(config)
     for problem in find_problems(config, versions=versions, where="--config"):
         if problem.fatal:
@@ -94,6 +96,11 @@ def _check_entries(config: ModelConfig) -> None:
                 )
             if role == "input" and entry.optional:
                 raise ConfigError(f"input {entry.name!r} is optional, and the model needs it", "drop it from --config")
+            if role == "input" and entry.allow_ragged_batch:
+                raise ConfigError(
+                    f"input {entry.name!r} has allow_ragged_batch, for models that get a batch as one long row",
+                    "drop it from --config: requests of other shapes are answered in turn",
+                )
 
 
 def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ...]) -> None:
@@ -122,6 +129,27 @@ def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ..
             raise ConfigError(
                 f"{role} {tensor.name!r} has dims {list(actual)} in the model, {list(stated)} in the config", _DROP_HINT
             )
+
+
+def _check_plan(config: ModelConfig, artifact: Artifact) -> None:
+    """Hold a plan's configuration to what NVIDIA's tensorrt backend refuses.
+
+    Source: https://github.com/triton-inference-server/tensorrt_backend/blob/main/src/instance_state.cc, ``ValidateIO``.
+    """
+    for tensor in (*artifact.inputs, *artifact.outputs):
+        if tensor.shape == ():
+            raise ConfigError(
+                f"{tensor} is a scalar, which Triton's tensorrt backend does not take",
+                "give it the shape [1] in the model, or --target onnxruntime",
+            )
+    for entry in (*config.input, *config.output):
+        if entry.is_shape_tensor != (entry.name in artifact.shape_tensors) or entry.is_non_linear_format_io:
+            raise ConfigError(f"{entry.name!r} is not marked as the engine has it", _DROP_HINT)
+    count = len(artifact.profiles)
+    for name in [name for group in config.instance_group for name in group.profile]:
+        if name not in map(str, range(count)):
+            why = f"instance_group names the profile {name!r}, and the engine has {count}, counted from 0"
+            raise ConfigError(why, "drop profile from --config: all are used")
 
 
 _DROP_HINT = "names, types and dims are the model's: drop them from --config, or change the model"

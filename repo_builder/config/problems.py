@@ -50,6 +50,7 @@ def find_problems(
     return [
         *_tensors(config, where),
         *_scheduling(config, where),
+        *(_graphs(config, where) if _served_by(config, "tensorrt") else ()),
         *_versions(config, versions, where),
         *_instances(config, where),
         *_devices(config, gpus, where),
@@ -107,6 +108,18 @@ def _scheduling(config: ModelConfig, where: str) -> Iterator[Problem]:
 
 
 _OUR_BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+
+
+def _graphs(config: ModelConfig, where: str) -> Iterator[Problem]:
+    largest = config.max_batch_size
+    least = min(largest, 1)
+    for graph in config.optimization.cuda.graph_spec:
+        sizes = [graph.batch_size]
+        if graph.HasField("graph_lower_bound"):
+            sizes.append(graph.graph_lower_bound.batch_size)
+        if not all(least <= size <= largest for size in sizes):
+            text = f"graph_spec has batch_size {min(sizes)} to {max(sizes)}, and max_batch_size is {largest}"
+            yield Problem(text, f"{least} to {largest} in {where}")
 
 
 def _versions(config: ModelConfig, versions: Collection[int] | None, where: str) -> Iterator[Problem]:
@@ -251,15 +264,30 @@ def _server(config: ModelConfig, where: str) -> Iterator[Problem]:
         if not re.fullmatch("(?!__)[A-Za-z0-9_]*", key):
             text = f"metric_tags has the key {key!r}: no name of a Prometheus label, it ends the server at its start"
             yield Problem(text, f"use letters, digits and single underscores in {where}")
-    alone = f"only NVIDIA's own onnxruntime backend takes it: {_DOCKER}"
-    for field in ("batch_input", "batch_output"):
-        if len(getattr(config, field)) and _served_by(config, "onnxruntime"):
-            yield Problem(f"{field} is not served by repo-builder serve", alone, fatal=False)
-    if config.HasField("sequence_batching") and _served_by(config, "onnxruntime"):
-        yield Problem("sequence_batching is not served by repo-builder serve", alone, fatal=False)
+    of_nvidia = backend in {"onnxruntime", "tensorrt"}
+    mend = f"only NVIDIA's own {backend} backend takes it: {_DOCKER}" if of_nvidia else f"drop it from {where}"
+    for field in _not_served(config) if backend else ():
+        yield Problem(f"{field} is not served by repo-builder serve", mend, fatal=not of_nvidia)
     if any(field.name == "model_metrics" for field, _ in config.ListFields()):  # older messages lack the field
         text = "model_metrics is newer than Triton 2.51, which repo-builder serve runs"
         yield Problem(text, "repo-builder serve --engine docker with a newer image", fatal=False)
+
+
+def _not_served(config: ModelConfig) -> Iterator[str]:
+    """What the local server's backends do not have and refuse to load."""
+    yield from (field for field in ("batch_input", "batch_output") if len(getattr(config, field)))
+    if config.HasField("sequence_batching"):
+        yield "sequence_batching"
+    for entry in config.input:
+        if entry.allow_ragged_batch:
+            yield f"allow_ragged_batch of input {entry.name!r}"
+        if entry.is_shape_tensor and config.max_batch_size > 0:
+            yield f"input {entry.name!r}, is_shape_tensor with max_batch_size {config.max_batch_size},"
+    yield from (
+        f"is_non_linear_format_io of {entry.name!r}"
+        for entry in (*config.input, *config.output)
+        if entry.is_non_linear_format_io
+    )
 
 
 _DOCKER = "repo-builder serve --engine docker"

@@ -141,7 +141,6 @@ SERVED = {
     "plain": with_(""),
     "whole": whole(""),
     "format_none": of_input("format: FORMAT_NONE"),
-    "ragged": of_input("allow_ragged_batch: true"),
     "preferred": with_("dynamic_batching { preferred_batch_size: [ 1, 8 ] }"),
     "levels": with_("dynamic_batching { priority_levels: 2 default_priority_level: 1 }"),
     "level_alone": with_("dynamic_batching { default_priority_level: 1 }"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from repo_builder.compilers.base import Artifact
 from repo_builder.config.build import ServingOptions, build_config, merge_config
 from repo_builder.config.check import check_config, check_files
 from repo_builder.config.proto import ModelConfig, parse_config
 from repo_builder.errors import ConfigError
 from repo_builder.model import TensorSpec
-from tests.config.artifacts import FP32, artifact
+from repo_builder.trt.options import Profile
+from tests.config.artifacts import FP32, INT64, artifact
 
 BATCHED = artifact()
 WHOLE = artifact(max_batch_size=0)
@@ -71,6 +75,7 @@ def test_fits(extra: str) -> None:
         ("dynamic_batching { preferred_batch_size: [ -4 ] }", "preferred_batch_size -4"),
         ("instance_group [ { count: -2 } ]", "count -2"),
         ('output [ { name: "y" label_filename: "mine.txt" } ]', "label file 'mine.txt'"),
+        ('input [ { name: "x" allow_ragged_batch: true } ]', "input 'x' has allow_ragged_batch"),
     ],
 )
 def test_contradicts(extra: str, why: str) -> None:
@@ -107,6 +112,46 @@ def test_a_tensor_that_is_missing() -> None:
 
     with pytest.raises(ConfigError, match="output 'y' is missing"):
         check_config(config, "net", BATCHED, None)
+
+
+def plan(*inputs: TensorSpec, profiles: int = 1, **fields: Any) -> Artifact:
+    corner = Profile({}, {}, {})
+    return artifact(
+        inputs, platform="tensorrt_plan", filename="model.plan", gpu_only=True, profiles=(corner,) * profiles, **fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "extra", "why"),
+    [
+        (
+            plan(TensorSpec("s", FP32, ())),
+            "",
+            r"s FP32 \[\] is a scalar, which Triton's tensorrt",
+        ),
+        (plan(TensorSpec("n", INT64, (2,)), shape_tensors=frozenset("n")), "", None),
+        (
+            plan(TensorSpec("n", INT64, (2,)), shape_tensors=frozenset("n")),
+            'input { name: "n" is_shape_tensor: false } output { name: "y" is_shape_tensor: true }',
+            "'y' is not marked as the engine has it",
+        ),
+        (plan(), 'output { name: "y" is_non_linear_format_io: true }', "'y' is not marked as the engine has it"),
+        (plan(profiles=2), "instance_group { count: 2 }", None),
+        (plan(profiles=2), 'instance_group { profile: "1" }', None),
+        (plan(profiles=2), 'instance_group { profile: "2" }', "names the profile '2', and the engine has 2"),
+        (plan(profiles=2), 'instance_group { profile: "first" }', "names the profile 'first'"),
+    ],
+)
+def test_what_nvidia_s_tensorrt_backend_refuses(made: Artifact, extra: str, why: str | None, tmp_path: Path) -> None:
+    (tmp_path / "extra.pbtxt").write_text(extra)
+    config = build_config("net", made, ServingOptions(config=tmp_path / "extra.pbtxt"), 0, None)
+    with contextlib.nullcontext() if why is None else pytest.raises(ConfigError, match=why):
+        check_config(config, "net", made, None)
+
+
+def test_a_scalar_of_an_engine_that_only_the_local_server_runs() -> None:
+    made = artifact((TensorSpec("s", FP32, ()),), platform="", backend="tensorrt_rtx", filename="model.plan")
+    check_config(build_config("net", made, ServingOptions(), 0, None), "net", made, None)
 
 
 class TestLabels:

@@ -12,6 +12,7 @@ from tests.config.configurations import (
     REFUSED,
     SERVED,
     accelerator,
+    of_input,
     of_instances,
     warmup,
     with_,
@@ -62,6 +63,7 @@ def test_what_is_served(name: str) -> None:
             None,
             "batch_input is not served by repo-builder serve",
         ),
+        (of_input("allow_ragged_batch: true"), None, "allow_ragged_batch of input 'x' is not served by repo-builder"),
         (with_('runtime: "model.py"'), None, "runtime 'model.py' is what either repo-builder serve or NVIDIA's"),
         (with_('runtime: "libtriton_onnxruntime.so"'), None, "runtime 'libtriton_onnxruntime.so' is what either"),
         (
@@ -122,6 +124,45 @@ def test_engines_run_on_gpus_only(platform: str, kind: str) -> None:
     config = parse_config(f"{platform} instance_group [ {{ count: 1 kind: {kind} }} ]", "net")
 
     assert "an engine runs on GPUs only" in find_problems(config)[0].text
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("sequence_batching { }", "sequence_batching"),
+        ("batch_output { }", "batch_output"),
+        ('input { name: "n" is_shape_tensor: true } max_batch_size: 4', "input 'n', is_shape_tensor"),
+        ('output { name: "y" is_non_linear_format_io: true }', "is_non_linear_format_io of 'y'"),
+    ],
+)
+def test_what_the_local_server_s_tensorrt_backend_lacks(text: str, what: str) -> None:
+    [problem] = find_problems(parse_config(f'platform: "tensorrt_plan" {text}', "net"))
+    assert (problem.text.startswith(what), problem.fatal) == (True, False)
+    assert "NVIDIA's own tensorrt backend" in problem.hint
+
+
+def test_what_no_backend_for_rtx_engines_has() -> None:
+    [problem] = find_problems(parse_config('backend: "tensorrt_rtx" sequence_batching { }', "net"))
+    assert (problem.fatal, problem.hint) == (True, "drop it from config.pbtxt")
+
+
+@pytest.mark.parametrize(
+    ("size", "spec", "told"),
+    [
+        (4, "batch_size: 4", None),
+        (4, "batch_size: 4 graph_lower_bound { batch_size: 2 }", None),
+        (0, "batch_size: 0", None),
+        (4, "batch_size: 5", "graph_spec has batch_size 5 to 5, and max_batch_size is 4"),
+        (4, "batch_size: 4 graph_lower_bound { }", "graph_spec has batch_size 0 to 4"),
+        (4, "", "batch_size 0 to 0"),
+        (0, "batch_size: 1", "batch_size 1 to 1, and max_batch_size is 0"),
+    ],
+)
+def test_batch_sizes_of_cuda_graphs(size: int, spec: str, told: str | None) -> None:
+    text = f'platform: "tensorrt_plan" max_batch_size: {size} optimization {{ cuda {{ graph_spec {{ {spec} }} }} }}'
+    found = find_problems(parse_config(text, "net"))
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0].text
 
 
 def test_other_backends_have_rules_of_their_own() -> None:
