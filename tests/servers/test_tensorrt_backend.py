@@ -342,6 +342,15 @@ def test_the_profile_that_takes_the_shape_is_used(
     assert "x [1, 6] to [4, 9]" in neither.error().message()
 
 
+def test_the_first_profile_is_nvidia_s_default(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 4), (6, 9)], platform="tensorrt_plan")
+    wide, narrow = instance.run(rows(1, 9), rows(1, 2))
+    assert wide.error().message().endswith("it takes x [1, 1] to [4, 4]")
+    assert not narrow.has_error()
+
+
 def test_profiles_named_in_the_config(backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     groups = [{"kind": "KIND_GPU", "profile": ["1"]}]
     instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 4), (6, 9)], instance_group=groups)

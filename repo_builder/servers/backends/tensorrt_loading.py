@@ -121,11 +121,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def profile_indices(engine: Any, config: dict[str, Any]) -> list[int]:
-    """The profiles that instance_group names, all when it names none."""
+    """The profiles that instance_group names.
+
+    Where it names none, NVIDIA's tensorrt backend takes the first; for any other backend Triton lets it name none.
+    """
     count = engine.num_optimization_profiles
     named = {text for group in config.get("instance_group", []) for text in group.get("profile", [])}
     if not named:
-        return list(range(count))
+        return [0] if config.get("platform") == "tensorrt_plan" else list(range(count))
     for text in named:
         if not text.isdigit() or int(text) >= count:
             raise pb_utils.TritonModelException(f"instance_group has profile {text!r}; the engine has {count}")
