@@ -27,7 +27,7 @@ from repo_builder.config.image import PARAMETER
 from repo_builder.config.problems import find_problems
 from repo_builder.config.proto import enum_name
 from repo_builder.config.render import render_config
-from repo_builder.errors import ConfigError, ModelError, UsageError
+from repo_builder.errors import ConfigError, ModelError, UsageError, told_with
 from repo_builder.gate import check_artifact, known_shapes, open_source
 from repo_builder.model import DataType, TensorSpec
 from repo_builder.onnx_model import OnnxModel
@@ -125,13 +125,14 @@ class Build:
         self.model = self.model.with_graph(self.batching.proto)
         self._check_beforehand(compiler.target)
         self.progress(f"compiling for {compiler.target.value}")
-        return compiler.compile(
-            self.model,
-            self.version_folder,
-            batchable=self.batching.batchable,
-            max_batch_size=wanted_max_batch_size(self.serving),
-            progress=self.progress,
-        )
+        with told_with(self.notes):
+            return compiler.compile(
+                self.model,
+                self.version_folder,
+                batchable=self.batching.batchable,
+                max_batch_size=wanted_max_batch_size(self.serving),
+                progress=self.progress,
+            )
 
     def _check_beforehand(self, target: Target) -> None:
         """Refuse before compiling, which may take minutes, what would be refused of the configuration afterwards.

@@ -17,6 +17,9 @@ A message is one line that says what happened; a hint names the flag or the comm
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
+
 
 class RepoBuilderError(Exception):
     """Base of all errors raised on purpose; ``str(error)`` is the message, without the hint."""
@@ -45,6 +48,17 @@ class ConfigError(RepoBuilderError):
 
 class CompileError(RepoBuilderError):
     """The target's compiler refused the model."""
+
+
+@contextlib.contextmanager
+def told_with(notes: Iterable[str]) -> Iterator[None]:
+    """Add ``notes``, what was made of the model before, to what the compiler says of it."""
+    try:
+        yield
+    except CompileError as error:
+        error.message = "; ".join((error.message, *notes))
+        error.args = (error.message,)
+        raise
 
 
 class VerificationError(RepoBuilderError):

@@ -14,7 +14,7 @@ from repo_builder.compilers.base import Artifact, Progress, Target
 from repo_builder.compilers.exchange import DISK_FULL
 from repo_builder.compilers.tensorrt import TensorRTCompiler, describe_profile
 from repo_builder.config.build import DEFAULT_MAX_BATCH_SIZE
-from repo_builder.errors import CompileError, ModelError, UsageError
+from repo_builder.errors import CompileError, ModelError, UsageError, told_with
 from repo_builder.onnx_model import read_model
 from repo_builder.passes.batch import static_batching
 from repo_builder.passes.shapes import describe_zero_axes, free_zero_axes
@@ -79,7 +79,7 @@ def compile_plan(
     progress(f"compiling for {target.value}")
     real = output.resolve()
     try:
-        with tempfile.TemporaryDirectory(prefix=".repo-builder-", dir=real.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".repo-builder-", dir=real.parent) as folder, told_with(notes):
             for file in model.spec.external_files:
                 (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source.parent / file, Path(folder) / file)

@@ -48,6 +48,18 @@ def test_nothing_is_built_that_can_not_be_measured(tmp_path: Path, cli: Cli) -> 
 
 
 @rtx
+@pytest.mark.parametrize("command", [("compile", "-o", "net.plan"), ("add", "--no-verify", "-r", "models")])
+def test_a_range_is_asked_for_an_axis_that_the_model_states_as_0(
+    command: tuple[str, ...], tmp_path: Path, cli: Cli
+) -> None:
+    result = cli(command[0], save(convolution(height=0, width=0), tmp_path / "net.onnx"), *RTX, *command[1:])
+
+    assert result.code == 1
+    said = " ".join(result.err.split())
+    assert "needs a range for the free axes of 'x' [-1, 3, -1, -1]; the model states input 'x' as [-1, 3, 0, 0]" in said
+
+
+@rtx
 def test_a_full_disk_for_the_plan(tmp_path: Path, cli: Cli, small_disk: SmallDisk) -> None:
     disk = small_disk(64)
     fill(disk)

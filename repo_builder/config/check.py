@@ -58,8 +58,8 @@ def check_config(
     _check_batching(config, artifact)
     for role, tensors in (("input", artifact.inputs), ("output", artifact.outputs)) if built else ():
         _check_tensors(config, role, tensors)
-    if built and artifact.platform == Target.TENSORRT.platform:
-        _check_plan(config, artifact)
+    if artifact.platform == Target.TENSORRT.platform:
+        _check_plan(config, artifact, built=built)
     _check_entries(config)
     for problem in find_problems(config, versions=versions, where="--config"):
         if problem.fatal:
@@ -131,7 +131,7 @@ def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ..
             )
 
 
-def _check_plan(config: ModelConfig, artifact: Artifact) -> None:
+def _check_plan(config: ModelConfig, artifact: Artifact, *, built: bool) -> None:
     """Hold a plan's configuration to what NVIDIA's tensorrt backend refuses.
 
     Source: https://github.com/triton-inference-server/tensorrt_backend/blob/main/src/instance_state.cc, ``ValidateIO``.
@@ -142,11 +142,11 @@ def _check_plan(config: ModelConfig, artifact: Artifact) -> None:
                 f"{tensor} is a scalar, which Triton's tensorrt backend does not take",
                 "give it the shape [1] in the model, or --target onnxruntime",
             )
-    for entry in (*config.input, *config.output):
+    for entry in (*config.input, *config.output) if built else ():
         if entry.is_shape_tensor != (entry.name in artifact.shape_tensors) or entry.is_non_linear_format_io:
             raise ConfigError(f"{entry.name!r} is not marked as the engine has it", _DROP_HINT)
     count = len(artifact.profiles)
-    for name in [name for group in config.instance_group for name in group.profile]:
+    for name in [name for group in config.instance_group for name in group.profile if built]:
         if name not in map(str, range(count)):
             why = f"instance_group names the profile {name!r}, and the engine has {count}, counted from 0"
             raise ConfigError(why, "drop profile from --config: all are used")
