@@ -143,12 +143,12 @@ def tensorrt_options(
     ] = "",
 ) -> TensorRTOptions:
     """What the options say, as the library takes it; raises UsageError."""
-    from repo_builder.trt.options import TensorRTOptions, parse_profiles, parse_shapes
+    from repo_builder.trt.options import QUANTISED_FOR_TENSORRT, TensorRTOptions, parse_profiles, parse_shapes
 
     if int8:
         raise UsageError(
             "--int8 needs a model that holds its quantisation: QuantizeLinear and DequantizeLinear nodes",
-            "quantise it with onnxruntime.quantization.quantize_static(quant_format=QDQ), then add that without --int8",
+            f"{QUANTISED_FOR_TENSORRT}; what that makes is built without --int8",
         )
     if shapes and (min_shapes or opt_shapes or max_shapes):
         raise UsageError(

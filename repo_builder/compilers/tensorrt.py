@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ from repo_builder.trt.build import (
 from repo_builder.trt.cuda import Gpu, find_gpu, require_gpu
 from repo_builder.trt.definition import Definition, describe_definition, has_batch_axis, refuse_conversion
 from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
-from repo_builder.trt.hints import build_hints
+from repo_builder.trt.hints import build_hints, describe_types
 from repo_builder.trt.interrupts import held
 from repo_builder.trt.library import Library, load_library
 from repo_builder.trt.log import BuildLog, keep_newest, log_path
 from repo_builder.trt.messages import name_nodes, tidy
 from repo_builder.trt.options import Profile, TensorRTOptions
-from repo_builder.trt.parse import parse, with_node
+from repo_builder.trt.parse import parse, refuse_types, with_node
 from repo_builder.trt.plugins import copy_plugins, describe_idle, load_plugins
 from repo_builder.trt.profiles import (
     NetworkInput,
@@ -94,6 +94,7 @@ class TensorRTCompiler:
             UsageError: an option contradicts the model or what this library has.
         """
         graph = folder / GRAPH
+        refuse_types(self.library, model.proto)
         try:
             with self._log() as log:
                 proto, half_graph = self._write_graph(model, graph, max_batch_size, progress)
@@ -106,7 +107,8 @@ class TensorRTCompiler:
                     engine = self._build(fill, str(model.spec.path.resolve()), log, max_batch_size, progress)
                 except CompileError as error:
                     raise with_node(error, proto) from None
-                return self._artifact(engine, half_graph, folder, log)
+                artifact = self._artifact(engine, half_graph, folder, log)
+                return replace(artifact, hints=(*describe_types(model.spec, engine.info), *artifact.hints))
         finally:
             for file in (graph, folder / GRAPH_DATA, *(folder / name for name in model.spec.external_files)):
                 file.unlink(missing_ok=True)
@@ -261,7 +263,8 @@ class TensorRTCompiler:
         half = self.options.half
         if half and info.ran_in(half.value) is False and not (self.options.bf16 and info.ran_in("BF16")):
             raise CompileError(
-                f"--{half.value.lower()} was asked for, but no layer of the engine computes in it: {info.layers}",
+                f"--{half.value.lower()} was asked for, but no layer of the engine computes in it: "
+                + ", ".join(f"{count} {precision}" for precision, count in info.layers.items()),
                 "drop the flag"
                 if is_strongly_typed(self.library, self.options)
                 else "--strict takes the precision of every layer from a converted graph; or drop the flag",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 
 from repo_builder.compilers.base import Target
+from repo_builder.model import DataType, ModelSpec
+from repo_builder.trt.engine import EngineInfo
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.messages import tidy
@@ -38,6 +40,20 @@ def build_hints(
         more = f" (and {len(matter) - 1} more; {log.place})" if len(matter) > 1 else ""
         hints.append(f"{library.name} warns: {tidy(matter[0])[:200]}{more}")
     return tuple(hints)
+
+
+def describe_types(source: ModelSpec, engine: EngineInfo) -> tuple[str, ...]:
+    """A sentence where the engine has other types than the model: no TensorRT has FP64, and 8.6 no INT64.
+
+    Half precision for FP32 was asked for, so is not told.
+    """
+    had = {tensor.name: tensor.dtype for tensor in (*source.inputs, *source.outputs)}
+    other = [
+        f"{tensor.name!r} is {tensor.dtype.value}, not {had[tensor.name].value}"
+        for tensor in (*engine.inputs, *engine.outputs)
+        if had[tensor.name] not in {tensor.dtype, DataType.FP32}
+    ]
+    return (f"other types in the engine than in the model: {', '.join(other)}",) if other else ()
 
 
 def _without_effect(options: TensorRTOptions) -> list[str]:

@@ -13,7 +13,8 @@ _NO_DRIVER = re.compile(r"(?:\[[\w.]+::\w+::\d+\] )?Error Code 1: Cuda Runtime \
 """Said of every failure on a machine without a GPU's driver, beside what really failed."""
 
 _WRAPPED = re.compile(
-    r"(?:\d+: )?(?:\w+::\w+: )?Error Code \d+: (?:API Usage Error|Internal Error|Myelin) \(((?:[^()]|\([^()]*\))*)\)"
+    r"(?:\d+: )?(?:\w+::\w+: )?Error Code \d+: (?:API Usage Error|Internal Error|Myelin) "
+    r"\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)"
 )
 _ASSERTION = re.compile(
     r'(?:Assertion failed: )?\S.* && "(?P<text>[^"]+)"$'
@@ -22,22 +23,25 @@ _ASSERTION = re.compile(
 
 UNSUPPORTED = "operator not supported"
 
+UNNAMED = "node_of_"
+"""TensorRT names a node without a name after its first output, with this in front."""
+
 
 def tidy(message: str) -> str:
     """``message`` on one line, without where in TensorRT's own source it was written."""
     text = _NO_DRIVER.sub("", " ".join(message.split()))
     text = re.sub(r"\[\w+\.\w+::\w+::\d+\] |\[\w+\.\w+:\d+: \w+\] ", "", text)
-    text = re.sub(r"\s*\bIn \S+ at \S+?:\d+", "", text)
+    text = re.sub(r"\s*\bIn \S+ at \S+?:\d+|\b\w+\.cpp:\d+: ", "", text)
     text = re.sub(r"\(\s*\)", "", text).replace("( (", "(")
-    return _WRAPPED.sub(r"\1", text).strip()
+    return re.sub(r"(\S+: )\1", r"\1", _WRAPPED.sub(r"\1", text)).strip()
 
 
 def tidy_assertion(text: str) -> str:
     """What the parser says of a node: of a failed assertion in C++ only what it was to tell; of ``false`` our words."""
     if text in {"", "false"}:
         return UNSUPPORTED
-    text = re.sub(r"^(?:Invalid Node - \S+ )?(?:node_of_\S+: )?", "", text)
-    if re.search(r"\w plugin creator version \d+ was not found", text):  # TensorRT has some operators as plugins
+    text = re.sub(rf"^(?:Invalid Node - \S+ )?(?:{UNNAMED}\S+: )?", "", text)
+    if re.search(r"Plugin not found|\w plugin creator version \d+ was not found", text):  # some operators are plugins
         return UNSUPPORTED
     found = _ASSERTION.match(text)
     return (found["text"] or found["said"]) if found else text
@@ -53,6 +57,11 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             yield from nodes_of(body)
 
 
+def name_of(node: onnx.NodeProto) -> str:
+    """What to call a node: by its name, or else by what it makes first."""
+    return node.name.removeprefix(UNNAMED) or next(filter(None, node.output), "")
+
+
 def name_nodes(converted: onnx.ModelProto, source: onnx.ModelProto) -> None:
     """Name nodes of ``converted`` that have no name, in place, after what they make in the user's ``source``."""
     from repo_builder.passes.graph import all_names
@@ -61,17 +70,17 @@ def name_nodes(converted: onnx.ModelProto, source: onnx.ModelProto) -> None:
     for node in nodes_of(converted.graph):
         if not node.name and node.output:
             made = node.output[0]
-            node.name = made if made in known else re.sub(r"_(?:fp16|bf16|fp32)(?:_\d+)?$", "", made)
+            node.name = UNNAMED + (made if made in known else re.sub(r"_(?:fp16|bf16|fp32)(?:_\d+)?$", "", made))
 
 
 def node_in(message: str, proto: onnx.ModelProto) -> str | None:
     """The node that ``message`` is about, as ``node NAME (OPERATOR)``; TensorRT names layers after nodes."""
-    named = sorted(((node.name, node.op_type) for node in nodes_of(proto.graph) if len(node.name) > 2), key=_by_length)
-    for name, operator in named:
-        if re.search(rf"(?<![\w/.]){re.escape(name)}(?![A-Za-z0-9])", message):
-            return f"node {name} ({operator})"
+    layers = ((node.name or UNNAMED + name_of(node), node) for node in nodes_of(proto.graph))
+    for layer, node in sorted(((layer, node) for layer, node in layers if len(layer) > 2), key=_by_length):
+        if re.search(rf"(?<![\w/.]){re.escape(layer)}(?![A-Za-z0-9])", message):
+            return f"node {name_of(node)} ({node.op_type})"
     return None
 
 
-def _by_length(named: tuple[str, str]) -> int:
+def _by_length(named: tuple[str, onnx.NodeProto]) -> int:
     return -len(named[0])

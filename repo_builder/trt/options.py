@@ -18,6 +18,12 @@ MIB = 1 << 20
 NOT_IN_FINGERPRINT = {"fingerprint": False}
 """Metadata of an option that does not change what is built."""
 
+QUANTISED_FOR_TENSORRT = (
+    "quantise it with onnxruntime.quantization.quantize_static(..., quant_format=QuantFormat.QDQ, "
+    "extra_options={'ActivationSymmetric': True, 'QuantizeBias': False}): TensorRT takes no zero points but 0, and no "
+    "INT32 biases"
+)
+
 
 @dataclass(frozen=True)
 class Profile:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +12,15 @@ from repo_builder.errors import CompileError
 from repo_builder.model import DataType
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
-from repo_builder.trt.messages import UNSUPPORTED, node_in, nodes_of, tidy, tidy_assertion
+from repo_builder.trt.messages import UNNAMED, UNSUPPORTED, name_of, node_in, nodes_of, tidy, tidy_assertion
+from repo_builder.trt.options import QUANTISED_FOR_TENSORRT
 
 if TYPE_CHECKING:
     import onnx
 
 _SHOWN = 8
+
+_QUANTISERS = {"QuantizeLinear", "DequantizeLinear"}
 
 
 def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, log: BuildLog) -> Any:
@@ -26,7 +31,6 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     Raises:
         CompileError: with the name and operator of every node that TensorRT can't take.
     """
-    _refuse_types(library, proto)
     _refuse_passed_through(library, proto)
     _refuse_cycle(library, proto)
     parser = library.module.OnnxParser(network, log.logger)
@@ -34,30 +38,26 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     fused = any(_is_attention(node) for node in nodes_of(proto.graph))
     if parser.parse(_with_attention_in_parts(path), str(path)) if fused else parser.parse_from_file(str(path)):
         return parser
-    problems: dict[str, str] = {}
-    for index in range(parser.num_errors):
-        where, what = _describe(parser.get_error(index), proto)
-        problems.setdefault(where or what, f"{where}: {what}" if where else what)
-    for where in _unsupported(parser, proto):
-        problems.setdefault(where, f"{where}: {UNSUPPORTED}")
-    listed = list(problems.values()) or [tidy(message) for message in log.errors] or ["it gave no reason"]
-    shown = "; ".join(listed[:_SHOWN])
-    more = f"; and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    problems = [_describe(parser.get_error(index), proto, log) for index in range(parser.num_errors)]
+    listed = _listed([*problems, *_unsupported(parser, proto)]) or list(map(tidy, log.errors)) or ["it gave no reason"]
     hint = "the graph is wrong there, or TensorRT stricter than others: export the model again, or --target onnxruntime"
-    if any(UNSUPPORTED in problem or "Plugin not found" in problem for problem in listed):
+    if any(problem.operator in _QUANTISERS for problem in problems):
+        hint = f"{QUANTISED_FOR_TENSORRT}, or use --target onnxruntime"
+    elif any(UNSUPPORTED in problem for problem in listed):
         hint = "export those parts otherwise, give their layers with --plugin LIB.so, or use --target onnxruntime"
-    raise CompileError(f"{library.name} {library.version} can't take the model: {shown}{more}", hint)
+    raise CompileError(f"{library.name} {library.version} can't take the model: {'; '.join(listed)}", hint)
 
 
-def _refuse_types(library: Library, proto: onnx.ModelProto) -> None:
-    """Raise CompileError for an input of a type that no TensorRT has: its parser does not say which input."""
-    for value in proto.graph.input:
-        dtype = DataType.from_onnx(value.type.tensor_type.elem_type)
-        if dtype in _NEVER:
-            raise CompileError(
-                f"{library.name} can't take the model: its input {value.name!r} is {dtype.value}",
-                "give it another type in the model and convert outside, or use --target onnxruntime",
-            )
+def refuse_types(library: Library, proto: onnx.ModelProto) -> None:
+    """Raise CompileError for inputs and outputs of types that no TensorRT has: its parser does not say which."""
+    ports = [("input", value) for value in proto.graph.input] + [("output", value) for value in proto.graph.output]
+    types = [(role, value.name, DataType.from_onnx(value.type.tensor_type.elem_type)) for role, value in ports]
+    never = [f"its {role} {name!r} is {dtype.value}" for role, name, dtype in types if dtype in _NEVER]
+    if never:
+        raise CompileError(
+            f"{library.name} can't take the model: {', '.join(never)}",
+            "give it another type in the model and convert outside, or use --target onnxruntime",
+        )
 
 
 def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
@@ -86,8 +86,7 @@ def _refuse_cycle(library: Library, proto: onnx.ModelProto) -> None:
         except CycleError as error:
             node = graph.node[error.args[1][0]]
             raise CompileError(
-                f"{library.name} can't take the model: {_node(node.name or node.output[0], node.op_type)} waits for "
-                "its own output",
+                f"{library.name} can't take the model: {_node(name_of(node), node.op_type)} waits for its own output",
                 "the graph has a cycle: export the model again",
             ) from None
 
@@ -95,14 +94,46 @@ def _refuse_cycle(library: Library, proto: onnx.ModelProto) -> None:
 _NEVER = {DataType.STRING, DataType.INT16, DataType.UINT16, DataType.UINT32, DataType.UINT64}
 
 
-def _describe(error: Any, proto: onnx.ModelProto) -> tuple[str, str]:
-    """The node that an error is about, "" for none, and what is said of it."""
+@dataclass(frozen=True)
+class _Problem:
+    """What TensorRT has against a node of ``operator``, or, where that is "", against an input or the whole graph."""
+
+    name: str
+    operator: str
+    said: str
+
+
+def _describe(error: Any, proto: onnx.ModelProto, log: BuildLog) -> _Problem:
     index = error.node()
     node = proto.graph.node[index] if 0 <= index < len(proto.graph.node) else None
     name = error.node_name() if hasattr(error, "node_name") else node.name if node else ""
     operator = error.node_operator() if hasattr(error, "node_operator") else node.op_type if node else ""
-    where = _node(name or (node.output[0] if node else f"number {index}"), operator) if operator else ""
-    return where, tidy_assertion(tidy(error.desc())).removeprefix(f"{name}: ")
+    said = tidy_assertion(tidy(error.desc())).removeprefix(f"{name}: ")
+    if operator:
+        called = name.removeprefix(UNNAMED) or (name_of(node) if node else f"number {index}")
+        return _Problem(called, operator, said)
+    if error.file() in {value.name for value in proto.graph.input}:  # as the parser calls the place of such errors
+        reasons = (tidy(message) for message in log.errors if "In function importInput" not in message)
+        return _Problem("", "", f"input {error.file()!r}: {next(filter(None, reasons), said)}")
+    return _Problem("", "", said)
+
+
+def _listed(problems: Iterable[_Problem]) -> list[str]:
+    """A sentence for all nodes of an operator that have the same problem; of each node only its first."""
+    first: dict[tuple[str, str], _Problem] = {}
+    for problem in problems:
+        first.setdefault((problem.name, problem.operator or problem.said), problem)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for problem in first.values():
+        alike.setdefault((problem.operator, problem.said), []).append(problem.name)
+    return [_sentence(names, operator, said) for (operator, said), names in alike.items()]
+
+
+def _sentence(names: list[str], operator: str, said: str) -> str:
+    if not operator:
+        return said
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"node{'s' * (len(names) > 1)} {', '.join(names[:_SHOWN])}{more} ({operator}): {said}"
 
 
 def _node(name: str, operator: str) -> str:
@@ -128,10 +159,10 @@ def _with_attention_in_parts(path: Path) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def _unsupported(parser: Any, proto: onnx.ModelProto) -> list[str]:
+def _unsupported(parser: Any, proto: onnx.ModelProto) -> list[_Problem]:
     """Nodes that the parser has no importer for, of the whole graph: it stops at the first of them."""
     return [
-        _node(node.name or node.output[0], node.op_type)
+        _Problem(name_of(node), node.op_type, UNSUPPORTED)
         for node in nodes_of(proto.graph)
         if not parser.supports_operator(node.op_type)
     ]
@@ -141,6 +172,7 @@ def with_node(error: CompileError, proto: onnx.ModelProto) -> CompileError:
     """A failed build's error with the node in front that its layer was made of."""
     start, colon, said = error.message.partition(": ")
     node = node_in(said, proto)
+    said = said.replace(UNNAMED, "")
     if not colon or node is None or said.startswith("node "):
         return error
     return CompileError(f"{start}: {node}: {said}", error.hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -266,9 +267,9 @@ def test_a_size_of_0_is_any_size_and_told(tmp_path: Path) -> None:
 def test_unsupported_operators_are_all_named(tmp_path: Path) -> None:
     proto = model(
         [
-            node("Unique", ["x"], ["u"], name="/first/Unique"),
-            node("Det", ["sq"], ["d"], name="/second/Det"),
-            node("Add", ["u", "d"], ["y"]),
+            node("Det", ["sq"], ["d"], name="/first/Det"),
+            *[node("Unique", ["x"], [f"u{index}"], name=f"/{index}/Unique") for index in range(10)],
+            node("Sum", ["d", *[f"u{index}" for index in range(10)]], ["y"]),
         ],
         {"x": (FP32, [4]), "sq": (FP32, [2, 2])},
         {"y": (FP32, [None])},
@@ -277,7 +278,8 @@ def test_unsupported_operators_are_all_named(tmp_path: Path) -> None:
         compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
     said = caught.value.message.partition("the model: ")[2]
     assert said == (
-        "node /first/Unique (Unique): operator not supported; node /second/Det (Det): operator not supported"
+        "node /first/Det (Det): operator not supported; nodes /0/Unique, /1/Unique, /2/Unique, /3/Unique, /4/Unique, "
+        "/5/Unique, /6/Unique, /7/Unique and 2 more (Unique): operator not supported"
     )
     assert "--plugin LIB.so" in (caught.value.hint or "")
     assert not (tmp_path / "net.plan").exists()
@@ -505,6 +507,81 @@ def test_an_input_of_a_type_that_tensorrt_has_not(tmp_path: Path, dtype: DataTyp
     with pytest.raises(CompileError, match=f"its input 'x' is {dtype.value}"):
         publish(tmp_path, proto)
     assert nothing_published(tmp_path)
+
+
+@rtx
+def test_an_output_of_a_type_that_tensorrt_has_not(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cast = node("Cast", ["x"], ["y"], to=TensorProto.STRING)
+    proto = model([cast], {"x": (FP32, ["batch", 3])}, {"y": (DataType.STRING, ["batch", 3])})
+    with pytest.raises(CompileError, match="its output 'y' is STRING"):
+        publish(tmp_path, proto, fp16=True)
+    assert capfd.readouterr().err == ""
+
+
+@rtx
+@pytest.mark.parametrize("shape", [[1] * 9, ["batch", 2**31]], ids=["nine axes", "an axis too large"])
+def test_an_input_that_tensorrt_can_not_take_is_named(tmp_path: Path, shape: Shape) -> None:
+    proto = model([node("Relu", ["pixels"], ["y"])], {"pixels": (FP32, shape)}, {"y": (FP32, shape)})
+    with pytest.raises(CompileError, match="can't take the model: input 'pixels': "):
+        compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
+
+
+@rtx
+def test_types_that_the_engine_has_instead_are_told(tmp_path: Path) -> None:
+    port: tuple[DataType, Shape] = (DataType.FP64, ["batch", 3])
+    published = publish(tmp_path, model([node("Add", ["x", "x"], ["y"])], {"x": port}, {"y": port}))
+    told = "other types in the engine than in the model: 'x' is FP32, not FP64, 'y' is FP32, not FP64"
+    assert told in published.hints
+    assert not any(
+        "other types" in hint for hint in publish(tmp_path, convolution(), fp16=True, half_inputs=True).hints
+    )
+
+
+@rtx
+@pytest.mark.parametrize("options", [{}, {"fp16": True}])
+def test_a_nameless_node_that_fails_in_the_build_is_named(tmp_path: Path, options: dict[str, Any]) -> None:
+    proto = model(
+        [node("TopK", ["x", "k"], ["y", "at"])],
+        {"x": (FP32, ["batch", 5000])},
+        {"y": (FP32, ["batch", 4000])},
+        {"k": np.array([4000])},
+    )
+    proto.graph.node[0].ClearField("name")
+    source, asked = save(proto, tmp_path / "net.onnx"), TensorRTOptions(**options)
+    with pytest.raises(CompileError, match=r"can't build the engine: node y \(TopK\): ITopKLayer y: K exceeds"):
+        compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=asked)
+
+
+class Pictures:
+    """Two batches to calibrate with."""
+
+    def __init__(self) -> None:
+        self._left = iter([{"x": weights(2, 3, 8, 8)}, {"x": weights(2, 3, 8, 8)}])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._left, None)
+
+
+@rtx
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_quantised_as_the_hint_says_becomes_an_int8_engine(tmp_path: Path) -> None:
+    from onnxruntime.quantization import QuantFormat, quantize_static
+
+    proto = model(
+        [node("Conv", ["x", "w", "b"], ["y"])],
+        {"x": (FP32, ["batch", 3, 8, 8])},
+        {"y": (FP32, ["batch", 4, 6, 6])},
+        {"w": weights(4, 3, 3, 3), "b": weights(4)},
+    )
+    source, quantised, plan = save(proto, tmp_path / "net.onnx"), tmp_path / "int8.onnx", tmp_path / "int8.plan"
+    quantize_static(source, quantised, Pictures(), quant_format=QuantFormat.QDQ)
+    with pytest.raises(CompileError, match=r"\(DequantizeLinear\): input has type Int32") as caught:
+        compile_plan(quantised, plan, target=Target.TENSORRT_RTX)
+    told = re.search(r"extra_options=(\{.*?\})", caught.value.hint or "")
+    assert told
+    settings = ast.literal_eval(told[1])
+    quantize_static(source, quantised, Pictures(), quant_format=QuantFormat.QDQ, extra_options=settings)
+    assert compile_plan(quantised, plan, target=Target.TENSORRT_RTX).engine["layers_by_precision"]["INT8"]
 
 
 @rtx

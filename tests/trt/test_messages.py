@@ -38,6 +38,16 @@ NO_DRIVER = (
             "2: Error Code 2: OutOfMemory (no further information)",
             "2: Error Code 2: OutOfMemory (no further information)",
         ),
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 1: Myelin (MyelinCheckException: tactics_tiled_layout.cpp:5180: "
+            "CHECK(check_each_operation(g_)) failed. )",
+            "MyelinCheckException: CHECK(check_each_operation(g_)) failed.",
+        ),
+        (
+            "WeightsContext.cpp:73: Weight at index 0: 1e+300 is out of range. Clamping to: 3.40282e+38",
+            "Weight at index 0: 1e+300 is out of range. Clamping to: 3.40282e+38",
+        ),
+        ("ITopKLayer /TopK: /TopK: K exceeds 3840.", "ITopKLayer /TopK: K exceeds 3840."),
         (NO_DRIVER, ""),
         (f"it failed\n{NO_DRIVER}", "it failed"),
     ],
@@ -52,7 +62,7 @@ def test_messages_on_one_line_without_source_locations(message: str, told: str) 
         ("false", "operator not supported"),
         (
             'creator && "Plugin not found, are the plugin name, version, and namespace correct?"',
-            "Plugin not found, are the plugin name, version, and namespace correct?",
+            "operator not supported",
         ),
         (
             "Assertion failed: creator && getVersion(creator) == CreatorVersion::kV3ONE: NonZero plugin creator version 1 "
@@ -72,10 +82,13 @@ def test_the_node_that_a_layer_was_made_of() -> None:
     nodes = [
         node("Relu", ["x"], ["a"], name="/block/If"),
         node("Relu", ["a"], ["b"], name="/block/If_3"),
-        node("Relu", ["b"], ["y"], name="9"),
+        node("Relu", ["b"], ["c"], name="9"),
+        node("Neg", ["c"], ["y"]),
     ]
     proto = model(nodes, {"x": (FP32, [4])}, {"y": (FP32, [4])})
+    proto.graph.node[3].ClearField("name")
     assert node_in("layer /block/If_3_OutputLayer: no", proto) == "node /block/If_3 (Relu)"
     assert node_in("layer /block/If: no", proto) == "node /block/If (Relu)"
     assert node_in("layer /block/If_31: no", proto) == "node /block/If (Relu)"
+    assert node_in("layer node_of_y_0 has no runners", proto) == "node y (Neg)"
     assert node_in("9 layers, and /other/block/If too", proto) is None
