@@ -349,7 +349,15 @@ class _Engine:
 
 def _network_inputs(network: Any) -> list[NetworkInput]:
     tensors = (network.get_input(index) for index in range(network.num_inputs))
-    return [NetworkInput(tensor.name, tuple(tensor.shape), tensor.is_shape_tensor) for tensor in tensors]
+    return [
+        NetworkInput(
+            tensor.name,
+            tuple(tensor.shape),
+            tensor.is_shape_tensor,
+            tuple(tensor.get_dimension_name(axis) or "" for axis in range(len(tensor.shape))),
+        )
+        for tensor in tensors
+    ]
 
 
 def _constrain_layers(library: Library, network: Any) -> None:

@@ -327,6 +327,8 @@ def _build_error(library: Library, log: BuildLog, failure: BaseException | None)
         hint = f"free GPU memory, or lower --max-batch-size, --max-shapes or --workspace; {hint}"
     elif "volume exceeds" in lowered:
         hint = f"lower --max-batch-size, --opt-shapes or --max-shapes; {hint}"
+    elif broken := re.search(r"k(min|opt|max) values for profile \d+ violate shape constraints", lowered):
+        hint = f"--{broken[1]}-shapes with sizes that the model takes, those of several inputs together; {hint}"
     elif "libnvinfer_lean" in lowered:
         hint = f"drop --version-compatible: this installation lacks the lean runtime that such a plan holds; {hint}"
     elif "cuda_success" in lowered and find_gpu() is None:

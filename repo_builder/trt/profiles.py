@@ -16,17 +16,21 @@ if TYPE_CHECKING:
 LARGEST = 2**31 - 1
 """Of an axis, and of a shape tensor's values: TensorRT 8.6 has 32 bits for them."""
 
-_EXAMPLE_SIZES = {True: (128, 224, 512), False: (1, 64, 512)}
-"""What the hint shows for free axes: of inputs with four axes or more, and of others."""
+_PICTURE, _SEQUENCE = (128, 224, 512), (1, 64, 512)
+"""What the hint shows for free axes: of inputs that have several in four axes or more, and of others."""
 
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """An input of the network; free axes are -1.  A shape tensor's profile holds values instead of sizes."""
+    """An input of the network; free axes are -1.  A shape tensor's profile holds values instead of sizes.
+
+    ``names`` are those of the axes, "" where there is none; TensorRT holds axes of one name to be equal.
+    """
 
     name: str
     dims: tuple[int, ...]
     shape_tensor: bool = False
+    names: tuple[str, ...] = ()
 
     @property
     def values(self) -> int:
@@ -36,6 +40,10 @@ class NetworkInput:
     @property
     def needs_range(self) -> bool:
         return self.shape_tensor or -1 in self.dims
+
+    @property
+    def is_picture(self) -> bool:
+        return len(self.dims) >= 4 and self.dims[1:].count(-1) > 1
 
 
 def plan_profiles(
@@ -177,26 +185,33 @@ def _checked(tensor: NetworkInput, profile: Profile) -> list[tuple[int, ...]]:
 
 
 def _missing_range(missing: Sequence[NetworkInput], max_batch_size: int) -> CompileError:
-    texts: list[list[str]] = [[], [], []]
-    for tensor in missing:
-        examples = _EXAMPLE_SIZES[len(tensor.dims) >= 4]
-        for index, example in enumerate(examples):
-            batch = 1 if index == 0 else max(max_batch_size, 1)
-            sizes = (batch, *[example] * len(tensor.dims))
-            shape = [size if dim == -1 else dim for dim, size in zip(tensor.dims, sizes, strict=False)]
-            if tensor.shape_tensor:
-                shape = [example] * tensor.values
-            texts[index].append(f"{tensor.name}:{_text(shape)}")
-    flags = (
-        f"{flag} {','.join(text)}"
-        for flag, text in zip(("--min-shapes", "--opt-shapes", "--max-shapes"), texts, strict=True)
-    )
+    shapes = _example_shapes(missing, max_batch_size)
+    corners = [
+        ",".join(f"{tensor.name}:{_text([sizes[corner] for sizes in shapes[tensor.name]])}" for tensor in missing)
+        for corner in range(3)
+    ]
+    flags = map(" ".join, zip(("--min-shapes", "--opt-shapes", "--max-shapes"), corners, strict=True))
     free = ", ".join(f"{tensor.name!r} {list(tensor.dims)}" for tensor in missing if not tensor.shape_tensor)
-    shapes = ", ".join(repr(tensor.name) for tensor in missing if tensor.shape_tensor)
-    asked = (f"the free axes of {free}" if free else "", f"the values of {shapes}, which are a shape" if shapes else "")
+    values = ", ".join(repr(tensor.name) for tensor in missing if tensor.shape_tensor)
+    asked = (f"the free axes of {free}" if free else "", f"the values of {values}, which are a shape" if values else "")
     return CompileError(
         f"TensorRT needs a range for {' and '.join(filter(None, asked))}", "with your own sizes: " + " ".join(flags)
     )
+
+
+def _example_shapes(missing: Sequence[NetworkInput], max_batch_size: int) -> dict[str, list[tuple[int, ...]]]:
+    """By input, for each axis its min, opt and max: axes of one name have the same, which pictures decide."""
+    batch = max(max_batch_size, 1)
+    named: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for tensor in sorted(missing, key=lambda tensor: not tensor.is_picture):
+        usual = _PICTURE if tensor.is_picture else _SEQUENCE
+        shapes[tensor.name] = [usual] * tensor.values if tensor.shape_tensor else []
+        for index, dim in enumerate(() if tensor.shape_tensor else tensor.dims):
+            sizes = (dim,) * 3 if dim != -1 else usual if index else (1, batch, batch)
+            name = tensor.names[index] if dim == -1 and tensor.names else ""
+            shapes[tensor.name].append(named.setdefault(name, sizes) if name else sizes)
+    return shapes
 
 
 def _text(shape: Sequence[int]) -> str:

@@ -316,6 +316,19 @@ def test_shapes_too_large_for_tensorrt_name_the_flags_to_lower(tmp_path: Path) -
 
 
 @rtx
+def test_shapes_that_do_not_fit_each_other(tmp_path: Path) -> None:
+    rows: tuple[DataType, Shape] = (FP32, ["batch", None])
+    proto = model([node("Add", ["a", "b"], ["y"], name="/add")], {"a": rows, "b": rows}, {"y": rows})
+    least, most = {"a": (1, 2), "b": (1, 2)}, {"a": (1, 4), "b": (1, 5)}
+    options = TensorRTOptions(profiles=(Profile(least, most, most),))
+    with pytest.raises(CompileError, match=r"node /add \(Add\): kOPT values") as caught:
+        compile_plan(
+            save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=options
+        )
+    assert (caught.value.hint or "").startswith("--opt-shapes with sizes that the model takes")
+
+
+@rtx
 def test_half_precision_that_nothing_can_use(tmp_path: Path) -> None:
     proto = model([node("Add", ["a", "b"], ["y"])], {"a": (INT64, ["n"]), "b": (INT64, ["n"])}, {"y": (INT64, ["n"])})
     with pytest.raises(CompileError, match="nothing of the model can compute in FP16"):

@@ -84,6 +84,16 @@ def test_every_free_axis_without_a_range_is_in_one_error_with_the_flags_to_add()
     assert planned.max["image"][0] == planned.max["ids"][0] == 8
 
 
+def test_axes_of_one_name_have_the_same_size_in_the_flags_to_add() -> None:
+    """Of others TensorRT would say that they don't fit."""
+    mask = NetworkInput("mask", (-1, -1, -1), names=("n", "h", "w"))
+    image = NetworkInput("image", (-1, 3, -1, -1), names=("n", "", "h", "w"))
+    past = NetworkInput("past", (-1, 4, -1, 64), names=("n", "", "length", ""))
+    with pytest.raises(CompileError) as caught:
+        plan_profiles([mask, image, past], (), batchable=True, max_batch_size=8)
+    assert "--opt-shapes mask:8x224x224,image:8x3x224x224,past:8x4x64x64 " in (caught.value.hint or "")
+
+
 def test_shapes_of_a_model_whose_sizes_are_fixed() -> None:
     given = parse_profiles([], ["x:8x4"], [])
     with pytest.raises(UsageError, match=r"x:8x4 does not fit the model's input \[1, 4\]") as caught:
