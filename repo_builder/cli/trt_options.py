@@ -136,7 +136,7 @@ def tensorrt_options(
         bool, _option("--verbose-build", "--verbose", help="TensorRT: everything it says goes to the build's log.")
     ] = False,
     as_always: Annotated[  # noqa: ARG001
-        bool, _option("--explicitBatch", "--skipInference", "--buildOnly", hidden=True)
+        bool, _option("--explicitBatch", "--skipInference", "--buildOnly", "--cpuOnly", hidden=True)
     ] = False,
     onnx: Annotated[  # noqa: ARG001
         str, _option("--onnx", hidden=True, is_eager=True, callback=_take_as_model)

@@ -11,11 +11,16 @@ _MENDS = {
         *("iterations", "duration", "warmUp", "avgRuns", "percentile", "idleTime", "sleepTime", "streams"),
         *("infStreams", "exposeDMA", "noDataTransfers", "useManagedMemory", "useSpinWait", "threads"),
         *("separateProfileRun", "exportTimes", "exportOutput", "exportProfile", "dumpProfile", "dumpOutput"),
-        *("dumpRawBindingsToFile", "timeDeserialize", "timeRefit", "loadInputs", "useProfile"),
+        *("dumpRawBindingsToFile", "timeDeserialize", "timeRefit", "loadInputs", "useProfile", "noSpinWait"),
+        *("includeDataTransfers", "noCudaGraph", "persistentCacheRatio", "monitorMemory", "asyncFileReader"),
+    ),
+    "leave it out: repo-builder add compares what it builds with ONNX Runtime": (
+        *("loadRefOutputs", "refPair", "accuracyAlgorithm", "accuracyThreshold"),
     ),
     "leave it out: repo-builder add --cuda-graphs serves with CUDA graphs": ("useCudaGraph",),
     "repo-builder inspect model.plan tells what is in a plan": (
         *("loadEngine", "dumpLayerInfo", "exportLayerInfo", "profilingVerbosity", "getPlanVersionOnly"),
+        *("dumpOptimizationProfile", "dumpRefit"),
     ),
     "repo-builder compile -o FILE writes a plan alone; add publishes it in --repository": ("saveEngine",),
     "put Cast nodes into the model: --strict computes in exactly the graph's precisions": (
@@ -29,7 +34,8 @@ _MENDS = {
     "leave it out: CUDA_VISIBLE_DEVICES=N in the environment chooses the GPU": ("device",),
     "--strip-weights, with --refit where all of them are to be replaced later": ("stripAllWeights",),
     "leave it out: engines are built for GPUs only": (
-        *("useDLACore", "allowGPUFallback", "layerDeviceTypes", "buildDLAStandalone"),
+        *("useDLACore", "allowGPUFallback", "layerDeviceTypes", "buildDLAStandalone", "adjustForDLA"),
+        *("reportCapabilityDLA", "uint8AsymmetricQuantizationDLA"),
     ),
     "convert the model to ONNX": ("deploy", "model", "uff", "uffInput", "uffNHWC"),
     "leave it out: TensorRT's default is taken": (
@@ -37,7 +43,10 @@ _MENDS = {
         *("directIO", "consistency", "safe", "restricted", "preview", "weightStreamingBudget"),
         *("excludeLeanRuntime", "leanDLLPath", "setPluginsToSerialize", "ignoreParsedPluginLibs"),
         *("errorOnTimingCacheMiss", "allowWeightStreaming", "markDebug", "l2LimitForTiling", "allocationStrategy"),
-        *("runtimePlatform",),
+        *("runtimePlatform", "avgTiming", "minTiming", "maxTactics", "distributiveIndependence", "pluginInstanceNorm"),
+        *("useRuntime", "decomposableAttentions", "enablePluginOverride", "refitFromOnnx", "noCompilationCache"),
+        *("saveDebugTensors", "saveAllDebugTensors", "markUnfusedTensorsAsDebugTensors", "tuningCacheFile"),
+        *("remoteAutoTuningConfig", "nvtxVerbosity", "nvtxMode", "weightless"),
     ),
 }
 """Options without their dashes by what to do instead."""

@@ -51,7 +51,7 @@ def options_of(*arguments: str, model: tuple[str, ...] = ("net.onnx",)) -> Tenso
         (["--compute-capability", "8.6"], ["--compute-capability", "8.6,"]),
         (["--min-shapes", "x:1x3", "--opt-shapes", "x:1x3", "--max-shapes", "x:1x3"], ["--shapes=x:1x3"]),
         (["--hardware-compatibility", "same-compute-capability"], ["--hardware-compatibility=SameComputeCapability"]),
-        ([], ["--explicitBatch", "--skipInference", "--buildOnly"]),
+        ([], ["--explicitBatch", "--skipInference", "--buildOnly", "--cpuOnly"]),
         (["--plugin", "a.so"], ["--staticPlugins=a.so"]),
         (["--compute-capability", "8.6,8.9"], ["--computeCapabilities=8.6,8.9"]),
         (["--shapes", "x:1x3,y:2"], ["--shapes='x':1x3,\"y\":2"]),
