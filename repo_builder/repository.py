@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.errors import RepositoryError, UsageError
-from repo_builder.staging import link_or_copy, locked, made, open_staging, put
+from repo_builder.staging import discard, link_or_copy, locked, made, open_staging, put, writing
 
 CONFIG = "config.pbtxt"
 MANIFEST = "manifest.json"
@@ -263,16 +263,20 @@ class Repository:
             RepositoryError: there is no such model or version, or the config to be replaced was edited by hand.
         """
         self.find(name, version)
+        with writing(self.root), locked(self.root):
+            model = self.find(name, version)
+            whole = version is None or model.versions == (version,)
+            if whole or version != model.latest:
+                discard(model.folder if whole else model.folder / str(version), self.root)
+                return
         with self.staging() as staged, locked(self.root):
             model = self.find(name, version)
-            rest = tuple(number for number in model.versions if number != version) if version else ()
-            tree = staged / "tree"
-            if not rest:
-                model.folder.rename(tree)
-                return
+            *rest, latest = model.versions
+            if version != latest or not rest:
+                raise RepositoryError(f"{name!r} was changed meanwhile", "run it again")
+            tree, previous = staged / "tree", model.folder / str(rest[-1])
             tree.mkdir()
-            previous = model.folder / str(rest[-1])
-            if version == model.latest and (previous / CONFIG).is_file():
+            if (previous / CONFIG).is_file():
                 if model.edited_by_hand and not force:
                     raise RepositoryError(
                         f"config.pbtxt of {name!r} was edited by hand; version {rest[-1]} would bring its own back",
@@ -281,7 +285,7 @@ class Repository:
                 _copy_model_files(previous, tree)
             else:
                 _copy_model_files(model.folder, tree)
-            _keep(model, tree, rest)
+            _keep(model, tree, tuple(rest))
             put(tree, model.folder)
 
     def _read(self, folder: Path) -> Model | None:

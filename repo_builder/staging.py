@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,17 +37,27 @@ def open_staging(root: Path) -> Iterator[Path]:
         RepositoryError: something can't be written, in the body too.
     """
     place = root.resolve()
-    try:
-        with made(place.parent), contextlib.ExitStack() as leaving:
-            with locked(root):
-                _clear_abandoned(place)
-                folder = Path(tempfile.mkdtemp(prefix=_prefix(place), dir=_home(place)))
-                leaving.callback(shutil.rmtree, folder, ignore_errors=True)
-                # Closed before that: NFS would keep the folder for the sake of a file that is open.
-                leaving.callback(os.close, _lock_file(folder / LOCK))
-            yield folder
-    except OSError as error:
-        raise _write_error(root, error) from error
+    with writing(root), made(place.parent), contextlib.ExitStack() as leaving:
+        with locked(root):
+            _clear_abandoned(place)
+            folder = Path(tempfile.mkdtemp(prefix=_prefix(place), dir=_home(place)))
+            leaving.callback(shutil.rmtree, folder, ignore_errors=True)
+            # Closed before that: NFS would keep the folder for the sake of a file that is open.
+            leaving.callback(os.close, _lock_file(folder / LOCK))
+        yield folder
+
+
+def discard(folder: Path, root: Path) -> None:
+    """Take a folder out of the repository ``root``, which is locked, in one step that needs no space, and delete it.
+
+    What a killed process does not delete, the next :func:`open_staging` does.
+    """
+    place = root.resolve()
+    gone = _home(place) / f"{_prefix(place)}{secrets.token_hex(4)}"
+    folder.rename(gone)
+    if gone.is_symlink():
+        gone.unlink()
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def abandoned(root: Path) -> list[Path]:
@@ -187,10 +198,20 @@ def _clear_abandoned(root: Path) -> None:
     """Delete what killed processes left, and bring back a model that one had moved aside; ``root`` is locked."""
     for folder in abandoned(root):
         with contextlib.suppress(OSError):
-            for model in folder.glob(f"{ASIDE}/*"):
+            staging = (folder / LOCK).exists()  # else a model that was discarded
+            for model in folder.glob(f"{ASIDE}/*") if staging else ():
                 if not (root / model.name).exists():
                     model.rename(root / model.name)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Raise RepositoryError for what can't be written in the body."""
+    try:
+        yield
+    except OSError as error:
+        raise _write_error(root, error) from error
 
 
 def _write_error(root: Path, error: OSError) -> RepositoryError:

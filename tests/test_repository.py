@@ -580,6 +580,41 @@ class TestDisks:
         with untouched(disk), pytest.raises(RepositoryError, match="is full"):
             publish(disk / "deep/models", config="x" * 400_000)
 
+    @pytest.mark.parametrize(("version", "left"), [(1, ["2", "config.pbtxt"]), (None, None)])
+    def test_full_and_something_is_removed(
+        self, version: int | None, left: list[str] | None, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No folder is to be made, which takes a block: only space that is given back helps."""
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        publish(repository)
+        publish(repository, config="two")
+        beside = set(repository.parent.iterdir())
+        monkeypatch.setattr(os, "mkdir", full)
+
+        Repository(repository).remove("net", version)
+
+        folder = repository / "net"
+        assert (sorted(entry.name for entry in folder.iterdir()) if folder.exists() else None) == left
+        assert set(repository.parent.iterdir()) == beside
+
+    def test_a_killed_removal_is_finished_by_the_next_change(
+        self, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish(repository)
+        (repository / "net/aside/mine").mkdir(parents=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            Repository(repository).remove("net")
+        beside = set(repository.parent.iterdir())
+
+        assert publish(repository, "other") == 1
+
+        assert [entry.name for entry in repository.iterdir()] == ["other"]
+        assert len(beside - set(repository.parent.iterdir())) == 1
+
     def test_full_in_the_last_step(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """What copies a folder gathers its errors into one of another kind."""
 
@@ -629,6 +664,7 @@ class TestDisks:
         publish(disk)
         abandoned = disk / f".{disk.name}.staging-killed"
         (abandoned / "aside").mkdir(parents=True)
+        (abandoned / "lock").touch()
         (disk / "net").rename(abandoned / "aside/net")
 
         assert Repository(disk).models() == []
