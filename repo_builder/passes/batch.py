@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repo_builder.errors import ModelError, VerificationError
-from repo_builder.onnx_model import OnnxModel, constant_integers, graphs_of
+from repo_builder.onnx_model import OnnxModel, graphs_of
+from repo_builder.passes.graph import integer_constants
 from repo_builder.runtime import Session, open_session
 from repo_builder.verify import Reference, Tolerance, verify
 
@@ -183,11 +184,7 @@ def _free_reshapes(graph: onnx.GraphProto) -> None:
     import numpy as np
     from onnx import numpy_helper
 
-    constants = {tensor.name: constant_integers(tensor) for tensor in graph.initializer if len(tensor.dims) == 1}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute:
-            value = node.attribute[0]
-            constants[node.output[0]] = constant_integers(value.t) or list(value.ints)
+    constants = integer_constants(graph)
     for node in graph.node:
         if node.op_type != "Reshape":
             continue

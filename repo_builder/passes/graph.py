@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from repo_builder.errors import ModelError
+from repo_builder.onnx_model import constant_integers
 
 if TYPE_CHECKING:
     import onnx
@@ -116,6 +117,15 @@ def lift_constants(graph: onnx.GraphProto) -> None:
         replace_nodes(graph, rest)
 
 
+def integer_constants(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """The rows of integers that ``graph`` has as constants by name; other Constant nodes have empty ones."""
+    found = {tensor.name: constant_integers(tensor) for tensor in graph.initializer if len(tensor.dims) == 1}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute:
+            found[node.output[0]] = constant_integers(node.attribute[0].t) or list(node.attribute[0].ints)
+    return found
+
+
 def infer_types(proto: onnx.ModelProto) -> None:
     """Write what ONNX infers of inner values into the ``value_info`` of every graph of ``proto``.
 
@@ -134,7 +144,7 @@ def infer_types(proto: onnx.ModelProto) -> None:
             tensor.data_type, tensor.name = dtype, name
             tensor.data_location = onnx.TensorProto.EXTERNAL
     try:
-        inferred = onnx.shape_inference.infer_shapes(light)
+        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         reason = " ".join(str(error).split())
         raise ModelError(
@@ -149,3 +159,10 @@ def _copy_value_info(source: onnx.GraphProto, target: onnx.GraphProto) -> None:
     for node, twin in zip(target.node, source.node, strict=True):
         for subgraph, other in zip(subgraphs(node), subgraphs(twin), strict=True):
             _copy_value_info(other, subgraph)
+
+
+def sizes_of(value: onnx.ValueInfoProto) -> list[int | None] | None:
+    """Of each axis, None in place of a free one's; None where not even the rank is known."""
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
-from repo_builder.passes.ranges import operator_of
+from repo_builder.passes.graph import replace_nodes, subgraphs
+from repo_builder.passes.ranges import operator_of, squares
 
 if TYPE_CHECKING:
     import onnx
 
+FP32_OPERATORS = frozenset({
+    "Bernoulli", "BitCast", "CastLike", "CumSum", "DequantizeLinear", "Exp", "EyeLike", "MeanVarianceNormalization",
+    "Pow", "QLinearMatMul", "QuantizeLinear", "RandomNormalLike", "RandomUniformLike", "Range", "ReduceL1", "ReduceL2",
+    "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softplus",
+})  # fmt: skip
 BF16_OPSET = 22
 """The first whose Conv and Gemm of all versions take BF16."""
 _REFUSED_IN_BF16 = frozenset({
@@ -45,6 +51,12 @@ def half_ports(
     return inputs, frozenset(outputs)
 
 
+def leaves_range(node: onnx.NodeProto) -> bool:
+    """Whether it sums, raises to powers or needs FP32 by its own definition, whatever it reads."""
+    reduces = any(attribute.name == "reduction" for attribute in node.attribute)  # of ScatterND and its kind
+    return operator_of(node) in FP32_OPERATORS or squares(node) or reduces
+
+
 def refused_by_tensorrt(node: onnx.NodeProto, half: DataType) -> bool:
     """Whether TensorRT-RTX 1.7 does not take in ``half`` what ONNX defines for it.
 
@@ -54,6 +66,35 @@ def refused_by_tensorrt(node: onnx.NodeProto, half: DataType) -> bool:
     if operator in {"GRU", "LSTM", "RNN"} and len(node.input) > 4 and node.input[4]:
         return True
     return half is DataType.BF16 and operator in _REFUSED_IN_BF16
+
+
+def fails_behind_a_cast(node: onnx.NodeProto) -> bool:
+    """Whether TensorRT-RTX 1.7 fails on ``node`` in FP32 when it reads what was cast from half.
+
+    It does on recurrences that go forward, though data movement lies between; arithmetic between mends it.
+    """
+    direction = next((attribute.s for attribute in node.attribute if attribute.name == "direction"), b"forward")
+    return operator_of(node) in {"GRU", "LSTM", "RNN"} and direction == b"forward"
+
+
+def averages_planes(
+    node: onnx.NodeProto, sizes: Sequence[int | None] | None, integers: Mapping[str, Sequence[int]]
+) -> bool:
+    """Whether ``node`` does what GlobalAveragePool does to pictures of these ``sizes``; TensorRT takes both as one.
+
+    ``integers`` has the constants by name, of which the axes are one from opset 18 on.
+    """
+    if operator_of(node) != "ReduceMean" or sizes is None or len(sizes) < 4:
+        return False
+    axes = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "axes"), [])
+    if len(node.input) > 1:
+        axes = list(integers.get(node.input[1], ()))
+    return sorted(axis % len(sizes) for axis in axes) == list(range(2, len(sizes)))
+
+
+def is_bound(node: onnx.NodeProto, index: int) -> bool:
+    """Whether an input only limits others, so that the largest finite number does for anything larger."""
+    return node.op_type == "Clip" and index > 0
 
 
 def _formal(formals: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> onnx.defs.OpSchema.FormalParameter:
@@ -75,3 +116,27 @@ def with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
     except (RuntimeError, ValueError, *refusals):  # RuntimeError: no adapter; ValueError: more than 2 GiB
         return proto
     return raised
+
+
+def split_hard_swishes(graph: onnx.GraphProto, names: set[str]) -> None:
+    """Write x * HardSigmoid(x) for HardSwish, which TensorRT refuses in BF16, in ``graph`` and its subgraphs.
+
+    ``names`` are those taken; the new ones are added.
+    """
+    from onnx import helper
+
+    nodes = []
+    for node in graph.node:
+        for subgraph in subgraphs(node):
+            split_hard_swishes(subgraph, names)
+        if operator_of(node) == "HardSwish":
+            gate = f"{node.output[0]}_gate"
+            while gate in names:
+                gate += "_"
+            names.add(gate)
+            nodes.append(helper.make_node("HardSigmoid", node.input, [gate], name=gate, alpha=1 / 6, beta=0.5))
+            nodes.append(helper.make_node("Mul", [node.input[0], gate], node.output, name=node.name))
+        else:
+            nodes.append(node)
+    if len(nodes) != len(graph.node):
+        replace_nodes(graph, nodes)

@@ -9,7 +9,8 @@ A node stays in FP32 when
 - it reads constants alone: such parts are folded when the engine is built;
 - one of its constants does not fit: 1e6 would become infinite, an epsilon of 1e-12 zero (constants that the graph
   computes are folded first);
-- it sums or raises to powers (:data:`FP32_OPERATORS`), where FP16 overflows first;
+- it sums or raises to powers (:data:`repo_builder.passes.half_operators.FP32_OPERATORS`), where FP16 overflows first;
+- it computes positions at which a GridSample reads, or samples something too wide for positions in half;
 - it reads a value that may not fit (:class:`repo_builder.passes.ranges.Range`): made by such sums and powers, or from
   a constant out of range (the -3.4e38 of attention masks), or cast from integers or from another precision.  That
   follows arithmetic and data movement and ends where a division brings the value back, at operators with bounded
@@ -32,24 +33,31 @@ from repo_builder.passes.graph import (
     all_names,
     drop_initialiser_inputs,
     infer_types,
+    integer_constants,
     lift_constants,
     names_read,
     replace_nodes,
+    sizes_of,
     sort_nodes,
     subgraphs,
 )
 from repo_builder.passes.half_constants import as_half, fits_range, numbers_of
-from repo_builder.passes.half_operators import half_ports, refused_by_tensorrt, with_bf16_operators
-from repo_builder.passes.ranges import Numbers, Range, operator_of, range_made, squares
+from repo_builder.passes.half_operators import (
+    averages_planes,
+    fails_behind_a_cast,
+    half_ports,
+    is_bound,
+    leaves_range,
+    refused_by_tensorrt,
+    split_hard_swishes,
+    with_bf16_operators,
+)
+from repo_builder.passes.positions import position_makers, samples_in_half
+from repo_builder.passes.ranges import Numbers, Range, operator_of, range_made
 
 if TYPE_CHECKING:
     import onnx
 
-FP32_OPERATORS = frozenset({
-    "Bernoulli", "BitCast", "CastLike", "CumSum", "DequantizeLinear", "Exp", "EyeLike", "MeanVarianceNormalization",
-    "Pow", "QLinearMatMul", "QuantizeLinear", "RandomNormalLike", "RandomUniformLike", "Range", "ReduceL1", "ReduceL2",
-    "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softplus",
-})  # fmt: skip
 MATRIX_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 """They read even wide values cast to half: they are what half precision is asked for."""
 
@@ -113,6 +121,7 @@ def to_half(
     external_data_helper.load_external_data_for_model(proto, str(folder))
     if half is DataType.BF16:
         proto = with_bf16_operators(proto)
+        split_hard_swishes(proto.graph, all_names(proto.graph))
     drop_initialiser_inputs(proto)
     lift_constants(proto.graph)
     sort_nodes(proto.graph)
@@ -189,7 +198,9 @@ class _Scope:
         self.half_inputs = half_inputs
         self.outputs = {value.name: value.name in half_outputs for value in graph.output}
         self.types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
-        self.sizes = {value.name: _sizes(value) for value in graph.value_info}
+        self.sizes = {value.name: sizes_of(value) for value in graph.value_info}
+        self.integers = integer_constants(graph)
+        self.positions = position_makers(graph)
         self.values: dict[str, _Value] = {}
         self.bodies: dict[tuple[tuple[str, ...], int], _Scope] = {}
         self.slots: list[list[onnx.NodeProto]] = [[]]
@@ -202,7 +213,7 @@ class _Scope:
             elem_type = value.type.tensor_type.elem_type
             names = {half if value.name in self.half_inputs else elem_type: value.name}
             numbers = Numbers(given.numbers.range) if given and elem_type == _FLOAT else Numbers()
-            self.values[value.name] = _Value(self, 0, elem_type, names, numbers, _sizes(value))
+            self.values[value.name] = _Value(self, 0, elem_type, names, numbers, sizes_of(value))
         for tensor in self.graph.initializer:
             names, numbers = {tensor.data_type: tensor.name}, numbers_of(tensor, self.model.half)
             self.values[tensor.name] = _Value(self, 0, tensor.data_type, names, numbers, initialiser=tensor)
@@ -252,6 +263,8 @@ class _Scope:
                 node.input[index] = self._name_as(value, self.model.half.onnx if index in inputs else _FLOAT)
             elif value is not None and value.elem_type is not None:
                 node.input[index] = next(iter(value.names.values()))
+        if not inputs and fails_behind_a_cast(node):
+            self._part_from_cast(node)
         numbers = Numbers(self._range_made(node, values, bodies), constant, addends=self._addends(node, values))
         for index, name in enumerate(node.output):
             if name:
@@ -271,13 +284,9 @@ class _Scope:
     ) -> tuple[str, frozenset[int], frozenset[int]]:
         """Why the node stays in FP32, or which of its inputs and outputs become half."""
         operator = operator_of(node)
-        if operator == "Cast":
-            return "", _NONE, _NONE
-        reduces = any(entry.name == "reduction" for entry in node.attribute)
-        if operator in FP32_OPERATORS or squares(node) or reduces:
-            return "range", _NONE, _NONE
-        if refused_by_tensorrt(node, self.model.half):
-            return "no half precision in TensorRT", _NONE, _NONE
+        reason = self._reason_of_operator(node, values[0].sizes if values and values[0] else None)
+        if operator == "Cast" or reason:
+            return reason, _NONE, _NONE
         read = [value.elem_type if value else None for value, name in zip(values, node.input, strict=True) if name]
         made = [self.types.get(name, _FLOAT) for name in node.output if name]
         if not all((*read, *made)):  # not known, or no tensors
@@ -293,9 +302,18 @@ class _Scope:
             kind = value.numbers.range
             if value.initialiser is None and operator not in MATRIX_PRODUCTS:
                 return f"{kind.name.lower()} values", _NONE, _NONE
-            if value.initialiser is not None and not (kind is Range.WIDE and _is_bound(node, index)):
+            if value.initialiser is not None and not (kind is Range.WIDE and is_bound(node, index)):
                 return f"{kind.name.lower()} constants", _NONE, _NONE
         return "", inputs, outputs
+
+    def _reason_of_operator(self, node: onnx.NodeProto, sizes: Sequence[int | None] | None) -> str:
+        """Why the node stays in FP32 whatever it reads, empty if it need not; ``sizes`` are its first input's."""
+        if leaves_range(node) and not averages_planes(node, sizes, self.integers):
+            return "range"
+        unsharp = operator_of(node) == "GridSample" and not samples_in_half(sizes, self.model.half)
+        if unsharp or node.output[0] in self.positions:
+            return "positions"
+        return "no half precision in TensorRT" if refused_by_tensorrt(node, self.model.half) else ""
 
     def _range_made(self, node: onnx.NodeProto, values: Sequence[_Value | None], bodies: Sequence[_Scope]) -> Range:
         first = values[0] if values else None
@@ -362,6 +380,14 @@ class _Scope:
         node = helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=elem_type)
         self.slots[slot].append(node)
 
+    def _part_from_cast(self, node: onnx.NodeProto) -> None:
+        """Put a Clip without bounds, which changes nothing, in front of the newest node."""
+        from onnx import helper
+
+        name = self.model.fresh_name(f"{node.input[0]}_clipped")
+        self.slots[-1].insert(0, helper.make_node("Clip", [node.input[0]], [name], name=f"clip_{name}"))
+        node.input[0] = name
+
     def _replace_initialisers(self) -> None:
         """Add the half weights and drop FP32 ones that nothing reads any more."""
         read = {name for node in self.graph.node for name in names_read(node)} | set(self.outputs)
@@ -370,15 +396,3 @@ class _Scope:
             if tensor.name not in read and tensor.data_type == _FLOAT:
                 del self.graph.initializer[index]
         self.graph.initializer.extend(self.new_initialisers)
-
-
-def _sizes(value: onnx.ValueInfoProto) -> list[int | None] | None:
-    """Of each axis, None in place of a free one's; None where not even the rank is known."""
-    if not value.type.tensor_type.HasField("shape"):
-        return None
-    return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
-
-
-def _is_bound(node: onnx.NodeProto, index: int) -> bool:
-    """Whether an input only limits others, so that the largest finite number does for anything larger."""
-    return node.op_type == "Clip" and index > 0

@@ -618,9 +618,13 @@ def test_attention_scaled_by_the_root_of_a_size_stays_half(name: str) -> None:
 def test_a_sum_over_the_number_of_its_addends_is_in_range(
     share: onnx.NodeProto, axes: list[int], is_mean: bool
 ) -> None:
+    """TensorFlow's way to say layer normalisation; sizes are known as far as the graph computes them."""
     source = model(
         [
-            node("Mul", ["x", "scale"], ["h"]),
+            node("Mul", ["x", "scale"], ["scaled"]),
+            node("Shape", ["x"], ["rows"], end=1),
+            node("Concat", ["rows", "rest"], ["shape"], axis=0),
+            node("Reshape", ["scaled", "shape"], ["h"]),
             node("ReduceSum", ["h", "axes"], ["sum"], keepdims=1),
             share,
             node("Sub", ["h", "mean"], ["d"]),
@@ -632,7 +636,13 @@ def test_a_sum_over_the_number_of_its_addends_is_in_range(
         ],
         {"x": (FP32, ["batch", 3, 512])},
         {"y": (FP32, ["batch", 3, 512])},
-        {"scale": floats(1000), "axes": integers(axes), "n": floats(1536), "n_th": floats(1 / 1536)},
+        {
+            "scale": floats(1000),
+            "rest": integers([3, 512]),
+            "axes": integers(axes),
+            "n": floats(1536),
+            "n_th": floats(1 / 1536),
+        },
     )
     result = converted(source)
     assert computes_in(result.proto, "Sub") == {TensorProto.FLOAT16 if is_mean else TensorProto.FLOAT}
@@ -640,6 +650,105 @@ def test_a_sum_over_the_number_of_its_addends_is_in_range(
     x = 1 + weights(2, 3, 512)
     [expected] = run(source, x=x)
     np.testing.assert_allclose(in_half(result.proto, x=x)[0], expected, atol=2e-3 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(("axes", "opset", "half"), [
+    ([2, 3], 13, True),
+    ([3, 2], 17, True),
+    ([-1, -2], 18, True),
+    ([1], 17, False),
+    ([-1], 18, False),  # a layer normalisation's
+    ([1, 2, 3], 18, False),
+])  # fmt: skip
+def test_a_mean_over_pictures_is_a_pooling(axes: list[int], opset: int, half: bool) -> None:
+    """Newer exporters write ReduceMean for GlobalAveragePool."""
+    in_node = opset < 18
+    mean = node("ReduceMean", ["c"] if in_node else ["c", "axes"], ["y"], **({"axes": axes} if in_node else {}))
+    source = model(
+        [
+            node("Conv", ["x", "w"], ["c"]),
+            *([] if in_node else [node("Constant", [], ["axes"], value=numpy_helper.from_array(integers(axes)))]),
+            mean,
+        ],
+        {"x": (FP32, ["batch", 3, 8, 8])},
+        {"y": (FP32, None)},
+        {"w": weights(4, 3, 3, 3)},
+        opset=opset,
+    )
+    source.graph.output[0].type.tensor_type.shape.dim.extend(
+        onnx.TensorShapeProto.Dimension(dim_param=f"size_{axis}") for axis in range(4)
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "ReduceMean") == {TensorProto.FLOAT16 if half else TensorProto.FLOAT}
+    close(source, result, x=X)
+
+
+@pytest.mark.parametrize(("width", "half", "sampled"), [
+    (200, FP16, FP16),
+    (300, FP16, FP32),
+    (32, BF16, BF16),
+    (200, BF16, FP32),
+    (None, FP16, FP32),
+])  # fmt: skip
+def test_positions_are_not_rounded(width: int | None, half: DataType, sampled: DataType) -> None:
+    """Of the pixels 199 and 199.03 FP16 makes one."""
+    size = width or 200
+    ramp = np.arange(size, dtype=np.float32).reshape(1, 1, 1, size) / size
+    source = model(
+        [
+            node("MatMul", ["x", "w"], ["flow"]),
+            node("Add", ["pixels", "flow"], ["across"]),
+            node("Mul", ["across", "scale"], ["scaled"]),
+            node("Sub", ["scaled", "one"], ["unit"]),
+            node("Concat", ["unit", "zeros"], ["grid"], axis=3),
+            node("GridSample", ["picture", "grid"], ["y"], align_corners=1),
+        ],
+        {"x": (FP32, [1, 1, size, 4]), "picture": (FP32, [1, 1, 1, width])},
+        {"y": (FP32, [1, 1, 1, size])},
+        {
+            "w": weights(4, 1) / 10,
+            "pixels": np.arange(size, dtype=np.float32).reshape(1, 1, size, 1),
+            "zeros": np.zeros((1, 1, size, 1), np.float32),
+            "scale": floats(2 / (size - 1)),
+            "one": floats(1),
+        },
+        opset=20,
+    )
+    result = converted(source, half)
+    assert computes_in(result.proto, "MatMul") == {half.onnx}
+    assert {computes_in(result.proto, kind).pop() for kind in ("Add", "Mul", "Sub", "Concat")} == {TensorProto.FLOAT}
+    assert computes_in(result.proto, "GridSample") == {sampled.onnx}
+    x = weights(1, 1, size, 4)
+    if half is FP16:
+        [expected] = run(source, x=x, picture=ramp)
+        limit = 1e-3 if sampled is FP16 else 1e-5
+        np.testing.assert_allclose(in_half(result.proto, x=x, picture=ramp)[0], expected, atol=limit)
+
+
+def test_a_hard_swish_is_split_for_bf16() -> None:
+    """TensorRT takes it in FP16 and FP32 alone, and its parts in BF16 too."""
+
+    def body(name: str) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        return helper.make_graph([node("HardSwish", ["h"], [name])], name, [], [output])
+
+    source = model(
+        [
+            node("MatMul", ["x", "w"], ["m"]),
+            node("HardSwish", ["m"], ["h"]),
+            node("Identity", ["h"], ["h_gate"]),
+            node("If", ["flag"], ["y"], then_branch=body("one"), else_branch=body("other")),
+        ],
+        {"x": (FP32, ["batch", 4]), "flag": (DataType.BOOL, [])},
+        {"y": (FP32, ["batch", 4]), "h_gate": (FP32, ["batch", 4])},
+        {"w": weights(4, 4)},
+    )
+    assert computes_in(converted(source).proto, "HardSwish") == {TensorProto.FLOAT16}
+    result = converted(source, BF16)
+    assert computes_in(result.proto, "HardSigmoid") == computes_in(result.proto, "Mul") == {TensorProto.BFLOAT16}
+    inputs = {"x": weights(3, 4), "flag": np.array(True)}
+    for expected, actual in zip(run(source, **inputs), in_half(result.proto, **inputs), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=2.0**-6 * float(np.abs(expected).max()))
 
 
 def test_after_a_normalisation_half_goes_on() -> None:
