@@ -215,7 +215,7 @@ class TensorRTCompiler:
         cache = self._timing_cache(config, gpu)
         times = BuildTimes(f"{self.identity()} {what} {self.options.half}")
         expected = times.last()
-        label = "building the engine" + (f" (last time {expected:.0f} s)" if expected else "")
+        label = "building the engine" + (f" (last time {expected:.0f} s)" if expected and expected > 1 else "")
         progress(label)
         began = time.monotonic()
         memory = build(self.library, builder, network, config, log, lambda detail: progress(f"{label}\t{detail}"))

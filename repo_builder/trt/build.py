@@ -257,9 +257,9 @@ class BuildTimes:
 def build(library: Library, builder: Any, network: Any, config: Any, log: BuildLog, tick: Callable[[str], None]) -> Any:
     """Build, in a thread so that Ctrl-C is heard: the memory with the plan.
 
-    ``tick`` is called now and then while it works, with what is to be said of that: "", or "stopping".  After Ctrl-C
-    the library is waited for, since Python can't end while it calls back; where it does not stop, as 8.6 can't, its
-    thread stays.
+    ``tick`` is called now and then while it works, with what is to be said of that: "", or that it stops.  After Ctrl-C
+    the library is waited for, since Python can't end while it calls back; where it does not stop, as 8.6 can't, or
+    another Ctrl-C does not wait, its thread stays.
 
     Raises:
         CompileError: TensorRT failed, with what it said.
@@ -288,8 +288,8 @@ def build(library: Library, builder: Any, network: Any, config: Any, log: BuildL
                 tick("")
             cancelled.set()
             deadline = time.monotonic() + patience
-            while not done.wait(min(TICK_S, patience)) and time.monotonic() < deadline:
-                tick("stopping")
+            while not done.wait(min(TICK_S, patience)) and len(interrupts) < 2 and time.monotonic() < deadline:
+                tick("stopping (^C again: now)")
         finally:
             cancelled.set()
     if failure or not result or result[0] is None:

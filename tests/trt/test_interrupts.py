@@ -65,6 +65,27 @@ def test_what_can_not_be_stopped_is_not_waited_for() -> None:
     assert builder.left.wait(LONG_S)
 
 
+def test_whoever_interrupts_again_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repo_builder.trt.build.TICK_S", 0.01)
+
+    class Deaf(Builder):
+        def build_serialized_network(self, _network: Any, config: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            while config.progress_monitor.step_complete("phase", 0):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+            self.release.wait(LONG_S)
+            self.left.set()
+
+    builder = Deaf()
+    try:
+        start(builder, SimpleNamespace(progress_monitor=None), [])
+        assert not builder.left.is_set()
+    finally:
+        builder.release.set()
+    assert builder.left.wait(LONG_S)
+
+
 def test_an_interrupt_waits_for_the_end_of_what_holds_it() -> None:
     seen = []
 
