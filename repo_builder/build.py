@@ -303,7 +303,10 @@ class Build:
         return {
             "platform": artifact.platform or artifact.backend,
             **artifact.details,
-            "inputs": [_describe_tensor(tensor) for tensor in artifact.inputs],
+            "inputs": [
+                _describe_tensor(tensor) | ({"shape_tensor": True} if tensor.name in artifact.shape_tensors else {})
+                for tensor in artifact.inputs
+            ],
             "outputs": [_describe_tensor(tensor) for tensor in artifact.outputs],
             "max_batch_size": self.max_batch_size,
             "batching": {"batchable": self.batching.batchable, "reason": reason},
@@ -317,7 +320,7 @@ class Build:
         }
 
     def hints(self) -> tuple[str, ...]:
-        hints = [*self.notes, *self.artifact.hints]
+        hints = [*self.notes, *self.artifact.hints, *(self.verification.hints if self.verification else ())]
         asks_for_gpu = any(group.gpus or enum_name(group, "kind") == "KIND_GPU" for group in self.config.instance_group)
         gpus = _count_gpus() if asks_for_gpu else None
         problems = find_problems(self.config, versions=self.versions, gpus=gpus, where="--config")

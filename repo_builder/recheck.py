@@ -12,14 +12,13 @@ from typing import Any
 
 from repo_builder.cc_plans import plans_of
 from repo_builder.compilers.base import Artifact, Progress, Target
-from repo_builder.config.proto import read_config
 from repo_builder.errors import CompileError, ModelError, RepositoryError, UsageError, VerificationError
 from repo_builder.gate import check_artifact, known_shapes, open_source
 from repo_builder.model import DataType, ModelSpec, TensorSpec
 from repo_builder.network import FunctionSession, ReferenceFunction
 from repo_builder.onnx_model import read_model
 from repo_builder.passes.shapes import free_zero_axes
-from repo_builder.repository import CONFIG, Repository, file_sha256
+from repo_builder.repository import Repository, file_sha256
 from repo_builder.runtime import open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
 from repo_builder.served import ServedModel
@@ -95,7 +94,7 @@ def verify_model(
         change = found.change(number)
         if change:
             raise VerificationError(f"{name}@{number}: {change}", "publish it anew: repo-builder add --force")
-        recorded = _Recorded.read(folder, manifest)
+        recorded = _Recorded.read(manifest)
     samples = known_shapes(samples or recorded.samples_or_refuse(), recorded.first_profile)
     if "definition" in manifest["source"]:
         if reference is None or source is not None:
@@ -115,12 +114,14 @@ def verify_model(
         progress(f"verifying {name}@{number} against {whose}")
         sizes = sizes_to_verify(recorded.artifact.max_batch_size or 0, batchable=gate.batchable)
         verification = gate.check(_load(folder, recorded), sizes)
-        hints = (_SAME_FILE,) if Path(origin) == folder / Target.ONNXRUNTIME.filename else ()
+        own = (_SAME_FILE,) if Path(origin) == folder / Target.ONNXRUNTIME.filename else ()
+        hints = (*own, *verification.hints)
         return Rechecked(name, number, recorded.target.value, origin, None, None, verification, hints)
     with contextlib.closing(ServedModel(served, name, number, recorded.artifact)) as server:
         progress(f"verifying what {server.url} answers for {name}@{number} against {whose}")
         verification, joined = _check_served(gate, recorded.artifact, server)
-        hints = (_NOT_JOINED,) if joined == 1 else ()
+        own = (_NOT_JOINED,) if joined == 1 else ()
+        hints = (*own, *verification.hints)
         return Rechecked(name, number, recorded.target.value, origin, server.url, joined, verification, hints)
 
 
@@ -149,13 +150,12 @@ class _Recorded:
     first_profile: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def read(cls, folder: Path, manifest: Mapping[str, Any]) -> _Recorded:
+    def read(cls, manifest: Mapping[str, Any]) -> _Recorded:
         """Raises KeyError, TypeError or ValueError where the manifest is not one of ours."""
         options = manifest["options"]["build"]
         tensorrt, samples, target = options["tensorrt"], options["samples"], Target(manifest["target"])
         profiles = read_profiles((manifest.get("engine") or {}).get("profiles", ()))
         asked = read_profiles(tensorrt["profiles"])
-        config = read_config(folder / CONFIG)
         artifact = Artifact(
             platform=manifest["platform"],
             filename="",
@@ -165,7 +165,7 @@ class _Recorded:
             run=None,
             tolerance=_tolerance_of(target, tensorrt),
             profiles=profiles,
-            shape_tensors=frozenset(tensor.name for tensor in config.input if tensor.is_shape_tensor),
+            shape_tensors=frozenset(entry["name"] for entry in manifest["inputs"] if entry.get("shape_tensor")),
         )
         return cls(
             target,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from repo_builder.compilers.base import Artifact
@@ -14,7 +16,6 @@ from repo_builder.runtime import RunError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from client import ModelMetadata
     from repo_builder.model import TensorSpec
     from repo_builder.runtime import Arrays
 
@@ -46,8 +47,11 @@ class ServedModel:
         try:
             with _told_as_ours():
                 self._metadata = self._client.metadata(name, self._version)
+                config = self._client.configuration(name, self._version)
             self.max_batch_size = self._metadata.max_batch_size
             self._refuse_another_model()
+            tensors = (*artifact.inputs, *artifact.outputs)
+            self._layouts = {tensor.name: _Layout.read(config, tensor) for tensor in tensors}
         except BaseException:
             self.close()
             raise
@@ -84,13 +88,15 @@ class ServedModel:
     def _infer(self, client: Any, arrays: Arrays) -> Arrays:
         from client import InferenceRejected, InputError
 
-        inputs = {spec.name: _for_wire(self._metadata, spec, arrays[spec.name]) for spec in self._artifact.inputs}
+        inputs = {
+            spec.name: _for_wire(self._layouts[spec.name], spec, arrays[spec.name]) for spec in self._artifact.inputs
+        }
         with _told_as_ours():
             try:
                 answers = client.infer(self._name, inputs, version=self._version)
             except (InferenceRejected, InputError) as error:
                 raise RunError(error.message) from None
-        return {spec.name: _from_wire(spec, answers[spec.name]) for spec in self._artifact.outputs}
+        return {spec.name: _from_wire(self._layouts[spec.name], answers[spec.name]) for spec in self._artifact.outputs}
 
     def _executions(self) -> dict[int, int]:
         """How often the model has run, by batch size."""
@@ -122,8 +128,36 @@ def _told_as_ours() -> Iterator[None]:
         raise ServerError(error.message, error.hint or "repo-builder status lists the servers that run here") from None
 
 
-def _for_wire(metadata: ModelMetadata, spec: TensorSpec, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """``array`` in the served input's type (an engine's may be INT32 or FP16), a scalar as Triton's [1].
+@dataclass(frozen=True)
+class _Layout:
+    """A tensor's dims with the batch axis, -1 where free: as requests have them, and behind Triton's ``reshape``."""
+
+    wire: tuple[int, ...]
+    model: tuple[int, ...]
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], spec: TensorSpec) -> _Layout:
+        """That of the tensor of ``spec``, by the server's configuration."""
+        entry = next(entry for entry in (*config["input"], *config["output"]) if entry["name"] == spec.name)
+        batch = (-1,) if config.get("max_batch_size") else ()
+        dims = tuple(map(int, entry["dims"]))
+        inside = tuple(map(int, entry["reshape"].get("shape", ()))) if "reshape" in entry else dims
+        if spec.shape == ():  # without batching Triton has no word for it
+            inside = ()
+        return cls((*batch, *dims), (*batch, *inside))
+
+
+def _reshaped(array: npt.NDArray[Any], have: tuple[int, ...], want: tuple[int, ...]) -> npt.NDArray[Any]:
+    """``array`` of the dims ``have`` as ``want`` has them, free sizes in their order; as it is where it has others."""
+    if have == want or array.ndim != len(have):
+        return array
+    free = iter([size for size, axis in zip(array.shape, have, strict=True) if axis < 0])
+    shape = [next(free, 1) if axis < 0 else axis for axis in want]
+    return array.reshape(shape) if math.prod(shape) == array.size else array
+
+
+def _for_wire(layout: _Layout, spec: TensorSpec, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """``array`` in the served input's type (an engine's may be INT32 or FP16), and as requests have it.
 
     Raises:
         RunError: integers do not fit.
@@ -134,14 +168,13 @@ def _for_wire(metadata: ModelMetadata, spec: TensorSpec, array: npt.NDArray[Any]
     converted = array.astype(wanted, copy=False)
     if array.dtype.kind in "iu" and wanted.kind in "iu" and not np.array_equal(converted, array):
         raise RunError(f"input {spec.name!r} has values that do not fit {spec.dtype.value}, which the model takes")
-    tensor = next(tensor for tensor in metadata.inputs if tensor.name == spec.name)
-    return converted[..., None] if array.ndim + 1 == len(metadata.full_shape(tensor)) else converted
+    return _reshaped(converted, layout.model, layout.wire)
 
 
-def _from_wire(spec: TensorSpec, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """An answer as the artifact itself gives it: text as ``str``, a scalar without Triton's axis."""
+def _from_wire(layout: _Layout, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """An answer as the artifact itself gives it: text as ``str``, before Triton's ``reshape``."""
     import numpy as np
 
     if array.dtype == object:
         array = np.array([value.decode("utf-8", "replace") for value in array.ravel()], object).reshape(array.shape)
-    return array[..., 0] if spec.shape is not None and array.ndim == len(spec.shape) + 1 else array
+    return _reshaped(array, layout.wire, layout.model)

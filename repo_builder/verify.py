@@ -84,6 +84,16 @@ class Verification:
         return replace(self, outputs=tuple(_worse(report, theirs[report.name]) for report in self.outputs))
 
     @property
+    def hints(self) -> tuple[str, ...]:
+        """A sentence on each output that had no elements, so that there was nothing to compare."""
+        return tuple(
+            f"output {report.name!r} was empty on all inputs, so none of its values were compared: "
+            "--input NAME=FILE.npy with what fills it"
+            for report in self.outputs
+            if not report.elements
+        )
+
+    @property
     def worst(self) -> OutputReport:
         return max(self.outputs, key=lambda report: (report.mismatched, report.max_relative_error))
 

@@ -165,6 +165,7 @@ def test_a_shape_tensors_profile_has_values(tmp_path: Path) -> None:
     published = add_model(source, repository=tmp_path / "models", build=asked)
     assert published.manifest["engine"]["profiles"] == [{"min": {"end": [1]}, "opt": {"end": [3]}, "max": {"end": [6]}}]
     assert [tensor["shape"] for tensor in published.manifest["inputs"]] == [[4, 6], [1]]
+    assert [tensor.get("shape_tensor") for tensor in published.manifest["inputs"]] == [None, True]  # for verify
     [warmup] = read_config(published.folder / "config.pbtxt").model_warmup
     size = np.fromfile(published.folder / "warmup" / warmup.inputs["end"].input_data_file, np.int64)
     assert 1 <= size <= 6  # zeros would be what no profile takes, and the model not loaded

@@ -13,6 +13,7 @@ import repo_builder
 from repo_builder import BuildOptions, ServingOptions, Target, add_model, verify_model
 from repo_builder.errors import ServerError, VerificationError
 from repo_builder.model import DataType
+from repo_builder.samples import SampleOptions
 from tests.conftest import Cli
 from tests.models import FP32, INT64, STRING, identity, linear, mean_over_rows, model, node, save, weights
 from tests.servers.repositories import write_identity
@@ -38,6 +39,11 @@ def counts() -> onnx.ModelProto:
     )
 
 
+def places() -> onnx.ModelProto:
+    """Where the input is not zero."""
+    return model([node("NonZero", ["x"], ["places"])], {"x": (FP32, ["n", 4])}, {"places": (INT64, [2, "k"])})
+
+
 def scalar() -> onnx.ModelProto:
     return model([node("Neg", ["x"], ["y"])], {"x": (FP32, [])}, {"y": (FP32, [])})
 
@@ -50,7 +56,10 @@ MODELS = {
     "half": identity(DataType.FP16),
     "brain": identity(DataType.BF16),
     "unbatched": mean_over_rows(),
+    "reshaped": identity(FP32, output=("batch", 4), shape=("batch", 4)),
+    "places": places(),
 }
+RESHAPE = "dims: [ 2, 2 ] reshape { shape: [ 4 ] }"
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +69,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     for name, proto in MODELS.items():
         source = save(proto, folder / "sources" / f"{name}.onnx")
         serving = ServingOptions(max_batch_size=16, max_queue_delay_us=2000) if name == "heavy" else None
+        if name == "reshaped":
+            (folder / "extra.pbtxt").write_text(f'input {{ name: "x" {RESHAPE} }} output {{ name: "y" {RESHAPE} }}')
+            serving = ServingOptions(config=folder / "extra.pbtxt")
         add_model(source, repository=folder / "models", build=BUILD, serving=serving)
     with repo_builder.serve(folder / "models") as server:
         yield folder, server.url
@@ -84,6 +96,15 @@ def test_rows_are_really_joined_by_the_server(served: tuple[Path, str]) -> None:
     assert checked.hints == ()
     rows = checked.verification.outputs[0].elements // 256
     assert rows >= 1 + 16 + 16  # one alone, the largest batch in one request, its rows in their own
+
+
+def test_an_output_that_is_always_empty_is_told(served: tuple[Path, str]) -> None:
+    folder, url = served
+    nothing = SampleOptions(ranges={"x": (0.0, 0.0)})
+    checked = verify_model("places", repository=folder / "models", served=url, samples=nothing)
+    assert checked.verification.outputs[0].elements == 0
+    [hint] = checked.hints
+    assert hint.startswith("output 'places' was empty on all inputs, so none of its values were compared")
 
 
 def test_wrong_answers_are_found(served: tuple[Path, str], tmp_path: Path) -> None:
