@@ -49,8 +49,9 @@ _TENSORRT_RULES = (
         _CONTAINER,
     ),
     _rule(
-        r"Version tag does not match|expecting library version",
-        "its plan is of another TensorRT version than this server's",
+        r"(?:Version tag does not match|expecting library version)"
+        r"(?:[^\n]*?(?P<told>; (?:it was built by|here is) [^\n]*))?",
+        "its plan is of another TensorRT version than this server's{told}",
         _CONTAINER,
     ),
     _rule(
@@ -111,12 +112,12 @@ _TENSORRT_RULES = (
         "set data_type: {actual} in config.pbtxt; TYPE_INT64 needs Triton 24.05 or newer, TYPE_BF16 24.06",
     ),
     _rule(
-        r"Cuda Runtime \(out of memory\)|OutOfMemory|CUDA out of memory|cudaErrorMemoryAllocation",
+        r"Cuda Runtime \(out of memory\)|OutOfMemory|CUDA out of memory|cudaErrorMemoryAllocation|memory left on",
         "the GPU's memory is not enough for it",
         "lower count in instance_group, each instance takes its own; or --model NAME to serve fewer models",
     ),
     _rule(
-        r"CUDA driver version is insufficient",
+        r"CUDA driver version is insufficient|cudaErrorInsufficientDriver",
         "the driver is too old for this server's CUDA",
         "repo-builder doctor names the newest container for the driver",
     ),
@@ -131,6 +132,13 @@ _TENSORRT_RULES = (
         "set kind: KIND_GPU in config.pbtxt, or drop instance_group; a container sees GPUs with --gpus all; "
         "without a GPU: repo-builder add --target onnxruntime",
     ),
+    _rule(
+        r"(?P<what>(?:tensorrt(?:_rtx)?|cuda-python) can't be imported: [^\n]*)",
+        "{what}",
+        "pip install 'repo-builder[tensorrt]', or repo-builder[rtx] for engines of TensorRT-RTX",
+    ),
+    _rule(r"instance_group has profile (?P<what>'.*?'; the engine has \d+)", "it has the profile {what}", _CORRECT),
+    _rule(r"unable to load [^\n:]*\.plan: (?P<said>[^\n]*)", "its plan can't be loaded: {said}", _AGAIN),
     _rule(
         r"unable to find 'libtriton_(?P<backend>tensorrt_plan|onnxruntime_onnx)\.so'",
         "{backend} is a platform, not a backend",
@@ -193,7 +201,7 @@ RULES = (
         "correct model_warmup in config.pbtxt, or take it out",
     ),
     _rule(
-        r"unable to find '(?P<file>.*?)'(?! for)", "{file} is missing", "publish the model again with repo-builder add"
+        r"unable to find '(?P<file>[^']*)'", "{file} is missing", "publish the model again with repo-builder add"
     ),
     _rule(r"failed to open directory (?P<path>[^\n\"]+)", f"{{path}} {_UNREADABLE}", _READABLE),
     _rule(

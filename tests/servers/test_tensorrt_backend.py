@@ -513,25 +513,35 @@ def test_without_batching_the_first_axis_is_like_any_other(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"engine_batch": 2}, "only supports max-batch 2"),
-        ({"input": [{"name": "z", "data_type": "TYPE_FP32", "dims": ["-1"]}]}, "'z' is not in the engine"),
-        ({"input": [{"name": "x", "data_type": "TYPE_FP16", "dims": ["-1"]}]}, "expecting TYPE_FP32"),
-        ({"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": ["3", "4"]}]}, r"\[-1, 3, 4\]"),
-        ({"input": []}, "lacks input 'x'"),
-        ({"instance_group": [{"profile": ["5"]}]}, "profile '5'"),
-        ({"default_model_filename": "other.plan"}, "unable to find"),
-        ({"engine": altered(tensor_format=TensorFormat["CHW32"])}, "'x' has a format of its own"),
-        ({"engine": altered(output_location=TensorLocation["HOST"])}, "'y', an output, holds sizes"),
-        ({"engine": altered(get_tensor_shape=lambda *_: (2, 7))}, "its first dimension must be free"),
-        ({"sequence_batching": {"direct": {}}}, "sequence_batching is not supported"),
-        ({"batch_input": [{"kind": "BATCH_ITEM_SHAPE"}]}, "batch_input is not supported"),
+        ({"engine_batch": 2}, "max_batch_size: 4, the plan takes 2 at most"),
+        ({"input": [{"name": "z", "data_type": "TYPE_FP32", "dims": ["-1"]}]}, "an input 'z', the model has only"),
+        (
+            {"input": [{"name": "x", "data_type": "TYPE_FP16", "dims": ["-1"]}]},
+            "config.pbtxt has TYPE_FP16 for input 'x', the plan has TYPE_FP32",
+        ),
+        ({"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": ["3", "4"]}]}, "has shape [-1, 3, 4] for input"),
+        ({"input": []}, "config.pbtxt has 0 inputs, the model has 1"),
+        ({"instance_group": [{"profile": ["5"]}]}, "profile '5'; the engine has 1"),
+        ({"default_model_filename": "other.plan"}, "other.plan is missing"),
+        ({"engine": altered(tensor_format=TensorFormat["CHW32"])}, "asks for is_non_linear_format_io, which the local"),
+        ({"engine": altered(output_location=TensorLocation["HOST"])}, "asks for is_shape_tensor, which the local"),
+        ({"engine": altered(get_tensor_shape=lambda *_: (2, 7))}, "batch is fixed: the first dimension of 'x'"),
+        ({"sequence_batching": {"direct": {}}}, "asks for sequence_batching, which the local server's tensorrt"),
+        ({"batch_input": [{"kind": "BATCH_ITEM_SHAPE"}]}, "asks for batch_input"),
+        ({"engine": altered(create_execution_context=lambda _: None)}, "the GPU's memory is not enough"),
+        ({"plan": b"other"}, "of another TensorRT version than this server's; here is tensorrt 8.6.0 on Fake GPU"),
+        ({"plan": b"goo", "manifest": {"files": {"model.plan": 4}}}, "it is 3 bytes long instead of 4; here is"),
     ],
 )
 def test_a_config_that_contradicts_the_engine_is_refused(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(Exception, match=message):
+    """In words that the reader of Triton's reasons knows, with a mend."""
+    with pytest.raises(UTILITIES.TritonModelException) as caught:
         Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], **settings)
+    told = explain("twice", str(caught.value))
+    assert message in told.cause
+    assert told.hint
 
 
 def test_what_is_fixed_in_the_engine_may_be_free_in_the_config(
@@ -596,9 +606,10 @@ def test_a_plan_of_another_version_says_what_it_needs_and_what_there_is(
     manifest = {"engine": {"library": "TensorRT 10.3.0", "gpu": {"name": "NVIDIA A10"}}}
     with pytest.raises(Exception, match="Version tag does not match") as caught:
         Instance(backend, monkeypatch, tmp_path, widths=[(1, 8)], plan=b"other", manifest=manifest)
-    message = str(caught.value)
-    assert "built by TensorRT 10.3.0 on NVIDIA A10" in message
-    assert "here is tensorrt 8.6.0 on Fake GPU (compute capability 9.0)" in message
+    assert explain("twice", str(caught.value)).cause == (
+        "its plan is of another TensorRT version than this server's; it was built by TensorRT 10.3.0 on NVIDIA A10; "
+        "here is tensorrt 8.6.0 on Fake GPU (compute capability 9.0)"
+    )
 
 
 def test_custom_layers_published_with_the_plan_are_loaded_before_it(

@@ -82,7 +82,8 @@ def load_engine(runtime: Any, trt: Any, cuda: Cuda, args: dict[str, str], config
         load_plugin(trt, folder / "plugins" / Path(name).name)
     if manifest.get("options", {}).get("build", {}).get("tensorrt", {}).get("version_compatible"):
         runtime.engine_host_code_allowed = True  # such a plan brings the runtime that it needs
-    engine = runtime.deserialize_cuda_engine(on_disk(path).read_bytes())
+    plan = on_disk(path).read_bytes()
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         several = {plan.get("file"): plan for plan in manifest.get("plans", {}).values()}
         made = several.get(path.name, manifest).get("engine") or {}
@@ -90,6 +91,8 @@ def load_engine(runtime: Any, trt: Any, cuda: Cuda, args: dict[str, str], config
         built_by = f"; it was built by {made['library']} on {built_on}" if made.get("library") else ""
         name = gpu.name.decode().rstrip("\0")
         said = logger.errors[0] if logger.errors else "it gave no reason"
+        if (size := manifest.get("files", {}).get(path.name, len(plan))) != len(plan):
+            said = f"it is {len(plan)} bytes long instead of {size}"
         raise pb_utils.TritonModelException(
             f"unable to load {path}: {said}{built_by}; here is {trt.__name__} {trt.__version__} on {name} "
             f"(compute capability {capability})"
@@ -179,9 +182,11 @@ def checked_ports(trt: Any, engine: Any, config: dict[str, Any]) -> tuple[dict[s
         there = [name for name in names if is_input[name] == (role == "input")]
         declared = {io["name"]: io for io in config[role]}
         if unknown := declared.keys() - set(there):
-            raise pb_utils.TritonModelException(f"{role} {min(unknown)!r} is not in the engine, which has {there}")
-        if role == "input" and (missing := set(there) - declared.keys()):
-            raise pb_utils.TritonModelException(f"configuration lacks input {min(missing)!r} of the engine")
+            raise pb_utils.TritonModelException(f"{role} {min(unknown)!r} is not in the model, which has {there}")
+        if role == "input" and len(declared) != len(there):
+            raise pb_utils.TritonModelException(
+                f"configuration has {len(declared)} inputs {list(declared)}, the model has {len(there)}: {there}"
+            )
         ports[role] = {
             name: checked_port(trt, engine, role, declared.get(name), name, config["max_batch_size"]) for name in there
         }
@@ -197,17 +202,22 @@ def checked_port(
     values = engine.get_tensor_location(name) == trt.TensorLocation.HOST
     if kind not in DATATYPES:
         raise pb_utils.TritonModelException(f"{role} {name!r} has type {kind}, which Triton can't carry")
+    unsupported = []
     if engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
-        raise pb_utils.TritonModelException(f"{role} {name!r} has a format of its own: only linear tensors are served")
+        unsupported.append("is_non_linear_format_io")
     if values and (role == "output" or max_batch_size > 0):
-        what = "an output" if role == "output" else "an input of a batch"
-        raise pb_utils.TritonModelException(f"{name!r}, {what}, holds sizes: the local server does not serve that")
+        unsupported.append("is_shape_tensor")
+    for field in unsupported:
+        where = f"for {role} {name!r} with max_batch_size {max_batch_size}"
+        raise pb_utils.TritonModelException(
+            f"{field} is not supported by the local server's {trt.__name__} backend {where}"
+        )
     datatype, dtype = DATATYPES[kind][0], np.dtype(DATATYPES[kind][1])
     if io is None:  # an output that nobody may ask for
         return EnginePort(name, datatype, (), dtype, shape, values)
     if io["data_type"] != datatype:
         raise pb_utils.TritonModelException(
-            f"unexpected datatype {io['data_type']} for inference {role} '{name}', expecting {datatype}"
+            f"unexpected datatype {datatype} for inference {role} '{name}', expecting {io['data_type']}"
         )
     dims = dims_of(io)
     full = (-1, *dims) if max_batch_size > 0 else dims
@@ -220,8 +230,7 @@ def checked_port(
     pairs = zip(full[first:], shape[first:], strict=False)
     agrees = len(full) == len(shape) and all(a == b or -1 in (a, b) for a, b in pairs)
     if not scalar and not agrees:
-        batch = " (the batch, then dims)" if max_batch_size > 0 else ""
         raise pb_utils.TritonModelException(
-            f"configuration has shape {list(full)}{batch} for {role} {name!r}, the engine has {list(shape)}"
+            f"configuration has shape {list(full)} for {role} {name!r}, the model has {list(shape)}"
         )
     return EnginePort(name, datatype, dims, dtype, shape, values)
