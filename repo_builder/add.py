@@ -20,7 +20,8 @@ from repo_builder.compilers import choose_compiler
 from repo_builder.compilers.base import Maker, Progress
 from repo_builder.compilers.container import open_container
 from repo_builder.config.build import ServingOptions, batching_flags, reconcile
-from repo_builder.errors import ModelError, RepositoryError, UsageError
+from repo_builder.config.proto import ModelConfig
+from repo_builder.errors import ConfigError, ModelError, RepositoryError, UsageError
 from repo_builder.network import ReferenceFunction
 from repo_builder.onnx_model import is_text, read_model
 from repo_builder.repository import CONFIG, MANIFEST, MANIFEST_SCHEMA, Model, Repository, check_name, file_sha256
@@ -125,6 +126,7 @@ def add_model(
             "options": options,
             "seconds": round(time.perf_counter() - started, 3),
         }
+        _refuse_versions_apart(current, stages.config, manifest)
         try:
             number = _publish(store, staged, stages, manifest, new_plan, force=force)
         except _MadeMeanwhileError as meanwhile:
@@ -204,6 +206,33 @@ def _refuse_to_lose_edits(current: Model, options: Mapping[str, Any]) -> None:
     raise RepositoryError(
         f"{config} was {since}", f"keep your edits with --config {config}, or replace them with --force"
     )
+
+
+def _refuse_versions_apart(current: Model | None, config: ModelConfig, manifest: Mapping[str, Any]) -> None:
+    """Raise ConfigError where version_policy keeps a version in service that the new config.pbtxt does not fit.
+
+    A model has one for all of its versions, and Triton serves none of them where one can't be loaded.
+    """
+    versions, policy = current.versions if current else (), config.version_policy
+    if policy.HasField("latest"):  # the new one is among them
+        versions = versions[max(len(versions) + 1 - policy.latest.num_versions, 0) :]
+    elif policy.HasField("specific"):
+        versions = tuple(set(versions) & set(policy.specific.versions))
+    for version in versions:
+        there = (current.manifest(version) if current else None) or manifest
+        for key in ("platform", "inputs", "outputs"):
+            if there.get(key) != manifest[key]:
+                raise ConfigError(
+                    f"version_policy keeps version {version} in service, whose {key} are not those of the new one",
+                    "drop version_policy from --config, or publish it as another model with --name",
+                )
+        limits = [profile["max"] for profile in (there.get("engine") or {}).get("profiles", ())]
+        smallest = min((shape[0] for limit in limits for shape in limit.values() if shape), default=None)
+        if smallest is not None and smallest < config.max_batch_size:
+            raise ConfigError(
+                f"version_policy keeps version {version} in service, which takes batches of up to {smallest}",
+                f"--max-batch-size {smallest}, or drop version_policy from --config",
+            )
 
 
 def _fingerprints(manifest: Mapping[str, Any]) -> set[str]:

@@ -469,6 +469,19 @@ class TestConfigOfTheUsers:
         later = file(tmp_path / "policy.pbtxt", "version_policy { specific { versions: 3 } }")
         assert add(net, repository, serving=ServingOptions(config=later)).hints == ()
 
+    @pytest.mark.parametrize("policy", ["all { }", "latest { num_versions: 2 }", "specific { versions: [ 1, 2 ] }"])
+    def test_versions_that_one_configuration_does_not_fit(self, policy: str, tmp_path: Path, repository: Path) -> None:
+        """Triton would load neither."""
+        path = tmp_path / "policy.pbtxt"
+        serving = ServingOptions(config=file(path, f"version_policy {{ {policy} }}"))
+        add(save(linear(classes=3), tmp_path / "net.onnx"), repository)
+        other = save(linear(classes=4), tmp_path / "net.onnx")
+        with untouched(repository), pytest.raises(ConfigError, match="keeps version 1 in service, whose outputs are"):
+            add(other, repository, serving=serving)
+        add(other, repository)
+        file(path, "version_policy { specific { versions: [ 2, 3 ] } }")
+        assert add(other, repository, serving=serving).version == 3
+
     @pytest.mark.parametrize(
         ("program", "why"), [("exit 9", "there is none here"), ("echo one; echo two", "are 2 here")]
     )
