@@ -46,15 +46,18 @@ def vanishes(tensor: onnx.TensorProto, half: DataType) -> bool:
 
 
 def as_half(tensor: onnx.TensorProto, name: str, half: DataType) -> onnx.TensorProto:
-    """The constant in ``half`` under another name; finite numbers beyond FP16 become its largest."""
+    """The constant in ``half`` under another name; finite numbers beyond its largest become that.
+
+    BF16's largest is 3.39e38: the -3.4e38 of a mask times 0 would be NaN else.
+    """
+    import ml_dtypes
     import numpy as np
     from onnx import helper, numpy_helper
 
     dtype = half.numpy_dtype()
     array = numpy_helper.to_array(tensor)
-    if half is DataType.FP16:
-        limit = float(np.finfo(np.float16).max)
-        array = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
+    limit = np.float32(ml_dtypes.finfo(dtype).max)
+    array = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
     return helper.make_tensor(name, half.onnx, tensor.dims, array.astype(dtype).tobytes(), raw=True)
 
 

@@ -169,6 +169,33 @@ def test_attention_mask_of_the_smallest_float() -> None:
     close(source, result, q=weights(2, 4, 8), mask=mask)
 
 
+@pytest.mark.parametrize("half", [FP16, BF16])
+def test_a_mask_that_is_fp32_already(half: DataType) -> None:
+    """BF16 ends at 3.39e38; -inf in place of -3.4e38 would make NaN of what is not masked, too."""
+    source = model(
+        [
+            node("Sub", ["one", "mask"], ["hidden"]),
+            node("Mul", ["hidden", "lowest"], ["bias"]),
+            node("Where", ["late", "lowest", "bias"], ["both"]),
+            node("MatMul", ["x", "w"], ["scores"]),
+            node("Add", ["scores", "both"], ["masked"]),
+            node("Softmax", ["masked"], ["y"], axis=-1),
+        ],
+        {"x": (FP32, ["batch", 4]), "mask": (FP32, ["batch", 3])},
+        {"y": (FP32, ["batch", 3])},
+        {
+            "one": floats([1]),
+            "lowest": floats([np.finfo(np.float32).min]),
+            "late": np.array([False, False, True]),
+            "w": weights(4, 3),
+        },
+    )
+    x, mask = weights(2, 4), floats([[1, 0, 1], [0, 0, 0]])
+    result = converted(source, half)
+    [expected] = run(source, x=x, mask=mask)
+    np.testing.assert_allclose(in_half(result.proto, x=x, mask=mask)[0], expected, atol=2.0**-7)
+
+
 @pytest.mark.parametrize("constant", [1e6, 1e-12], ids=["overflows", "vanishes"])
 def test_a_constant_that_does_not_fit(constant: float) -> None:
     source = model(
