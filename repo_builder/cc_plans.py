@@ -84,9 +84,9 @@ def plans_of(manifest: Mapping[str, Any]) -> tuple[CcPlan, ...]:
             )
             for capability, plan in listed.items()
         ]
-    except (KeyError, TypeError):
+        return tuple(sorted(found, key=lambda plan: [int(part) for part in plan.capability.split(".")]))
+    except (KeyError, TypeError, ValueError):
         return ()
-    return tuple(sorted(found, key=lambda plan: [int(part) for part in plan.capability.split(".")]))
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,12 @@ def test_the_first_plan(add_on: Add) -> None:
     assert list(published.manifest["plans"]) == ["9.0"]
 
 
+def test_a_manifest_that_was_tampered_with_lists_no_plans(add_on: Add) -> None:
+    plan = add_on(FakeTensorRT(H100)).manifest["plans"]["9.0"]
+    for plans in ({"nine": plan}, {"9.0": {**plan, "engine": None}}, {"9.0": "plan"}, [plan]):
+        assert plans_of({"plans": plans}) == ()
+
+
 def test_plans_of_other_gpus_come_into_the_same_version(add_on: Add, repository: Path) -> None:
     labels = ServingOptions(labels=repository.parent / "labels.txt")
     first = add_on(FakeTensorRT(H100), labels)
