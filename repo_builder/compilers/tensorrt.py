@@ -32,7 +32,7 @@ from repo_builder.trt.library import Library, load_library
 from repo_builder.trt.log import BuildLog, keep_newest, log_path
 from repo_builder.trt.messages import name_nodes, tidy
 from repo_builder.trt.options import Profile, TensorRTOptions
-from repo_builder.trt.parse import parse, refuse_types, with_node
+from repo_builder.trt.parse import parse, with_node
 from repo_builder.trt.plugins import copy_plugins, describe_idle, load_plugins
 from repo_builder.trt.profiles import (
     NetworkInput,
@@ -41,6 +41,7 @@ from repo_builder.trt.profiles import (
     plan_profiles,
     refuse_other_than_one_row,
 )
+from repo_builder.trt.refuse import refuse_graph
 from repo_builder.verify import Runner, Tolerance
 
 GRAPH, GRAPH_DATA = "graph.onnx", "graph.onnx.data"
@@ -94,7 +95,7 @@ class TensorRTCompiler:
             UsageError: an option contradicts the model or what this library has.
         """
         graph = folder / GRAPH
-        refuse_types(self.library, model.proto)
+        refuse_graph(self.library, model.proto)
         try:
             with self._log() as log:
                 proto, half_graph = self._write_graph(model, graph, max_batch_size, progress)

@@ -51,7 +51,7 @@ def describe_types(source: ModelSpec, engine: EngineInfo) -> tuple[str, ...]:
     other = [
         f"{tensor.name!r} is {tensor.dtype.value}, not {had[tensor.name].value}"
         for tensor in (*engine.inputs, *engine.outputs)
-        if had[tensor.name] not in {tensor.dtype, DataType.FP32}
+        if had.get(tensor.name, DataType.FP32) not in {tensor.dtype, DataType.FP32}
     ]
     return (f"other types in the engine than in the model: {', '.join(other)}",) if other else ()
 

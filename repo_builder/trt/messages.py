@@ -13,7 +13,7 @@ _NO_DRIVER = re.compile(r"(?:\[[\w.]+::\w+::\d+\] )?Error Code 1: Cuda Runtime \
 """Said of every failure on a machine without a GPU's driver, beside what really failed."""
 
 _WRAPPED = re.compile(
-    r"(?:\d+: )?(?:\w+::\w+: )?Error Code \d+: (?:API Usage Error|Internal Error|Myelin) "
+    r"(?:\d+: )?(?:\w+::\w+: )?Error Code \d+: (?:API Usage Error|Internal Error|Shape Error|Myelin) "
     r"\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)"
 )
 _ASSERTION = re.compile(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repo_builder.errors import CompileError
-from repo_builder.model import DataType
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.messages import UNNAMED, UNSUPPORTED, name_of, node_in, nodes_of, tidy, tidy_assertion
@@ -31,8 +29,6 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     Raises:
         CompileError: with the name and operator of every node that TensorRT can't take.
     """
-    _refuse_passed_through(library, proto)
-    _refuse_cycle(library, proto)
     parser = library.module.OnnxParser(network, log.logger)
     log.errors.clear()
     fused = any(_is_attention(node) for node in nodes_of(proto.graph))
@@ -46,52 +42,6 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     elif any(UNSUPPORTED in problem for problem in listed):
         hint = "export those parts otherwise, give their layers with --plugin LIB.so, or use --target onnxruntime"
     raise CompileError(f"{library.name} {library.version} can't take the model: {'; '.join(listed)}", hint)
-
-
-def refuse_types(library: Library, proto: onnx.ModelProto) -> None:
-    """Raise CompileError for inputs and outputs of types that no TensorRT has: its parser does not say which."""
-    ports = [("input", value) for value in proto.graph.input] + [("output", value) for value in proto.graph.output]
-    types = [(role, value.name, DataType.from_onnx(value.type.tensor_type.elem_type)) for role, value in ports]
-    never = [f"its {role} {name!r} is {dtype.value}" for role, name, dtype in types if dtype in _NEVER]
-    if never:
-        raise CompileError(
-            f"{library.name} can't take the model: {', '.join(never)}",
-            "give it another type in the model and convert outside, or use --target onnxruntime",
-        )
-
-
-def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
-    """Raise CompileError for an output that is an input: TensorRT would call the input ``__NAME``."""
-    outputs = {value.name for value in proto.graph.output}
-    for value in proto.graph.input:
-        if value.name in outputs:
-            raise CompileError(
-                f"{library.name} can't take the model: its input {value.name!r} is one of its outputs, too",
-                "export it without that output, which only repeats the input, or use --target onnxruntime",
-            )
-
-
-def _refuse_cycle(library: Library, proto: onnx.ModelProto) -> None:
-    """Raise CompileError for nodes that wait for each other: the parser names none, and writes to stderr of it."""
-    from repo_builder.onnx_model import graphs_of
-    from repo_builder.passes.graph import names_read
-
-    for graph in graphs_of(proto.graph):
-        maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-        order = {
-            index: {maker[name] for name in names_read(node) if name in maker} for index, node in enumerate(graph.node)
-        }
-        try:
-            TopologicalSorter(order).prepare()
-        except CycleError as error:
-            node = graph.node[error.args[1][0]]
-            raise CompileError(
-                f"{library.name} can't take the model: {_node(name_of(node), node.op_type)} waits for its own output",
-                "the graph has a cycle: export the model again",
-            ) from None
-
-
-_NEVER = {DataType.STRING, DataType.INT16, DataType.UINT16, DataType.UINT32, DataType.UINT64}
 
 
 @dataclass(frozen=True)
@@ -113,7 +63,7 @@ def _describe(error: Any, proto: onnx.ModelProto, log: BuildLog) -> _Problem:
         called = name.removeprefix(UNNAMED) or (name_of(node) if node else f"number {index}")
         return _Problem(called, operator, said)
     if error.file() in {value.name for value in proto.graph.input}:  # as the parser calls the place of such errors
-        reasons = (tidy(message) for message in log.errors if "In function importInput" not in message)
+        reasons = (tidy(message) for message in log.errors if "In function" not in message)
         return _Problem("", "", f"input {error.file()!r}: {next(filter(None, reasons), said)}")
     return _Problem("", "", said)
 
@@ -134,10 +84,6 @@ def _sentence(names: list[str], operator: str, said: str) -> str:
         return said
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"node{'s' * (len(names) > 1)} {', '.join(names[:_SHOWN])}{more} ({operator}): {said}"
-
-
-def _node(name: str, operator: str) -> str:
-    return f"node {name} ({operator})"
 
 
 def _is_attention(node: onnx.NodeProto) -> bool:

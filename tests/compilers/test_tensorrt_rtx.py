@@ -493,6 +493,74 @@ def test_cycles_through_and_in_branches(tmp_path: Path, inside: list[onnx.NodePr
 
 
 @rtx
+def test_an_if_without_outputs_is_passed_over(tmp_path: Path) -> None:
+    nothing = onnx.helper.make_graph([node("Neg", ["x"], ["n"])], "nothing", [], [])
+    empty = node("If", ["c"], [], name="/assert", then_branch=nothing, else_branch=nothing)
+    proto = model([empty, node("Relu", ["x"], ["y"])], {"c": (DataType.BOOL, []), "x": (FP32, [4])}, {"y": (FP32, [4])})
+    source = tmp_path / "net.onnx"
+    source.write_bytes(proto.SerializeToString())
+    assert compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX).outputs == ("y FP32 [4]",)
+
+
+def without_output(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(node("Clip", ["x"], [], name="/left"))
+
+
+def made_twice(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(node("Neg", ["x"], ["y"], name="/again"))
+
+
+def made_beforehand(proto: onnx.ModelProto) -> None:
+    proto.graph.node.insert(0, node("Neg", ["x"], ["w"], name="/w"))
+
+
+def without_input(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(node("Add", ["h"], ["z"], name="/half"))
+
+
+def cut_weights(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:8]
+
+
+def cut_constant(proto: onnx.ModelProto) -> None:
+    value = onnx.helper.make_tensor("v", TensorProto.FLOAT, [4], [1, 2, 3, 4])
+    del value.float_data[2:]
+    proto.graph.node.append(node("Constant", [], ["k"], value=value, name="/k"))
+
+
+@rtx
+@pytest.mark.parametrize("options", [{}, {"fp16": True}])
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (without_output, r"node /left \(Clip\) has no output"),
+        (made_twice, r"'y' is made by node add \(Add\), and made by node /again \(Neg\)"),
+        (made_beforehand, r"'w' is an initializer, and made by node /w \(Neg\)"),
+        (without_input, r"node /half \(Add\) has 1 of 2 inputs"),
+        (cut_weights, r"the values of 'w' are not those of a tensor \[4, 4\]: "),
+        (cut_constant, r"the values of '/k' are not those of a tensor \[4\]: "),
+    ],
+)
+def test_a_broken_graph(
+    tmp_path: Path, broken: Any, said: str, options: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The parser dies of the first, writes to stderr of the second, and names nothing of the others."""
+    proto = model(
+        [node("MatMul", ["x", "w"], ["h"]), node("Add", ["h", "h"], ["y"], name="add")],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["batch", 4])},
+        {"w": weights(4, 4)},
+    )
+    broken(proto)
+    source = tmp_path / "net.onnx"
+    source.write_bytes(proto.SerializeToString())
+    with pytest.raises(CompileError, match=said):
+        compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=TensorRTOptions(**options))
+    assert capfd.readouterr().err == ""
+    assert not (tmp_path / "net.plan").exists()
+
+
+@rtx
 def test_a_node_that_fails_in_the_build_is_named(tmp_path: Path) -> None:
     proto = model(
         [

@@ -47,6 +47,10 @@ NO_DRIVER = (
             "WeightsContext.cpp:73: Weight at index 0: 1e+300 is out of range. Clamping to: 3.40282e+38",
             "Weight at index 0: 1e+300 is out of range. Clamping to: 3.40282e+38",
         ),
+        (
+            "ITensor::getDimensions: Error Code 4: Shape Error (broadcast dimensions must be conformable)",
+            "broadcast dimensions must be conformable",
+        ),
         ("ITopKLayer /TopK: /TopK: K exceeds 3840.", "ITopKLayer /TopK: K exceeds 3840."),
         (NO_DRIVER, ""),
         (f"it failed\n{NO_DRIVER}", "it failed"),

@@ -1,0 +1,118 @@
+"""ONNX graphs that no TensorRT takes: told here since its parser names none, writes to stderr, or dies of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING
+
+from repo_builder.errors import CompileError
+from repo_builder.model import DataType
+from repo_builder.trt.library import Library
+from repo_builder.trt.messages import name_of
+
+if TYPE_CHECKING:
+    import onnx
+
+_AGAIN = "the graph is broken there: export the model again, or, after surgery on it, clean it up"
+
+_NEVER = {DataType.STRING, DataType.INT16, DataType.UINT16, DataType.UINT32, DataType.UINT64}
+
+
+def refuse_graph(library: Library, proto: onnx.ModelProto) -> None:
+    """Raise CompileError for a graph that can't be parsed, with the port, node or tensor that it fails of."""
+    from repo_builder.onnx_model import graphs_of
+
+    _refuse_types(library, proto)
+    _refuse_passed_through(library, proto)
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    for graph in graphs_of(proto.graph):
+        _refuse_nodes(library, graph, opsets)
+        _refuse_cycle(library, graph)
+        _refuse_tensors(library, graph)
+
+
+def _refuse_types(library: Library, proto: onnx.ModelProto) -> None:
+    """Raise CompileError for inputs and outputs of types that no TensorRT has: its parser does not say which."""
+    ports = [("input", value) for value in proto.graph.input] + [("output", value) for value in proto.graph.output]
+    types = [(role, value.name, DataType.from_onnx(value.type.tensor_type.elem_type)) for role, value in ports]
+    never = [f"its {role} {name!r} is {dtype.value}" for role, name, dtype in types if dtype in _NEVER]
+    if never:
+        raise CompileError(
+            f"{library.name} can't take the model: {', '.join(never)}",
+            "give it another type in the model and convert outside, or use --target onnxruntime",
+        )
+
+
+def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
+    """Raise CompileError for an output that is an input: TensorRT would call the input ``__NAME``."""
+    outputs = {value.name for value in proto.graph.output}
+    for value in proto.graph.input:
+        if value.name in outputs:
+            raise CompileError(
+                f"{library.name} can't take the model: its input {value.name!r} is one of its outputs, too",
+                "export it without that output, which only repeats the input, or use --target onnxruntime",
+            )
+
+
+def _refuse_nodes(library: Library, graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
+    """The parser's end, by a segmentation fault, is a node that makes nothing, unless it is an If or a Loop."""
+    from repo_builder.passes.graph import subgraphs
+
+    makers = {value.name: "an input" for value in graph.input}
+    makers |= {tensor.name: "an initializer" for tensor in graph.initializer}
+    for node in graph.node:
+        why = ""
+        if not any(node.output) and not any(subgraphs(node)):
+            why = f"{_node(node)} has no output"
+        elif len(node.input) < (least := _least_inputs(node, opsets)):
+            why = f"{_node(node)} has {len(node.input)} of {least} inputs"
+        for name in filter(None, node.output):
+            why = f"{name!r} is {makers[name]}, and made by {_node(node)}" if name in makers else why
+            makers[name] = f"made by {_node(node)}"
+        if why:
+            raise CompileError(f"{library.name} can't take the model: {why}", _AGAIN)
+
+
+def _least_inputs(node: onnx.NodeProto, opsets: Mapping[str, int]) -> int:
+    import onnx
+
+    try:
+        return int(onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain).min_input)
+    except onnx.defs.SchemaError:  # not one of ONNX's
+        return 0
+
+
+def _refuse_cycle(library: Library, graph: onnx.GraphProto) -> None:
+    from repo_builder.passes.graph import names_read
+
+    maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    order = {
+        index: {maker[name] for name in names_read(node) if name in maker} for index, node in enumerate(graph.node)
+    }
+    try:
+        TopologicalSorter(order).prepare()
+    except CycleError as error:
+        node = graph.node[error.args[1][0]]
+        waits = f"{_node(node)} waits for its own output"
+        raise CompileError(
+            f"{library.name} can't take the model: {waits}", "the graph has a cycle: export the model again"
+        ) from None
+
+
+def _refuse_tensors(library: Library, graph: onnx.GraphProto) -> None:
+    from onnx import TensorProto, numpy_helper
+
+    constants = ((part.t, name_of(node)) for node in graph.node for part in node.attribute if part.HasField("t"))
+    for tensor, name in (*((tensor, tensor.name) for tensor in graph.initializer), *constants):
+        if tensor.data_location == TensorProto.EXTERNAL:  # was looked at when the model was read
+            continue
+        try:
+            numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            broken = f"the values of {name!r} are not those of a tensor {list(tensor.dims)}: {error}"
+            raise CompileError(f"{library.name} can't take the model: {broken}", _AGAIN) from None
+
+
+def _node(node: onnx.NodeProto) -> str:
+    return f"node {name_of(node)} ({node.op_type})"
