@@ -56,7 +56,7 @@ def as_half(tensor: onnx.TensorProto, name: str, half: DataType) -> onnx.TensorP
 
     dtype = half.numpy_dtype()
     array = numpy_helper.to_array(tensor)
-    limit = np.float32(ml_dtypes.finfo(dtype).max)
+    limit = np.float32(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
     array = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
     return helper.make_tensor(name, half.onnx, tensor.dims, array.astype(dtype).tobytes(), raw=True)
 

@@ -20,7 +20,7 @@ _WIDEST = {DataType.FP16: 256, DataType.BF16: 32}
 
 
 def position_makers(graph: onnx.GraphProto) -> frozenset[str]:
-    """First outputs of the nodes, sorted ones, that lead to a GridSample's positions by arithmetic and movement alone.
+    """First outputs of the nodes, sorted ones, that lead to positions to sample at by arithmetic and movement alone.
 
     Pixels are counted there, and flows are added up: FP16 tells 1000.25 and 1000 not apart.
     """
@@ -28,7 +28,7 @@ def position_makers(graph: onnx.GraphProto) -> frozenset[str]:
     makers = set()
     for node in reversed(graph.node):
         operator = operator_of(node)
-        if operator == "GridSample":
+        if operator in {"GridSample", "RoiAlign"}:
             positions.add(node.input[1])
         elif operator in _CALCULATES and not positions.isdisjoint(node.output):
             positions.update(node.input)

@@ -10,7 +10,7 @@ A node stays in FP32 when
 - one of its constants does not fit: 1e6 would become infinite, an epsilon of 1e-12 zero (constants that the graph
   computes are folded first);
 - it sums or raises to powers (:data:`repo_builder.passes.half_operators.FP32_OPERATORS`), where FP16 overflows first;
-- it computes positions at which a GridSample reads, or samples something too wide for positions in half;
+- it computes positions for GridSample or RoiAlign, or is a GridSample of something too wide for positions in half;
 - it reads a value that may not fit (:class:`repo_builder.passes.ranges.Range`): made by such sums and powers, or from
   a constant out of range (the -3.4e38 of attention masks), or cast from integers or from another precision.  That
   follows arithmetic and data movement and ends where a division brings the value back, at operators with bounded

@@ -752,6 +752,30 @@ def test_positions_are_not_rounded(width: int | None, half: DataType, sampled: D
         np.testing.assert_allclose(in_half(result.proto, x=x, picture=ramp)[0], expected, atol=limit)
 
 
+def test_boxes_of_regions_are_not_rounded_before_their_end() -> None:
+    source = model(
+        [
+            node("Conv", ["x", "w"], ["c"]),
+            node("GlobalAveragePool", ["c"], ["p"]),
+            node("Reshape", ["p", "boxes"], ["shift"]),
+            node("Add", ["shift", "anchors"], ["rois"]),
+            node("RoiAlign", ["x", "rois", "zero"], ["y"]),
+        ],
+        {"x": (FP32, [1, 3, 8, 8])},
+        {"y": (FP32, [1, 3, 1, 1])},
+        {
+            "w": weights(4, 3, 3, 3),
+            "boxes": integers([1, 4]),
+            "anchors": floats([[1, 1, 5, 6]]),
+            "zero": integers([0]),
+        },
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "Reshape") == computes_in(result.proto, "Add") == {TensorProto.FLOAT}
+    assert computes_in(result.proto, "Conv") == computes_in(result.proto, "RoiAlign") == {TensorProto.FLOAT16}
+    close(source, result, x=X[:1])
+
+
 def test_a_hard_swish_is_split_for_bf16() -> None:
     """TensorRT takes it in FP16 and FP32 alone, and its parts in BF16 too."""
 
