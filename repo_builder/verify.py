@@ -261,7 +261,10 @@ def verify(
         raise VerificationError(
             f"output {worst.name!r} is not what {reference.session.runner} computes from the source: "
             f"{worst.mismatched} of {worst.elements} elements differ, by up to {worst.max_absolute_error:.3g}",
-            "if that is close enough for you, allow it with --rtol and --atol",
+            "if that is close enough for you, allow it with --rtol and --atol"
+            if _is_float(reference.row(0)[1][worst.name])
+            else "--rtol and --atol are for floating point; random inputs make near ties, which fall either way: "
+            "--input NAME=FILE.npy with real ones, or add --no-verify",
         )
     return result
 

@@ -147,6 +147,17 @@ class TestVerify:
         assert report.elements == 9 * 3
         assert report.mismatched == 0
 
+    @pytest.mark.parametrize(
+        ("dtype", "hint"),
+        [(FP32, "close enough for you, allow it with --rtol"), (INT64, "--rtol and --atol are for floating point")],
+    )
+    def test_the_mend_is_one_for_the_type(self, dtype: DataType, hint: str, tmp_path: Path) -> None:
+        source = reference(identity(dtype), tmp_path)
+
+        with pytest.raises(VerificationError, match="differ, by up to 1") as caught:
+            verify(lambda inputs: {"y": inputs["x"] + 1}, source, (1,), Tolerance(), seed=0)
+        assert hint in str(caught.value.hint)
+
     def test_rows_of_a_batch_differ(self, tmp_path: Path) -> None:
         """An artifact that answers with its first row everywhere would pass a batch of copies."""
         source = reference(linear(), tmp_path)
