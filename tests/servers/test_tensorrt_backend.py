@@ -401,6 +401,31 @@ def test_cuda_graphs_are_captured_once_for_the_batch_sizes_of_the_config(
 GRAPHS = {"cuda": {"graphs": True}}
 
 
+@pytest.mark.parametrize(
+    ("batching", "launched"),
+    [({}, [1, 2, 3, 4, 7]), ({"dynamic_batching": {"preferred_batch_size": [2]}}, [1, 2, 7])],
+)
+def test_cuda_graphs_of_nvidia_s_default_batch_sizes(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, batching: dict[str, Any], launched: list[int]
+) -> None:
+    instance = Instance(
+        backend,
+        monkeypatch,
+        tmp_path,
+        widths=[(1, 8)],
+        max_batch_size=7,
+        engine_batch=7,
+        optimization=GRAPHS,
+        **batching,
+    )
+    found = []
+    for batch in (1, 2, 3, 4, 5, 7):
+        before = instance.cuda.calls.get("cudaGraphLaunch", 0)
+        instance.run(rows(batch, 3))
+        found += [batch] * (instance.cuda.calls.get("cudaGraphLaunch", 0) - before)
+    assert found == launched
+
+
 def test_cuda_graphs_without_batching_are_of_every_shape_up_to_a_number(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

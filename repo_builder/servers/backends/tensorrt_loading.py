@@ -164,13 +164,19 @@ def check_batch_limit(maximum: dict[str, tuple[int, ...]], profile: int, max_bat
 
 
 def cuda_graph_sizes(config: dict[str, Any]) -> frozenset[int]:
-    """The batch sizes to capture: those of graph_spec, else 1, the preferred ones and the largest."""
+    """The batch sizes to capture, 0 without batching.
+
+    Those of graph_spec, else 1, the largest, and the preferred ones or, without dynamic batching, some small ones
+    (https://github.com/triton-inference-server/tensorrt_backend/blob/main/src/instance_state.cc,
+    ``InitializeGraphSpecs``).
+    """
     cuda = config.get("optimization", {}).get("cuda", {})
     if not cuda.get("graphs"):
         return frozenset()
-    named = {int(spec.get("batch_size", 0)) for spec in cuda.get("graph_spec", [])}
-    preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", [])
-    return frozenset(named or {1, *map(int, preferred), config["max_batch_size"]})
+    if named := {int(spec.get("batch_size", 0)) for spec in cuda.get("graph_spec", [])}:
+        return frozenset(named)
+    batching = config.get("dynamic_batching", {"preferred_batch_size": (2, 3, 4, 6, 8, 12, 16)})
+    return frozenset({1, *map(int, batching.get("preferred_batch_size", ())), config["max_batch_size"]})
 
 
 def checked_ports(trt: Any, engine: Any, config: dict[str, Any]) -> tuple[dict[str, EnginePort], dict[str, EnginePort]]:
