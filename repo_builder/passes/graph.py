@@ -33,6 +33,16 @@ def all_names(graph: onnx.GraphProto) -> set[str]:
     return names
 
 
+def fresh_name(stem: str, names: set[str]) -> str:
+    """``stem``, with a number behind it where it is one of ``names``, to which the result is added."""
+    name, number = stem, 1
+    while name in names:
+        number += 1
+        name = f"{stem}_{number}"
+    names.add(name)
+    return name
+
+
 def sort_nodes(graph: onnx.GraphProto) -> None:
     """Order the nodes of ``graph`` and its subgraphs in place so that each comes behind those it reads from.
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
-from repo_builder.passes.graph import replace_nodes, subgraphs
+from repo_builder.passes.graph import fresh_name, replace_nodes, subgraphs
 from repo_builder.passes.ranges import operator_of, squares
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ FP32_OPERATORS = frozenset({
 })  # fmt: skip
 BF16_OPSET = 22
 """The first whose Conv and Gemm of all versions take BF16."""
+_MASK = 3
+"""Which of Attention's inputs it is."""
+_LARGEST_IN_MASK = 2.0**15
+"""Half of FP16's range: scores up to as much may be added, and its negative still makes an exponential of 0."""
 _REFUSED_IN_BF16 = frozenset({
     "ConvTranspose", "GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish",
 })  # fmt: skip
@@ -118,6 +122,37 @@ def with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
     return raised
 
 
+def limit_masks(graph: onnx.GraphProto, names: set[str]) -> None:
+    """Clip the FP32 masks of Attention to what half can hold and add to scores, in ``graph`` and its subgraphs.
+
+    TensorRT takes a mask of its queries' type alone.  The types of inner values must be known; ``names`` are those
+    taken, and the new ones are added.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    fp32 = {tensor.name for tensor in graph.initializer if tensor.data_type == DataType.FP32.onnx}
+    fp32.update(
+        value.name
+        for value in (*graph.input, *graph.value_info)
+        if value.type.tensor_type.elem_type == DataType.FP32.onnx
+    )
+    nodes = []
+    for node in graph.node:
+        for subgraph in subgraphs(node):
+            limit_masks(subgraph, names)
+        if operator_of(node) == "Attention" and len(node.input) > _MASK and node.input[_MASK] in fp32:
+            limited, low, high = (fresh_name(f"{node.output[0]}_mask{part}", names) for part in ("", "_low", "_high"))
+            for name, bound in ((low, -_LARGEST_IN_MASK), (high, _LARGEST_IN_MASK)):
+                graph.initializer.append(numpy_helper.from_array(np.array(bound, np.float32), name))
+            nodes.append(helper.make_node("Clip", [node.input[_MASK], low, high], [limited], name=limited))
+            node.input[_MASK] = limited
+            graph.value_info.append(helper.make_tensor_value_info(limited, DataType.FP32.onnx, None))
+        nodes.append(node)
+    if len(nodes) != len(graph.node):
+        replace_nodes(graph, nodes)
+
+
 def split_hard_swishes(graph: onnx.GraphProto, names: set[str]) -> None:
     """Write x * HardSigmoid(x) for HardSwish, which TensorRT refuses in BF16, in ``graph`` and its subgraphs.
 
@@ -130,10 +165,7 @@ def split_hard_swishes(graph: onnx.GraphProto, names: set[str]) -> None:
         for subgraph in subgraphs(node):
             split_hard_swishes(subgraph, names)
         if operator_of(node) == "HardSwish":
-            gate = f"{node.output[0]}_gate"
-            while gate in names:
-                gate += "_"
-            names.add(gate)
+            gate = fresh_name(f"{node.output[0]}_gate", names)
             nodes.append(helper.make_node("HardSigmoid", node.input, [gate], name=gate, alpha=1 / 6, beta=0.5))
             nodes.append(helper.make_node("Mul", [node.input[0], gate], node.output, name=node.name))
         else:

@@ -32,6 +32,7 @@ from repo_builder.passes.fold import fold_constants
 from repo_builder.passes.graph import (
     all_names,
     drop_initialiser_inputs,
+    fresh_name,
     infer_types,
     integer_constants,
     lift_constants,
@@ -48,6 +49,7 @@ from repo_builder.passes.half_operators import (
     half_ports,
     is_bound,
     leaves_range,
+    limit_masks,
     refused_by_tensorrt,
     split_hard_swishes,
     with_bf16_operators,
@@ -127,10 +129,12 @@ def to_half(
     sort_nodes(proto.graph)
     fold_constants(proto)
     infer_types(proto)
+    names = all_names(proto.graph)
+    limit_masks(proto.graph, names)
     opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in proto.opset_import}
     if "" not in opsets:  # a model of other domains only: Cast is of this one
         proto.opset_import.add(version=13)
-    model = _Model(half, opsets, all_names(proto.graph))
+    model = _Model(half, opsets, names)
     ports = {value.name for value in proto.graph.input} & {value.name for value in proto.graph.output}
     inputs = _float_names(proto.graph.input) - ports if half_inputs else set()
     produced = {name for node in proto.graph.node for name in node.output}
@@ -157,14 +161,6 @@ class _Model:
     half_nodes: int = 0
     already_half: int = 0
     kept: Counter[str] = field(default_factory=Counter)
-
-    def fresh_name(self, stem: str) -> str:
-        name, number = stem, 1
-        while name in self.names:
-            number += 1
-            name = f"{stem}_{number}"
-        self.names.add(name)
-        return name
 
 
 @dataclass
@@ -372,7 +368,7 @@ class _Scope:
         return value.names[elem_type]
 
     def fresh(self, name: str, *, half: bool) -> str:
-        return self.model.fresh_name(f"{name}_{(self.model.half if half else DataType.FP32).value.lower()}")
+        return fresh_name(f"{name}_{(self.model.half if half else DataType.FP32).value.lower()}", self.model.names)
 
     def cast(self, source: str, target: str, elem_type: int, slot: int) -> None:
         from onnx import helper
@@ -384,7 +380,7 @@ class _Scope:
         """Put a Clip without bounds, which changes nothing, in front of the newest node."""
         from onnx import helper
 
-        name = self.model.fresh_name(f"{node.input[0]}_clipped")
+        name = fresh_name(f"{node.input[0]}_clipped", self.model.names)
         self.slots[-1].insert(0, helper.make_node("Clip", [node.input[0]], [name], name=f"clip_{name}"))
         node.input[0] = name
 

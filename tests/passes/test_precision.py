@@ -170,6 +170,32 @@ def test_attention_mask_of_the_smallest_float() -> None:
 
 
 @pytest.mark.parametrize("half", [FP16, BF16])
+def test_masked_attention(half: DataType) -> None:
+    """As one operator; TensorRT-RTX builds it where its mask has the type of its queries, or is of booleans."""
+    source = model(
+        [
+            node("Where", ["allowed", "zero", "lowest"], ["mask"]),
+            node("MatMul", ["x", "w"], ["q"]),
+            node("Attention", ["q", "x", "x", "mask"], ["a"]),
+            node("Attention", ["a", "x", "x", "allowed"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 1, 3, 4]), "allowed": (DataType.BOOL, [3, 3])},
+        {"y": (FP32, ["batch", 1, 3, 4])},
+        {"w": weights(4, 4), "zero": floats(0), "lowest": floats(np.finfo(np.float32).min)},
+        opset=23,
+        ir_version=11,
+    )
+    result = converted(source, half)
+    assert computes_in(result.proto, "Attention") == {half.onnx}
+    known = types(result.proto)
+    masks = [known[n.input[3]] for n in result.proto.graph.node if n.op_type == "Attention"]
+    assert masks == [half.onnx, TensorProto.BOOL]
+    x, allowed = weights(2, 1, 3, 4), np.tri(3, dtype=bool)
+    [expected] = run(source, x=x, allowed=allowed)
+    np.testing.assert_allclose(in_half(result.proto, x=x, allowed=allowed)[0], expected, atol=2.0**-6)
+
+
+@pytest.mark.parametrize("half", [FP16, BF16])
 def test_a_mask_that_is_fp32_already(half: DataType) -> None:
     """BF16 ends at 3.39e38; -inf in place of -3.4e38 would make NaN of what is not masked, too."""
     source = model(
