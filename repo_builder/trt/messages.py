@@ -43,6 +43,7 @@ def tidy_assertion(text: str) -> str:
     text = re.sub(rf"^(?:Invalid Node - \S+ )?(?:{UNNAMED}\S+: )?", "", text)
     if re.search(r"Plugin not found|\w plugin creator version \d+ was not found", text):  # some operators are plugins
         return UNSUPPORTED
+    text = re.sub(r"^(Failed to import initializer: ).*: ", r"\1", text)
     found = _ASSERTION.match(text)
     return (found["text"] or found["said"]) if found else text
 

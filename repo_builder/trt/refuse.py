@@ -33,10 +33,13 @@ def refuse_graph(library: Library, proto: onnx.ModelProto) -> None:
 
 
 def _refuse_types(library: Library, proto: onnx.ModelProto) -> None:
-    """Raise CompileError for inputs and outputs of types that no TensorRT has: its parser does not say which."""
-    ports = [("input", value) for value in proto.graph.input] + [("output", value) for value in proto.graph.output]
-    types = [(role, value.name, DataType.from_onnx(value.type.tensor_type.elem_type)) for role, value in ports]
-    never = [f"its {role} {name!r} is {dtype.value}" for role, name, dtype in types if dtype in _NEVER]
+    """Raise CompileError for tensors of types that no TensorRT has: its parser names none of them."""
+    graph = proto.graph
+    types = [("input", value.name, value.type.tensor_type.elem_type) for value in graph.input]
+    types += [("output", value.name, value.type.tensor_type.elem_type) for value in graph.output]
+    types += [("initializer", tensor.name, tensor.data_type) for tensor in graph.initializer]
+    stated = [(role, name, DataType.from_onnx(number)) for role, name, number in types]
+    never = [f"its {role} {name!r} is {dtype.value}" for role, name, dtype in stated if dtype in _NEVER]
     if never:
         raise CompileError(
             f"{library.name} can't take the model: {', '.join(never)}",

@@ -601,6 +601,14 @@ def test_an_output_of_a_type_that_tensorrt_has_not(tmp_path: Path, capfd: pytest
 
 
 @rtx
+def test_an_initializer_of_a_type_that_tensorrt_has_not(tmp_path: Path) -> None:
+    proto = convolution()
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(["cat", "dog"], dtype=object), "labels"))
+    with pytest.raises(CompileError, match="its initializer 'labels' is STRING"):
+        compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
+
+
+@rtx
 @pytest.mark.parametrize("shape", [[1] * 9, ["batch", 2**31]], ids=["nine axes", "an axis too large"])
 def test_an_input_that_tensorrt_can_not_take_is_named(tmp_path: Path, shape: Shape) -> None:
     proto = model([node("Relu", ["pixels"], ["y"])], {"pixels": (FP32, shape)}, {"y": (FP32, shape)})

@@ -75,6 +75,12 @@ def test_messages_on_one_line_without_source_locations(message: str, told: str) 
         ),
         ("Invalid Node - /mixed/Add /mixed/Add: SUM must have same types", "/mixed/Add: SUM must have same types"),
         ("node_of_y: the types differ", "the types differ"),
+        (
+            "Failed to import initializer: In node -1 with name: and operator: (importInitializers): UNSUPPORTED_NODE: "
+            "Assertion failed: ctx->getWeightsContext.convertOnnxWeights(initializer, &weights): Failed to import "
+            "initializer: labels",
+            "Failed to import initializer: labels",
+        ),
         ("the shapes do not fit", "the shapes do not fit"),
     ],
 )
