@@ -57,8 +57,8 @@ def half_ports(
 
 def leaves_range(node: onnx.NodeProto) -> bool:
     """Whether it sums, raises to powers or needs FP32 by its own definition, whatever it reads."""
-    reduces = any(attribute.name == "reduction" for attribute in node.attribute)  # of ScatterND and its kind
-    return operator_of(node) in FP32_OPERATORS or squares(node) or reduces
+    reduction = next((attribute.s for attribute in node.attribute if attribute.name == "reduction"), b"none")
+    return operator_of(node) in FP32_OPERATORS or squares(node) or reduction != b"none"
 
 
 def refused_by_tensorrt(node: onnx.NodeProto, half: DataType) -> bool:

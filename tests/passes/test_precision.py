@@ -802,6 +802,22 @@ def test_boxes_of_regions_are_not_rounded_before_their_end() -> None:
     close(source, result, x=X[:1])
 
 
+@pytest.mark.parametrize(("reduction", "kept"), [("none", TensorProto.FLOAT16), ("add", TensorProto.FLOAT)])
+def test_scattering_moves_or_adds(reduction: str, kept: int) -> None:
+    source = model(
+        [
+            node("MatMul", ["x", "w"], ["m"]),
+            node("ScatterElements", ["m", "places", "x"], ["y"], axis=1, reduction=reduction),
+        ],
+        {"x": (FP32, [3, 4])},
+        {"y": (FP32, [3, 4])},
+        {"w": weights(4, 4), "places": integers([[0, 1, 2, 3], [0, 1, 2, 3], [3, 2, 1, 0]])},
+    )
+    result = converted(source)
+    assert computes_in(result.proto, "ScatterElements") == {kept}
+    close(source, result, x=weights(3, 4))
+
+
 def test_a_hard_swish_is_split_for_bf16() -> None:
     """TensorRT takes it in FP16 and FP32 alone, and its parts in BF16 too."""
 
