@@ -75,7 +75,7 @@ def compile_plan(
     _refuse_source(output, source, *(source.parent / file for file in model.spec.external_files))
     notes = describe_zero_axes(model.proto)
     model = model.with_graph(free_zero_axes(model.proto))
-    batchable = static_batching(model).batchable
+    batching = static_batching(model)
     progress(f"compiling for {target.value}")
     real = output.resolve()
     try:
@@ -86,7 +86,7 @@ def compile_plan(
             artifact = compiler.compile(
                 model,
                 Path(folder),
-                batchable=batchable,
+                batchable=batching.batchable,
                 max_batch_size=max_batch_size or DEFAULT_MAX_BATCH_SIZE,
                 progress=progress,
             )
@@ -98,6 +98,9 @@ def compile_plan(
         raise UsageError(
             f"{output} can't be written: {error.strerror}", "check the folder and its permissions"
         ) from None
+    if max_batch_size and artifact.max_batch_size != max_batch_size:
+        why = "the shapes given say otherwise" if batching.batchable else batching.reason
+        notes = (*notes, f"--max-batch-size {max_batch_size}: no effect, {why}")
     return _compiled(output, replace(artifact, hints=(*notes, *artifact.hints)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -190,7 +191,7 @@ def _missing_range(missing: Sequence[NetworkInput], max_batch_size: int) -> Comp
         ",".join(f"{tensor.name}:{_text([sizes[corner] for sizes in shapes[tensor.name]])}" for tensor in missing)
         for corner in range(3)
     ]
-    flags = map(" ".join, zip(("--min-shapes", "--opt-shapes", "--max-shapes"), corners, strict=True))
+    flags = map(shlex.join, zip(("--min-shapes", "--opt-shapes", "--max-shapes"), corners, strict=True))
     free = ", ".join(f"{tensor.name!r} {list(tensor.dims)}" for tensor in missing if not tensor.shape_tensor)
     values = ", ".join(repr(tensor.name) for tensor in missing if tensor.shape_tensor)
     asked = (f"the free axes of {free}" if free else "", f"the values of {values}, which are a shape" if values else "")

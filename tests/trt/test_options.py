@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
@@ -82,6 +83,14 @@ def test_every_free_axis_without_a_range_is_in_one_error_with_the_flags_to_add()
     profiles = parse_profiles([flags["--min-shapes"]], [flags["--opt-shapes"]], [flags["--max-shapes"]])
     [planned] = plan_profiles([IMAGE, IDS], profiles, batchable=True, max_batch_size=8)
     assert planned.max["image"][0] == planned.max["ids"][0] == 8
+
+
+def test_the_flags_to_add_can_be_pasted_whatever_the_names_are() -> None:
+    odd = NetworkInput("in put $1", (-1, -1))
+    with pytest.raises(CompileError) as caught:
+        plan_profiles([odd], (), batchable=True, max_batch_size=8)
+    flags = shlex.split((caught.value.hint or "").partition("sizes: ")[2])
+    assert parse_profiles([flags[1]], [flags[3]], [flags[5]])[0].opt == {"in put $1": (8, 64)}
 
 
 def test_axes_of_one_name_have_the_same_size_in_the_flags_to_add() -> None:
