@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import json
 import mmap
+import os
 import re
 import sys
 import tempfile
@@ -258,11 +259,14 @@ def test_memory_is_allocated_once(backend: ModuleType, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def shared() -> Iterator[npt.NDArray[np.float32]]:
-    """Rows in shared memory, as Triton's stub maps it."""
-    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+def shared(tmp_path: Path) -> Iterator[npt.NDArray[np.float32]]:
+    """Rows in shared memory, as Triton's stub maps it, beside a file whose name is no text."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file, (tmp_path / os.fsdecode(b"\xff")).open("w+b") as other:
+        other.truncate(1)
+        mapped = mmap.mmap(other.fileno(), 1)
         file.truncate(1 << 16)
         yield np.frombuffer(mmap.mmap(file.fileno(), 1 << 16), np.float32).reshape(-1, 8)
+        mapped.close()
 
 
 def test_what_lies_in_shared_memory_is_read_there(

@@ -101,7 +101,7 @@ class SharedMemory:
 
     def find(self, address: int) -> tuple[int, int] | None:
         """Return the mapping of shared memory around ``address``, if there is one (man 5 proc_pid_maps)."""
-        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
             span, _, _, _, _, *path = line.split(maxsplit=5)
             start, end = (int(number, 16) for number in span.split("-"))
             if start <= address < end:
