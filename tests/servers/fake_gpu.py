@@ -6,6 +6,7 @@ is no GPU.  What TensorRT and CUDA really do is tested on one (``pytest -m gpu``
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import json
 import math
@@ -160,7 +161,9 @@ class Context:
 
     def execute_async_v3(self, _stream: int) -> bool:
         if self.engine.cuda.capturing:
-            self.engine.cuda.captured = self.compute if self.engine.can_be_captured else None
+            held = copy.copy(self)  # a graph keeps sizes and addresses
+            held.shapes, held.addresses = dict(self.shapes), dict(self.addresses)
+            self.engine.cuda.captured = held.compute if self.engine.can_be_captured else None
             return self.engine.can_be_captured
         return self.compute()
 

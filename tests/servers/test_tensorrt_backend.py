@@ -237,6 +237,25 @@ def test_what_lies_on_the_gpu_stays_there(backend: ModuleType, monkeypatch: pyte
     assert kinds == [of.cudaMemcpyDeviceToDevice, of.cudaMemcpyHostToDevice, of.cudaMemcpyDeviceToHost]
 
 
+@pytest.mark.parametrize("optimization", [{}, {"cuda": {"graphs": True}}])
+def test_what_a_request_alone_has_on_the_gpu_is_used_in_place(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, optimization: dict[str, Any]
+) -> None:
+    instance = Instance(backend, monkeypatch, tmp_path, widths=[(1, 300)], optimization=optimization)
+    memory = np.zeros(1024, np.float32)
+    start = -memory.ctypes.data % 256 // 4
+    places = [memory[start + offset : start + offset + 100].reshape(1, 100) for offset in (0, 256, 131)]  # last: odd
+    copied = []
+    for place, value in [(0, 1), (1, 2), (0, 3), (2, 4), (1, 5)]:
+        places[place][:] = value
+        before = instance.cuda.calls.get("cudaMemcpyAsync", 0)
+        [response] = instance.model.execute([Request(x=places[place], on_gpu=("x",))])
+        np.testing.assert_array_equal(response.tensors[0].as_numpy(), 2.0 * places[place])
+        copied.append(instance.cuda.calls["cudaMemcpyAsync"] - before - 1)  # the answer
+    assert copied == [0, 0, 0, 1, 0]
+    np.testing.assert_array_equal(instance.run(rows(1, 100))[0].tensors[0].as_numpy(), 2 * rows(1, 100))
+
+
 def test_answers_outlive_other_batches_of_the_same_call(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

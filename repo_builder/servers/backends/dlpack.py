@@ -49,6 +49,11 @@ def address_in(capsule: Any) -> int:
     return (tensor.data or 0) + int(tensor.byte_offset)
 
 
+def device_in(capsule: Any) -> int:
+    """Return the number of the GPU in whose memory a capsule's tensor is."""
+    return int(_tensor_in(capsule).device_id)
+
+
 def array_at(address: int, dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
     """Return the values at a host ``address`` as an array that doesn't own its memory."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize

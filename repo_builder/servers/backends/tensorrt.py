@@ -6,7 +6,7 @@ which loads here loads there.  The requests that Triton's scheduler hands over t
 
 - each request's tensors go to their place in one device buffer, read by the GPU itself from the shared memory that
   Triton hands them over in; where that can't be, through pinned memory, so that while one is on its way the next is
-  being staged;
+  being staged; what a request that runs alone has on the GPU is used in place;
 - device buffers are as large as the profile allows and stay where they are, so shapes of a batch size that config.pbtxt
   names for CUDA graphs are captured once and then launched as one call;
 - outputs come back into pinned memory, from which Triton takes them; their responses are made before they are there.
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import triton_python_backend_utils as pb_utils
 
 from .batches import BatchModel, Pending, RequestError
-from .dlpack import Array, address_in, array_at
+from .dlpack import Array, address_in, array_at, device_in
 from .loading import refuse_unsupported
 from .tensorrt_loading import (
     EnginePort,
@@ -38,7 +38,7 @@ from .tensorrt_loading import (
     profile_corners,
     profile_indices,
 )
-from .tensorrt_memory import Cuda, CudaError, DeviceMemory, PinnedMemory, SharedMemory
+from .tensorrt_memory import ALIGNMENT, Cuda, CudaError, DeviceMemory, PinnedMemory, SharedMemory
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA's driver for Linux, and of WSL
 MOST_GRAPHS = 64
@@ -52,12 +52,12 @@ class EngineError(Exception):
 
 
 class Source(NamedTuple):
-    """An input tensor of a request: where its bytes are, in host or device memory, for as long as it is kept."""
+    """An input tensor of a request: where its bytes are, for as long as it is kept; in host memory without a GPU."""
 
     address: int
     shape: tuple[int, ...]
     nbytes: int
-    on_device: bool
+    gpu: int | None
     owner: Any
 
 
@@ -75,8 +75,9 @@ class Lane:
     maximum: Shapes
     shapes: Shapes = field(default_factory=dict)  # the inputs' and the outputs', as the context has them
     outputs: Shapes = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)  # the inputs' addresses, as the context has them
     generation: int = -1  # of the device memory whose addresses the context has
-    graphs: dict[Hashable, Any] = field(default_factory=dict)  # by shapes; None where there can be none
+    graphs: dict[Hashable, Any] = field(default_factory=dict)  # by shapes and places; None where there can be none
 
     def takes(self, shapes: Shapes) -> bool:
         return all(
@@ -117,7 +118,8 @@ class TritonPythonModel(BatchModel):
             raise pb_utils.TritonModelException(f"{self.LIBRARY} can't be imported: {error}") from error
         self.cuda = Cuda()
         try:
-            self.cuda("cudaSetDevice", int(args["model_instance_device_id"]))
+            self.gpu = int(args["model_instance_device_id"])
+            self.cuda("cudaSetDevice", self.gpu)
             self.stream = int(self.cuda("cudaStreamCreateWithFlags", self.cuda.api.cudaStreamNonBlocking))
         except CudaError as error:
             raise pb_utils.TritonModelException(str(error)) from error
@@ -178,8 +180,8 @@ class TritonPythonModel(BatchModel):
         shapes = self.joined_shapes(group)
         lane = self.lane_for(shapes)
         try:
-            self.send(group)
-            self.prepare(lane, shapes, group[0])
+            places = self.send(group)
+            self.prepare(lane, shapes, places, group[0])
             self.compute(lane)
             return self.fetch(lane, names)
         except Exception:
@@ -216,13 +218,14 @@ class TritonPythonModel(BatchModel):
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         raise RequestError(f"no profile of the engine takes {listed}; it takes {ranges}")
 
-    def prepare(self, lane: Lane, shapes: Shapes, first: Pending) -> None:
+    def prepare(self, lane: Lane, shapes: Shapes, places: dict[str, int], first: Pending) -> None:
         """Tell the context of the shapes and of where its tensors are, unless it has them from the run before."""
-        if not self.values and lane.shapes == shapes and lane.generation == self.device.generation:
+        there = lane.shapes == shapes and lane.places == places and lane.generation == self.device.generation
+        if there and not self.values:
             return
         lane.shapes = {}
-        for name in self.sized:
-            lane.context.set_tensor_address(name, self.device.addresses[name])
+        for name, address in places.items():
+            lane.context.set_tensor_address(name, address)
             if not lane.context.set_input_shape(name, shapes[name]):
                 raise RequestError(f"the engine refuses shape {list(shapes[name])} for {name!r}: {self.last_error()}")
         for name in self.values:
@@ -231,7 +234,7 @@ class TritonPythonModel(BatchModel):
             self.place_output(lane, name)
         if lane.generation != self.device.generation:  # graphs hold the addresses of before
             self.drop_graphs(lane)
-        lane.shapes, lane.generation = shapes, self.device.generation
+        lane.shapes, lane.places, lane.generation = shapes, places, self.device.generation
 
     def place_output(self, lane: Lane, name: str) -> None:
         """Give an output its memory; where its size depends on the data, an allocator that is asked in the run."""
@@ -244,19 +247,25 @@ class TritonPythonModel(BatchModel):
             lane.context.set_output_allocator(name, allocator)
             self.allocators[lane.index, name] = allocator
 
-    def send(self, group: list[Pending]) -> None:
-        """Bring every request's tensors to their place in the device buffers."""
+    def send(self, group: list[Pending]) -> dict[str, int]:
+        """Bring every request's tensors to their place in the device buffers; return where each input is then."""
+        places = {}
         for name in self.sized:
-            target = self.device.addresses[name]
+            first = group[0].inputs[name]
+            if len(group) == 1 and first.gpu == self.gpu and first.nbytes and not first.address % ALIGNMENT:
+                places[name] = first.address
+                continue
+            places[name] = target = self.device.addresses[name]
             for pending in group:
                 source = pending.inputs[name]
                 self.copy_in(target, source)
                 target += source.nbytes
+        return places
 
     def copy_in(self, target: int, source: Source) -> None:
         if not source.nbytes:
             return
-        if source.on_device:
+        if source.gpu is not None:
             kind, address = self.cuda.within_device, source.address
         elif self.shared.holds(source.address, source.nbytes):
             kind, address = self.cuda.to_device, source.address
@@ -278,8 +287,8 @@ class TritonPythonModel(BatchModel):
             raise EngineError(f"the engine failed to run: {self.last_error()}")
 
     def graph_of(self, lane: Lane) -> Any:
-        """The graph of the shapes that ``lane`` has, captured when they are first met; None where there is none."""
-        key = tuple(lane.shapes.items())
+        """The graph of what ``lane`` has, captured when its shapes and places are first met; None if there is none."""
+        key = (*lane.shapes.items(), *lane.places.items())
         if key not in lane.graphs and len(lane.graphs) < MOST_GRAPHS:
             lane.graphs[key] = self.capture(lane)
         return lane.graphs.get(key)
@@ -336,7 +345,8 @@ def source_of(tensor: Any, port: EnginePort) -> Source:
         raise RequestError(f"input {port.name!r} holds sizes, which are needed in the memory of the CPU")
     capsule = tensor.to_dlpack()
     shape = tuple(tensor.shape())
-    return Source(address_in(capsule), shape, port.nbytes(shape), not tensor.is_cpu(), (tensor, capsule))
+    gpu = None if tensor.is_cpu() else device_in(capsule)
+    return Source(address_in(capsule), shape, port.nbytes(shape), gpu, (tensor, capsule))
 
 
 def make_allocator(trt: Any, memory: DeviceMemory, output: str) -> Any:
