@@ -25,6 +25,7 @@ def refuse_graph(library: Library, proto: onnx.ModelProto) -> None:
 
     _refuse_types(library, proto)
     _refuse_passed_through(library, proto)
+    _refuse_unmade(library, proto.graph, frozenset())
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     for graph in graphs_of(proto.graph):
         _refuse_nodes(library, graph, opsets)
@@ -56,6 +57,25 @@ def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
                 f"{library.name} can't take the model: its input {value.name!r} is one of its outputs, too",
                 "export it without that output, which only repeats the input, or use --target onnxruntime",
             )
+
+
+def _refuse_unmade(library: Library, graph: onnx.GraphProto, outer: frozenset[str]) -> None:
+    """The parser dies of a name in a branch or loop that neither it nor a graph around it, ``outer``, has."""
+    from repo_builder.passes.graph import subgraphs
+
+    known = outer.union(
+        (value.name for value in graph.input),
+        (tensor.name for tensor in graph.initializer),
+        (tensor.values.name for tensor in graph.sparse_initializer),
+        (name for node in graph.node for name in node.output),
+    )
+    for node in graph.node:
+        for name in filter(None, node.input):
+            if name not in known:
+                unmade = f"{_node(node)} reads {name!r}, which nothing makes"
+                raise CompileError(f"{library.name} can't take the model: {unmade}", _AGAIN)
+        for body in subgraphs(node):
+            _refuse_unmade(library, body, known)
 
 
 def _refuse_nodes(library: Library, graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:

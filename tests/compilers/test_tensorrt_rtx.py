@@ -518,6 +518,13 @@ def without_input(proto: onnx.ModelProto) -> None:
     proto.graph.node.append(node("Add", ["h"], ["z"], name="/half"))
 
 
+def unmade_in_a_branch(proto: onnx.ModelProto) -> None:
+    inside = onnx.helper.make_graph([node("Neg", ["gone"], ["n"], name="n")], "inside", [], [])
+    condition = numpy_helper.from_array(np.array(True), "c")
+    proto.graph.initializer.append(condition)
+    proto.graph.node.append(node("If", ["c"], [], then_branch=inside, else_branch=inside))
+
+
 def cut_weights(proto: onnx.ModelProto) -> None:
     proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:8]
 
@@ -537,6 +544,7 @@ def cut_constant(proto: onnx.ModelProto) -> None:
         (made_twice, r"'y' is made by node add \(Add\), and made by node /again \(Neg\)"),
         (made_beforehand, r"'w' is an initializer, and made by node /w \(Neg\)"),
         (without_input, r"node /half \(Add\) has 1 of 2 inputs"),
+        (unmade_in_a_branch, r"node n \(Neg\) reads 'gone', which nothing makes"),
         (cut_weights, r"the values of 'w' are not those of a tensor \[4, 4\]: "),
         (cut_constant, r"the values of '/k' are not those of a tensor \[4\]: "),
     ],
