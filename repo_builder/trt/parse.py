@@ -34,7 +34,8 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     fused = any(_is_attention(node) for node in nodes_of(proto.graph))
     if parser.parse(_with_attention_in_parts(path), str(path)) if fused else parser.parse_from_file(str(path)):
         return parser
-    problems = [_describe(parser.get_error(index), proto, log) for index in range(parser.num_errors)]
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    problems = [problem for error in errors for problem in _describe(error, proto, log)]
     listed = _listed([*problems, *_unsupported(parser, proto)]) or list(map(tidy, log.errors)) or ["it gave no reason"]
     hint = "the graph is wrong there, or TensorRT stricter than others: export the model again, or --target onnxruntime"
     if any(problem.operator in _QUANTISERS for problem in problems):
@@ -53,7 +54,8 @@ class _Problem:
     said: str
 
 
-def _describe(error: Any, proto: onnx.ModelProto, log: BuildLog) -> _Problem:
+def _describe(error: Any, proto: onnx.ModelProto, log: BuildLog) -> list[_Problem]:
+    """What an error is about: a node, or, where only the operator is told, every node of that."""
     index = error.node()
     node = proto.graph.node[index] if 0 <= index < len(proto.graph.node) else None
     name = error.node_name() if hasattr(error, "node_name") else node.name if node else ""
@@ -61,11 +63,14 @@ def _describe(error: Any, proto: onnx.ModelProto, log: BuildLog) -> _Problem:
     said = tidy_assertion(tidy(error.desc())).removeprefix(f"{name}: ")
     if operator:
         called = name.removeprefix(UNNAMED) or (name_of(node) if node else f"number {index}")
-        return _Problem(called, operator, said)
+        return [_Problem(called, operator, said)]
     if error.file() in {value.name for value in proto.graph.input}:  # as the parser calls the place of such errors
         reasons = (tidy(message) for message in log.errors if "In function" not in message)
-        return _Problem("", "", f"input {error.file()!r}: {next(filter(None, reasons), said)}")
-    return _Problem("", "", said)
+        return [_Problem("", "", f"input {error.file()!r}: {next(filter(None, reasons), said)}")]
+    importer = error.func().removeprefix("import")
+    nodes = [node for node in nodes_of(proto.graph) if node.op_type == importer]
+    one = " (one of them at least)" if len(nodes) > 1 else ""
+    return [_Problem(name_of(node), importer, said + one) for node in nodes] or [_Problem("", "", said)]
 
 
 def _listed(problems: Iterable[_Problem]) -> list[str]:
@@ -119,6 +124,6 @@ def with_node(error: CompileError, proto: onnx.ModelProto) -> CompileError:
     start, colon, said = error.message.partition(": ")
     node = node_in(said, proto)
     said = said.replace(UNNAMED, "")
-    if not colon or node is None or said.startswith("node "):
+    if not colon or node is None or said.startswith(("node ", "nodes ")):
         return error
     return CompileError(f"{start}: {node}: {said}", error.hint)

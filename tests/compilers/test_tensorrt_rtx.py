@@ -287,6 +287,19 @@ def test_unsupported_operators_are_all_named(tmp_path: Path) -> None:
 
 
 @rtx
+def test_where_the_parser_tells_the_operator_alone_its_nodes_are_named(tmp_path: Path) -> None:
+    rows: tuple[DataType, Shape] = (FP32, [4, 3])
+    nodes = [
+        node("ScatterElements", ["x", "i", "x"], ["a"], name="/first", reduction="add"),
+        node("ScatterElements", ["a", "i", "x"], ["y"], name="/second", reduction="add"),
+    ]
+    proto = model(nodes, {"x": rows}, {"y": rows}, {"i": np.zeros((4, 3), np.int64)})
+    said = r"the model: nodes /first, /second \(ScatterElements\): Unsupported reduction type \(one of them at least\)"
+    with pytest.raises(CompileError, match=said):
+        compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
+
+
+@rtx
 @pytest.mark.parametrize(
     ("options", "message"),
     [
