@@ -131,7 +131,7 @@ def _refuse_tensors(library: Library, graph: onnx.GraphProto) -> None:
         if tensor.data_location == TensorProto.EXTERNAL:  # was looked at when the model was read
             continue
         try:
-            numpy_helper.to_array(tensor)
+            numpy_helper.to_array(tensor).reshape([max(size, 0) for size in tensor.dims])  # which takes -1 for any
         except (ValueError, TypeError, KeyError) as error:
             broken = f"the values of {name!r} are not those of a tensor {list(tensor.dims)}: {error}"
             raise CompileError(f"{library.name} can't take the model: {broken}", _AGAIN) from None

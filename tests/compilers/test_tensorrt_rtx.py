@@ -542,6 +542,10 @@ def cut_weights(proto: onnx.ModelProto) -> None:
     proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:8]
 
 
+def negative_size(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].dims[0] = -1
+
+
 def cut_constant(proto: onnx.ModelProto) -> None:
     value = onnx.helper.make_tensor("v", TensorProto.FLOAT, [4], [1, 2, 3, 4])
     del value.float_data[2:]
@@ -559,6 +563,7 @@ def cut_constant(proto: onnx.ModelProto) -> None:
         (without_input, r"node /half \(Add\) has 1 of 2 inputs"),
         (unmade_in_a_branch, r"node n \(Neg\) reads 'gone', which nothing makes"),
         (cut_weights, r"the values of 'w' are not those of a tensor \[4, 4\]: "),
+        (negative_size, r"the values of 'w' are not those of a tensor \[-1, 4\]: "),
         (cut_constant, r"the values of '/k' are not those of a tensor \[4\]: "),
     ],
 )
