@@ -38,10 +38,19 @@ def markdown(header: Iterable[str], rows: Rows) -> str:
 
 def tolerances() -> str:
     rows = (
-        (name, f"2^{ROUNDOFF[name]}", f"{limit.rtol:g}", f"{limit.scale:g}", f"{limit.scale / 2 ** ROUNDOFF[name]:.0f}")
+        (
+            name,
+            f"2^{ROUNDOFF[name]}",
+            f"{limit.rtol:g}",
+            f"{limit.scale:g}",
+            f"{limit.scale / 2 ** ROUNDOFF[name]:.0f}",
+            f"{limit.flips:.1%}",
+        )
         for name, limit in TOLERANCES.items()
     )
-    return markdown(("precision", "unit roundoff u", "of the value", "of the largest value", "that is, in u"), rows)
+    return markdown(
+        ("precision", "unit roundoff u", "of the value", "of the largest value", "that is, in u", "of integers"), rows
+    )
 
 
 def published(results: Mapping[str, Any]) -> str:

@@ -44,7 +44,9 @@ def check_artifact(
         VerificationError: an output is outside the tolerance, or no profile takes the inputs.
     """
     _refuse_outside(artifact, reference, batch_sizes)
-    limits = artifact.tolerance if tolerance == Tolerance() else tolerance
+    limits = artifact.tolerance
+    if tolerance != Tolerance():
+        limits = dataclasses.replace(tolerance, flips=limits.flips)
     result = verify(artifact.run, reference, batch_sizes, limits, samples.seed) if artifact.run else None
     for shapes in [] if samples.files else _other_shapes(artifact, spec, batched=batch_sizes != (0,)):
         options = dataclasses.replace(samples, shapes={**samples.shapes, **shapes})

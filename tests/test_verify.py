@@ -17,7 +17,7 @@ from repo_builder.model import DataType
 from repo_builder.onnx_model import read_model
 from repo_builder.runtime import RunError, open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
-from repo_builder.verify import MOST_BYTES, Reference, Tolerance, compare, verify
+from repo_builder.verify import MOST_BYTES, Reference, Tolerance, Verification, compare, verify
 from tests import models
 from tests.models import FP32, INT64, identity, linear, model, node, save, two_outputs
 
@@ -88,6 +88,21 @@ class TestCompare:
 
         assert report.mismatched == 1
         assert report.max_absolute_error == (0 if dtype is bool else 1)
+
+    @pytest.mark.parametrize(("different", "flipped", "wrong"), [(2, 2, 0), (3, 0, 3)])
+    @pytest.mark.parametrize("dtype", [np.int64, bool])
+    def test_of_whole_numbers_a_share_may_flip(
+        self, dtype: npt.DTypeLike, different: int, flipped: int, wrong: int
+    ) -> None:
+        expected, actual = np.zeros((2, 200), dtype)
+        actual[:different] = 1
+
+        report = compare("y", actual, expected, Tolerance(flips=0.01))
+
+        assert (report.flipped, report.mismatched) == (flipped, wrong)
+        told = " ".join(Verification((1,), 0.01, None, 0, (report,)).hints)
+        assert told.startswith("2 of the 200 values of output 'y' are not" if flipped else "")
+        assert bool(told) == bool(flipped)
 
     def test_far_unsigned_numbers_do_not_wrap(self) -> None:
         assert compare("y", np.array([0], np.uint8), np.array([255], np.uint8), Tolerance()).max_absolute_error == 255
