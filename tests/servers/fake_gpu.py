@@ -186,6 +186,8 @@ class FakeEngine:
     ``ran`` are the profiles of its runs.
     """
 
+    context: type[Context] = Context
+    names: tuple[str, ...] = ("x", "y")
     can_be_captured = True
     tensor_format = TensorFormat["LINEAR"]
     output_location = TensorLocation["DEVICE"]
@@ -193,7 +195,7 @@ class FakeEngine:
     def __init__(self, cuda: FakeCuda, logger: Any, widths: list[tuple[int, int]], max_batch: int) -> None:
         self.cuda, self.logger, self.widths, self.max_batch = cuda, logger, widths, max_batch
         self.ran: list[int] = []
-        self.num_io_tensors = 2
+        self.num_io_tensors = len(self.names)
         self.num_optimization_profiles = len(widths)
 
     def create_engine_inspector(self) -> Any:
@@ -201,10 +203,10 @@ class FakeEngine:
         return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": layers, "Bindings": ["x", "y"]}))
 
     def create_execution_context(self) -> Context:
-        return Context(self)
+        return self.context(self)
 
     def get_tensor_name(self, index: int) -> str:
-        return "xy"[index]
+        return self.names[index]
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.INPUT if name == "x" else TensorIOMode.OUTPUT
@@ -242,15 +244,8 @@ class CroppingContext(Context):
 class CroppingEngine(FakeEngine):
     """``y = x[:, :width]``, of which ``width`` is a value in host memory."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.num_io_tensors = 3
-
-    def create_execution_context(self) -> Context:
-        return CroppingContext(self)
-
-    def get_tensor_name(self, index: int) -> str:
-        return ("x", "y", "width")[index]
+    context = CroppingContext
+    names = ("x", "y", "width")
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.OUTPUT if name == "y" else TensorIOMode.INPUT
@@ -282,17 +277,9 @@ class EchoContext(Context):
 class EchoEngine(FakeEngine):
     """``y = z = x``, whose type is ``kind``; ``dtype`` is NumPy's of the same width."""
 
+    context = EchoContext
+    names = ("x", "y", "z")
     kind, dtype = "FLOAT", "float32"
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.num_io_tensors = 3
-
-    def create_execution_context(self) -> Context:
-        return EchoContext(self)
-
-    def get_tensor_name(self, index: int) -> str:
-        return "xyz"[index]
 
     def get_tensor_dtype(self, _name: str) -> Any:
         return DataType[self.kind]
