@@ -134,7 +134,8 @@ def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ..
 def _check_plan(config: ModelConfig, artifact: Artifact, *, built: bool) -> None:
     """Hold a plan's configuration to what NVIDIA's tensorrt backend refuses.
 
-    Source: https://github.com/triton-inference-server/tensorrt_backend/blob/main/src/instance_state.cc, ``ValidateIO``.
+    Source: https://github.com/triton-inference-server/tensorrt_backend/blob/main/src/instance_state.cc, ``ValidateIO``
+    and, of scalars, ``ConfigureInputDimensions``, which reads the first of their dims.
     """
     for tensor in (*artifact.inputs, *artifact.outputs):
         if tensor.shape == ():

@@ -63,6 +63,11 @@ def name_of(node: onnx.NodeProto) -> str:
     return node.name.removeprefix(UNNAMED) or next(filter(None, node.output), "")
 
 
+def described(node: onnx.NodeProto) -> str:
+    """``node NAME (OPERATOR)``."""
+    return f"node {name_of(node)} ({node.op_type})"
+
+
 def name_nodes(converted: onnx.ModelProto, source: onnx.ModelProto) -> None:
     """Name nodes of ``converted`` that have no name, in place, after what they make in the user's ``source``."""
     from repo_builder.passes.graph import all_names
@@ -79,7 +84,7 @@ def node_in(message: str, proto: onnx.ModelProto) -> str | None:
     layers = ((node.name or UNNAMED + name_of(node), node) for node in nodes_of(proto.graph))
     for layer, node in sorted(((layer, node) for layer, node in layers if len(layer) > 2), key=_by_length):
         if re.search(rf"(?<![\w/.]){re.escape(layer)}(?![A-Za-z0-9])", message):
-            return f"node {name_of(node)} ({node.op_type})"
+            return described(node)
     return None
 
 

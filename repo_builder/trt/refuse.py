@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from repo_builder.errors import CompileError
 from repo_builder.model import DataType
 from repo_builder.trt.library import Library
-from repo_builder.trt.messages import name_of
+from repo_builder.trt.messages import described, name_of
 
 if TYPE_CHECKING:
     import onnx
@@ -42,10 +42,8 @@ def _refuse_types(library: Library, proto: onnx.ModelProto) -> None:
     stated = [(role, name, DataType.from_onnx(number)) for role, name, number in types]
     never = [f"its {role} {name!r} is {dtype.value}" for role, name, dtype in stated if dtype in _NEVER]
     if never:
-        raise CompileError(
-            f"{library.name} can't take the model: {', '.join(never)}",
-            "give it another type in the model and convert outside, or use --target onnxruntime",
-        )
+        hint = "give it another type in the model and convert outside, or use --target onnxruntime"
+        raise _refusal(library, ", ".join(never), hint)
 
 
 def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
@@ -53,10 +51,8 @@ def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
     outputs = {value.name for value in proto.graph.output}
     for value in proto.graph.input:
         if value.name in outputs:
-            raise CompileError(
-                f"{library.name} can't take the model: its input {value.name!r} is one of its outputs, too",
-                "export it without that output, which only repeats the input, or use --target onnxruntime",
-            )
+            hint = "export it without that output, which only repeats the input, or use --target onnxruntime"
+            raise _refusal(library, f"its input {value.name!r} is one of its outputs, too", hint)
 
 
 def _refuse_unmade(library: Library, graph: onnx.GraphProto, outer: frozenset[str]) -> None:
@@ -72,8 +68,7 @@ def _refuse_unmade(library: Library, graph: onnx.GraphProto, outer: frozenset[st
     for node in graph.node:
         for name in filter(None, node.input):
             if name not in known:
-                unmade = f"{_node(node)} reads {name!r}, which nothing makes"
-                raise CompileError(f"{library.name} can't take the model: {unmade}", _AGAIN)
+                raise _refusal(library, f"{described(node)} reads {name!r}, which nothing makes")
         for body in subgraphs(node):
             _refuse_unmade(library, body, known)
 
@@ -87,14 +82,14 @@ def _refuse_nodes(library: Library, graph: onnx.GraphProto, opsets: Mapping[str,
     for node in graph.node:
         why = ""
         if not any(node.output) and not any(subgraphs(node)):
-            why = f"{_node(node)} has no output"
+            why = f"{described(node)} has no output"
         elif len(node.input) < (least := _least_inputs(node, opsets)):
-            why = f"{_node(node)} has {len(node.input)} of {least} inputs"
+            why = f"{described(node)} has {len(node.input)} of {least} inputs"
         for name in filter(None, node.output):
-            why = f"{name!r} is {makers[name]}, and made by {_node(node)}" if name in makers else why
-            makers[name] = f"made by {_node(node)}"
+            why = f"{name!r} is {makers[name]}, and made by {described(node)}" if name in makers else why
+            makers[name] = f"made by {described(node)}"
         if why:
-            raise CompileError(f"{library.name} can't take the model: {why}", _AGAIN)
+            raise _refusal(library, why)
 
 
 def _least_inputs(node: onnx.NodeProto, opsets: Mapping[str, int]) -> int:
@@ -117,10 +112,8 @@ def _refuse_cycle(library: Library, graph: onnx.GraphProto) -> None:
         TopologicalSorter(order).prepare()
     except CycleError as error:
         node = graph.node[error.args[1][0]]
-        waits = f"{_node(node)} waits for its own output"
-        raise CompileError(
-            f"{library.name} can't take the model: {waits}", "the graph has a cycle: export the model again"
-        ) from None
+        waits = f"{described(node)} waits for its own output"
+        raise _refusal(library, waits, "the graph has a cycle: export the model again") from None
 
 
 def _refuse_tensors(library: Library, graph: onnx.GraphProto) -> None:
@@ -134,8 +127,8 @@ def _refuse_tensors(library: Library, graph: onnx.GraphProto) -> None:
             numpy_helper.to_array(tensor).reshape([max(size, 0) for size in tensor.dims])  # which takes -1 for any
         except (ValueError, TypeError, KeyError) as error:
             broken = f"the values of {name!r} are not those of a tensor {list(tensor.dims)}: {error}"
-            raise CompileError(f"{library.name} can't take the model: {broken}", _AGAIN) from None
+            raise _refusal(library, broken) from None
 
 
-def _node(node: onnx.NodeProto) -> str:
-    return f"node {name_of(node)} ({node.op_type})"
+def _refusal(library: Library, why: str, hint: str = _AGAIN) -> CompileError:
+    return CompileError(f"{library.name} can't take the model: {why}", hint)

@@ -26,8 +26,8 @@ def refuse_unsupported(config: Mapping[str, Any], backend: str) -> None:
     fields = [field for field in UNSUPPORTED_FIELDS if config.get(field)]
     if any(io.get("allow_ragged_batch") for io in config["input"]):
         fields.append("allow_ragged_batch")
-    for field in fields:
-        raise pb_utils.TritonModelException(f"{field} is not supported by the local server's {backend} backend")
+    if fields:
+        raise pb_utils.TritonModelException(f"{fields[0]} is not supported by the local server's {backend} backend")
 
 
 def dims_of(io: Mapping[str, Any]) -> tuple[int, ...]:

@@ -155,7 +155,7 @@ class TritonPythonModel(BatchModel):
             raise pb_utils.TritonModelException(f"unable to create an execution context: {said}")
         if index != context.active_optimization_profile:
             context.set_optimization_profile_async(index, self.stream)
-            self.cuda("cudaStreamSynchronize", self.stream)
+            self.wait()
         minimum, optimum, maximum = profile_corners(self.engine, self.inputs.values(), index)
         check_batch_limit(maximum, index, self.max_batch_size)
         for name, port in self.sized.items():

@@ -213,10 +213,10 @@ def checked_port(
         unsupported.append("is_non_linear_format_io")
     if values and (role == "output" or max_batch_size > 0):
         unsupported.append("is_shape_tensor")
-    for field in unsupported:
+    if unsupported:
         where = f"for {role} {name!r} with max_batch_size {max_batch_size}"
         raise pb_utils.TritonModelException(
-            f"{field} is not supported by the local server's {trt.__name__} backend {where}"
+            f"{unsupported[0]} is not supported by the local server's {trt.__name__} backend {where}"
         )
     datatype, dtype = DATATYPES[kind][0], np.dtype(DATATYPES[kind][1])
     if io is None:  # an output that nobody may ask for
