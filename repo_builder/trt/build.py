@@ -16,7 +16,7 @@ from typing import Any
 
 from repo_builder.errors import CompileError, UsageError
 from repo_builder.folders import cache_folder
-from repo_builder.trt.cuda import Gpu, find_gpu
+from repo_builder.trt.cuda import Gpu, find_gpu, why_unusable
 from repo_builder.trt.interrupts import held
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
@@ -103,7 +103,7 @@ def make_builder(library: Library, log: BuildLog) -> Any:
     try:
         return library.module.Builder(log.logger)
     except TypeError:  # what pybind11 raises where the library gives no object
-        said = "; ".join(map(tidy, log.errors)) or "it gave no reason"
+        said = "; ".join(map(tidy, log.errors)) or why_unusable() or "it gave no reason"
         hint = f"is memory left on it? nvidia-smi tells; {log.place}"
         raise CompileError(f"{library.name} can't start on the GPU: {said}", hint) from None
 

@@ -58,6 +58,15 @@ def call(function: str, *arguments: Any) -> Any:
     return results[0] if len(results) == 1 else tuple(results)
 
 
+def why_unusable() -> str | None:
+    """CUDA's name for why it can't work on the GPU, such as that no memory is left there; None if it can."""
+    try:
+        call("cudaFree", 0)  # which does nothing but what every first call does: set up this process's context
+    except (CudaError, RuntimeError, MissingExtraError) as error:
+        return str(error) if isinstance(error, CudaError) else None
+    return None
+
+
 @cache
 def find_gpu() -> Gpu | None:
     """The first GPU that CUDA shows, None without one or without a driver."""
