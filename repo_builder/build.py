@@ -198,7 +198,7 @@ class Build:
             if self.reference.batch_axis and self.samples().has_shapes:
                 self.reference = self.reference.without_batch_axis()
             return off
-        self.progress("looking for the batch axis: rows together against each alone")
+        self.progress("looking for the batch axis")
         batching = plan_batching(self.model, self.reference, self._largest_batch(), self.version_folder)
         if not batching.batchable and self.reference.batch_axis:
             self.reference = self.reference.without_batch_axis()

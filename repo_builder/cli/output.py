@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Annotated
@@ -36,6 +37,23 @@ def note(line: str) -> None:
     typer.echo(printable(line), err=True)
 
 
+USUAL_COLUMNS = 80
+
+
+def _columns() -> int:
+    """How wide stderr's terminal is; the usual where there is none."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or USUAL_COLUMNS
+    except OSError:
+        return USUAL_COLUMNS
+
+
+def _rewrite(start: str, end: str = "") -> None:
+    """Put a line over the one on stderr's terminal, ``start`` cut to what fits: of two rows one would stay."""
+    room = max(_columns() - len(end) - 3, 0)
+    typer.echo(f"\r\x1b[K  {start[:room]}{end}", err=True, nl=False)
+
+
 class Steps:
     """Progress lines with the seconds each step took, written to stderr as steps end."""
 
@@ -48,27 +66,28 @@ class Steps:
         if label == self._label:  # the same work goes on
             if sys.stderr.isatty():
                 elapsed = time.perf_counter() - self._began
-                shown = f"{label}: {detail}" if detail else label
-                typer.echo(f"\r\x1b[K  {shown} ... {elapsed:.0f} s", err=True, nl=False)
+                _rewrite(f"{label}: {detail}" if detail else label, f" ... {elapsed:.0f} s")
             return
         self.end()
         self._label, self._began = label, time.perf_counter()
         if sys.stderr.isatty():
-            typer.echo(f"  {label} ...", err=True, nl=False)
+            _rewrite(label, " ...")
 
-    def end(self, *, failed: bool = False) -> None:
+    def end(self, how: str = "") -> None:
+        """Write how long the step took, ``how`` in front of that."""
         if self._label is None:
             return
         start = "\r\x1b[K" if sys.stderr.isatty() else ""
-        mark = "failed after " if failed else ""
-        typer.echo(f"{start}  {self._label:<64} {mark}{time.perf_counter() - self._began:.1f} s", err=True)
+        took = f"{how}{time.perf_counter() - self._began:.1f} s"
+        room = min(_columns(), USUAL_COLUMNS) - len(took) - 4
+        typer.echo(f"{start}  {self._label:<{max(room, 1)}} {took}", err=True)
         self._label = None
 
     def __enter__(self) -> Steps:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.end(failed=kind is not None)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.end("" if kind is None else "stopped after " if kind is KeyboardInterrupt else "failed after ")
 
 
 class LiveLine:
@@ -82,7 +101,7 @@ class LiveLine:
 
     def __call__(self, text: str) -> None:
         if sys.stderr.isatty():
-            typer.echo(f"\r\x1b[K  {text}", err=True, nl=False)
+            _rewrite(text)
             self._open = True
         elif time.monotonic() - self._written >= self.INTERVAL_S:
             self._written = time.monotonic()
