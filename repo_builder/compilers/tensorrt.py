@@ -14,6 +14,7 @@ from repo_builder.errors import CompileError, ModelError, UsageError
 from repo_builder.model import DataType
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.passes.half_graph import HalfGraph
+from repo_builder.passes.uint8 import move_uint8_as_fp32
 from repo_builder.trt.build import (
     BuildTimes,
     TimingCache,
@@ -178,8 +179,9 @@ class TensorRTCompiler:
                 )
             half_graph = HalfGraph(path, proto, half, converted.half_values)
             proto = converted.proto
+        proto = free_unequal_axes(move_uint8_as_fp32(proto), self.options.profiles, max_batch_size)
+        if proto is not model.proto:
             name_nodes(proto, model.proto)
-        proto = free_unequal_axes(proto, self.options.profiles, max_batch_size)
         large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > 1 << 30
         if large and proto is not model.proto:
             onnx.save_model(proto, path, save_as_external_data=True, location=GRAPH_DATA)
