@@ -37,6 +37,7 @@ from repo_builder.repository import CONFIG, MANIFEST
 from repo_builder.runtime import RunError
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
 from repo_builder.trt.options import NOT_IN_FINGERPRINT, TensorRTOptions
+from repo_builder.trt.refuse import refuse_model
 from repo_builder.verify import Reference, Tolerance, Verification, sizes_to_verify
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ class Build:
 
     def compile(self, compiler: Compiler) -> Artifact:
         """Prepare the source and build the artifact, leaving ``model``, ``batching`` and ``reference``."""
+        if compiler.target is not Target.ONNXRUNTIME:
+            self._refuse_for_tensorrt(compiler.target)
         self._copy_external_data()
         self.batching = self._prepare()
         self.model = self.model.with_graph(self.batching.proto)
@@ -132,6 +135,19 @@ class Build:
                 batchable=self.batching.batchable,
                 max_batch_size=wanted_max_batch_size(self.serving),
                 progress=self.progress,
+            )
+
+    def _refuse_for_tensorrt(self, target: Target) -> None:
+        """Refuse before anything runs, which may take long, what ``target`` can't take of the file itself."""
+        inputs = self.model.spec.inputs
+        may_batch = not self._turned_off("--no-batching") and all(t.dims[:1] in {(-1,), (1,)} for t in inputs)
+        with told_with(describe_zero_axes(self.model.proto)):
+            refuse_model(
+                target,
+                self.model,
+                self.build.tensorrt.profiles,
+                batchable=may_batch,
+                max_batch_size=wanted_max_batch_size(self.serving),
             )
 
     def _check_beforehand(self, target: Target) -> None:

@@ -71,14 +71,15 @@ def inspect_command(
     debug: DebugOption = False,  # noqa: ARG001  (read by main)
 ) -> None:
     """Print what is in a TensorRT plan: version, tensors, profiles, layers by precision, memory."""
+    from repo_builder.compilers.base import Target
     from repo_builder.plans import inspect_plan
+    from repo_builder.trt.library import LIBRARY_NAMES
 
     facts = inspect_plan(plan, tuple(plugin or ()))
     if json:
         print_json(facts)
         return
-    library = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[facts["target"]]
-    say(f"plan      {library} {facts['version']}, {human_size(facts['bytes'])}")
+    say(f"plan      {LIBRARY_NAMES[Target(facts['target'])]} {facts['version']}, {human_size(facts['bytes'])}")
     if facts["source"] == "manifest":
         note(f"note: {facts['not_opened']}; this is what the manifest beside it says")
     elif facts["source"] == "header":

@@ -42,7 +42,7 @@ from repo_builder.trt.profiles import (
     plan_profiles,
     refuse_other_than_one_row,
 )
-from repo_builder.trt.refuse import refuse_graph
+from repo_builder.trt.refuse import refuse_model
 from repo_builder.verify import Runner, Tolerance
 
 GRAPH, GRAPH_DATA = "graph.onnx", "graph.onnx.data"
@@ -97,7 +97,7 @@ class TensorRTCompiler:
             UsageError: an option contradicts the model or what this library has.
         """
         graph = folder / GRAPH
-        refuse_graph(self.library, model.proto)
+        refuse_model(self.target, model, self.options.profiles, batchable=batchable, max_batch_size=max_batch_size)
         try:
             with self._log() as log:
                 proto, half_graph = self._write_graph(model, graph, max_batch_size, progress)

@@ -12,6 +12,8 @@ from repo_builder.compilers.base import Target
 from repo_builder.errors import CompileError, MissingExtraError
 from repo_builder.model import DataType
 
+LIBRARY_NAMES = {Target.TENSORRT: "TensorRT", Target.TENSORRT_RTX: "TensorRT-RTX"}
+
 _MODULES = {Target.TENSORRT: ("tensorrt", "tensorrt"), Target.TENSORRT_RTX: ("tensorrt_rtx", "rtx")}
 
 _NAMES = {
@@ -42,7 +44,7 @@ class Library:
 
     @property
     def name(self) -> str:
-        return "TensorRT" if self.target is Target.TENSORRT else "TensorRT-RTX"
+        return LIBRARY_NAMES[self.target]
 
     @property
     def has_precision_flags(self) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from repo_builder.errors import CompileError, UsageError
+from repo_builder.model import TensorSpec
 from repo_builder.trt.options import Profile, Shapes
 
 if TYPE_CHECKING:
@@ -47,20 +48,30 @@ class NetworkInput:
         return len(self.dims) >= 4 and self.dims[1:].count(-1) > 1
 
 
-def plan_profiles(
-    inputs: Sequence[NetworkInput], given: Sequence[Profile], *, batchable: bool, max_batch_size: int
-) -> tuple[Profile, ...]:
-    """Complete ``given``, or one profile when none is given, for every input that needs a range.
+def inputs_of(tensors: Iterable[TensorSpec]) -> list[NetworkInput]:
+    """The inputs of a network as the model states them; which are shape tensors only the network tells."""
+    return [
+        NetworkInput(
+            tensor.name,
+            tensor.dims,
+            names=tuple(axis if isinstance(axis, str) else "" for axis in tensor.shape or ()),
+        )
+        for tensor in tensors
+    ]
 
-    Without a word of the user a batch axis goes from 1 to ``max_batch_size`` and is tuned for the latter.
+
+def refuse_incomplete(
+    inputs: Sequence[NetworkInput], given: Sequence[Profile], *, batchable: bool, max_batch_size: int
+) -> None:
+    """Raise where ``given`` can't be completed to the ranges of all ``inputs``.
 
     Raises:
-        UsageError: a profile names no input, or contradicts the model or itself; the batch is too large for any.
+        UsageError: a profile names no input; the batch is too large for any.
         CompileError: an input has a free axis that nothing is said about.
     """
     if max_batch_size > LARGEST:
         raise UsageError(f"--max-batch-size {max_batch_size} is a size that no tensor has", f"{LARGEST} at most")
-    known = {tensor.name: tensor for tensor in inputs}
+    known = {tensor.name for tensor in inputs}
     for profile in given:
         for name in profile.opt:  # it names all that the other two do
             if name not in known:
@@ -75,6 +86,20 @@ def plan_profiles(
     ]
     if missing:
         raise _missing_range(missing, max_batch_size)
+
+
+def plan_profiles(
+    inputs: Sequence[NetworkInput], given: Sequence[Profile], *, batchable: bool, max_batch_size: int
+) -> tuple[Profile, ...]:
+    """Complete ``given``, or one profile when none is given, for every input that needs a range.
+
+    Without a word of the user a batch axis goes from 1 to ``max_batch_size`` and is tuned for the latter.
+
+    Raises:
+        UsageError: a profile contradicts the model or itself, or see :func:`refuse_incomplete`.
+        CompileError: an input has a free axis that nothing is said about.
+    """
+    refuse_incomplete(inputs, given, batchable=batchable, max_batch_size=max_batch_size)
     batches = (1, max_batch_size, max_batch_size)
     planned = []
     for profile in given or [Profile()]:

@@ -1,25 +1,44 @@
-"""ONNX graphs that no TensorRT takes: told here since its parser names none, writes to stderr, or dies of them."""
+"""Models that no TensorRT takes: told here since its parser names none, writes to stderr, or dies of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
+from repo_builder.compilers.base import Target
 from repo_builder.errors import CompileError
 from repo_builder.model import DataType
-from repo_builder.trt.library import Library
+from repo_builder.trt.library import LIBRARY_NAMES
 from repo_builder.trt.messages import described, name_of
+from repo_builder.trt.options import Profile
+from repo_builder.trt.profiles import inputs_of, refuse_incomplete
 
 if TYPE_CHECKING:
     import onnx
+
+    from repo_builder.onnx_model import OnnxModel
 
 _AGAIN = "the graph is broken there: export the model again, or, after surgery on it, clean it up"
 
 _NEVER = {DataType.STRING, DataType.INT16, DataType.UINT16, DataType.UINT32, DataType.UINT64}
 
 
-def refuse_graph(library: Library, proto: onnx.ModelProto) -> None:
+def refuse_model(
+    target: Target, model: OnnxModel, profiles: Sequence[Profile], *, batchable: bool, max_batch_size: int
+) -> None:
+    """Raise what TensorRT can't take of ``model``, told from it alone: before anything runs, which may take long.
+
+    Raises:
+        CompileError: the graph can't be parsed; or an axis is free, not the batch, and has no range.
+        UsageError: ``profiles`` name what is no input; the batch is too large for any.
+    """
+    _refuse_graph(LIBRARY_NAMES[target], model.proto)
+    inputs, _ = model.ports()
+    refuse_incomplete(inputs_of(inputs), profiles, batchable=batchable, max_batch_size=max_batch_size)
+
+
+def _refuse_graph(library: str, proto: onnx.ModelProto) -> None:
     """Raise CompileError for a graph that can't be parsed, with the port, node or tensor that it fails of."""
     from repo_builder.onnx_model import graphs_of
 
@@ -33,7 +52,7 @@ def refuse_graph(library: Library, proto: onnx.ModelProto) -> None:
         _refuse_tensors(library, graph)
 
 
-def _refuse_types(library: Library, proto: onnx.ModelProto) -> None:
+def _refuse_types(library: str, proto: onnx.ModelProto) -> None:
     """Raise CompileError for tensors of types that no TensorRT has: its parser names none of them."""
     graph = proto.graph
     types = [("input", value.name, value.type.tensor_type.elem_type) for value in graph.input]
@@ -46,7 +65,7 @@ def _refuse_types(library: Library, proto: onnx.ModelProto) -> None:
         raise _refusal(library, ", ".join(never), hint)
 
 
-def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
+def _refuse_passed_through(library: str, proto: onnx.ModelProto) -> None:
     """Raise CompileError for an output that is an input: TensorRT would call the input ``__NAME``."""
     outputs = {value.name for value in proto.graph.output}
     for value in proto.graph.input:
@@ -55,7 +74,7 @@ def _refuse_passed_through(library: Library, proto: onnx.ModelProto) -> None:
             raise _refusal(library, f"its input {value.name!r} is one of its outputs, too", hint)
 
 
-def _refuse_unmade(library: Library, graph: onnx.GraphProto, outer: frozenset[str]) -> None:
+def _refuse_unmade(library: str, graph: onnx.GraphProto, outer: frozenset[str]) -> None:
     """The parser dies of a name in a branch or loop that neither it nor a graph around it, ``outer``, has."""
     from repo_builder.passes.graph import subgraphs
 
@@ -73,7 +92,7 @@ def _refuse_unmade(library: Library, graph: onnx.GraphProto, outer: frozenset[st
             _refuse_unmade(library, body, known)
 
 
-def _refuse_nodes(library: Library, graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
+def _refuse_nodes(library: str, graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
     """The parser's end, by a segmentation fault, is a node that makes nothing, unless it is an If or a Loop."""
     from repo_builder.passes.graph import subgraphs
 
@@ -101,7 +120,7 @@ def _least_inputs(node: onnx.NodeProto, opsets: Mapping[str, int]) -> int:
         return 0
 
 
-def _refuse_cycle(library: Library, graph: onnx.GraphProto) -> None:
+def _refuse_cycle(library: str, graph: onnx.GraphProto) -> None:
     from repo_builder.passes.graph import names_read
 
     maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
@@ -116,7 +135,7 @@ def _refuse_cycle(library: Library, graph: onnx.GraphProto) -> None:
         raise _refusal(library, waits, "the graph has a cycle: export the model again") from None
 
 
-def _refuse_tensors(library: Library, graph: onnx.GraphProto) -> None:
+def _refuse_tensors(library: str, graph: onnx.GraphProto) -> None:
     from onnx import TensorProto, numpy_helper
 
     constants = ((part.t, name_of(node)) for node in graph.node for part in node.attribute if part.HasField("t"))
@@ -130,5 +149,5 @@ def _refuse_tensors(library: Library, graph: onnx.GraphProto) -> None:
             raise _refusal(library, broken) from None
 
 
-def _refusal(library: Library, why: str, hint: str = _AGAIN) -> CompileError:
-    return CompileError(f"{library.name} can't take the model: {why}", hint)
+def _refusal(library: str, why: str, hint: str = _AGAIN) -> CompileError:
+    return CompileError(f"{library} can't take the model: {why}", hint)

@@ -245,12 +245,43 @@ def test_the_same_again_is_recognised_though_build_times_were_noted(tmp_path: Pa
     assert not publish(tmp_path, convolution(), bf16=True).unchanged
 
 
+FREE_SIDES, OF_X = convolution(height="height", width="width"), {"X": (1, 3, 8, 8)}
+WORDS: tuple[DataType, Shape] = (DataType.STRING, ["batch", "words"])
+FREE_WORDS = model([node("Identity", ["x"], ["y"])], {"x": WORDS}, {"y": WORDS})
+
+
 @rtx
-def test_a_free_axis_without_a_range(tmp_path: Path) -> None:
-    with pytest.raises(CompileError, match=r"'x' \[-1, 3, -1, -1\]") as caught:
-        publish(tmp_path, convolution(height="height", width="width"))
-    assert "--max-shapes x:8x3x512x512" in (caught.value.hint or "")
+@pytest.mark.parametrize(
+    ("proto", "profiles", "error", "message", "hint"),
+    [
+        (FREE_SIDES, (), CompileError, r"'x' \[-1, 3, -1, -1\]", "--max-shapes x:8x3x512x512"),
+        (FREE_SIDES, (Profile(OF_X, OF_X, OF_X),), UsageError, "the model has no input 'X'", "its inputs: x"),
+        (FREE_WORDS, (), CompileError, "its input 'x' is STRING", "or use --target onnxruntime"),
+    ],
+)
+def test_what_the_file_tells_is_refused_before_anything_runs(
+    tmp_path: Path,
+    proto: onnx.ModelProto,
+    profiles: tuple[Profile, ...],
+    error: type[RepoBuilderError],
+    message: str,
+    hint: str,
+) -> None:
+    begun: list[str] = []
+    source = save(proto, tmp_path / "net.onnx")
+    with pytest.raises(error, match=message) as caught:
+        add_model(source, repository=tmp_path / "models", build=build(profiles=profiles), progress=begun.append)
+    assert hint in (caught.value.hint or "")
+    assert begun == [f"reading {source}"]
     assert nothing_published(tmp_path)
+
+
+@rtx
+def test_a_free_first_axis_that_proves_to_be_no_batch_needs_a_range(tmp_path: Path) -> None:
+    rows: tuple[DataType, Shape] = (FP32, ["n", 4])
+    proto = model([node("CumSum", ["x", "axis"], ["y"])], {"x": rows}, {"y": rows}, {"axis": np.array(0)})
+    with pytest.raises(CompileError, match=r"'x' \[-1, 4\]"):
+        publish(tmp_path, proto, fp16=True)
 
 
 @rtx

@@ -104,7 +104,7 @@ def integers() -> onnx.ModelProto:
 
 def pool_of_an_old_opset() -> onnx.ModelProto:
     """MaxPool takes BF16 from opset 22 on, to which ONNX can't convert a model with sparse weights."""
-    image = (FP32, ("batch", 3, 8, 8))
+    image = (FP32, (1, 3, 8, 8))
     pool, copy = node("MaxPool", ["x"], ["y"], kernel_shape=[1, 1]), node("Identity", ["s"], ["z"])
     proto = model([pool, copy], {"x": image}, {"y": image, "z": (FP32, (4,))})
     value, index = (numpy_helper.from_array(np.array([1], kind), "s") for kind in (np.float32, np.int64))
