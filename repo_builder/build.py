@@ -124,7 +124,7 @@ class Build:
         if compiler.target is not Target.ONNXRUNTIME:
             self._refuse_for_tensorrt(compiler.target)
         self._copy_external_data()
-        self.batching = self._prepare()
+        self.batching = self._prepare(compiler.target)
         self.model = self.model.with_graph(self.batching.proto)
         self._check_beforehand(compiler.target)
         self.progress(f"compiling for {compiler.target.value}")
@@ -200,14 +200,14 @@ class Build:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.model.spec.path.parent / file, target)
 
-    def _prepare(self) -> Batching:
+    def _prepare(self, target: Target) -> Batching:
         """Bring the graph into a shape that Triton's backends understand, and find its batch axis."""
         self.notes = describe_zero_axes(self.model.proto)
         self.model = self.model.with_graph(free_zero_axes(self.model.proto))
         if not self.build.verify:
             self._refuse_unknown_ranks()
             return self._turned_off("--no-batching") or static_batching(self.model)
-        self.reference = self._open_reference()
+        self.reference = self._open_reference(target)
         shapes = {output: array.shape for output, array in self.reference.row(0)[1].items()}
         self.model = self.model.with_graph(state_output_shapes(self.model.proto, shapes))
         if off := self._turned_off("--no-batching"):
@@ -235,10 +235,10 @@ class Build:
                     "drop --no-verify, or export the model with output shapes",
                 )
 
-    def _open_reference(self) -> Reference:
+    def _open_reference(self, target: Target) -> Reference:
         self.progress("running the source under ONNX Runtime")
         try:
-            session = open_source(self.model, self.version_folder)
+            session = open_source(self.model, self.version_folder, target)
         except ModelError as error:
             if not self.build.tensorrt.plugins:
                 raise

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from repo_builder.compilers.base import Artifact
+from repo_builder.compilers.base import Artifact, Target
 from repo_builder.errors import ModelError, VerificationError
 from repo_builder.model import ModelSpec
 from repo_builder.onnx_model import OnnxModel
@@ -84,21 +84,25 @@ def _text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def open_source(model: OnnxModel, folder: Path) -> Session:
+def open_source(model: OnnxModel, folder: Path, target: Target) -> Session:
     """The source under ONNX Runtime, by way of a file in ``folder`` where a pass changed its graph.
+
+    ONNX Runtime as ``target`` serves the source as it computes it here, 8-bit kernels and all; an engine is held to
+    what the graph says.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
         ModelError: ONNX Runtime can't load it.
     """
+    int8_kernels = target is Target.ONNXRUNTIME
     if not model.changed:
-        return open_session(model.spec.path)
+        return open_session(model.spec.path, int8_kernels=int8_kernels)
     import onnx
 
     candidate = folder / "source.onnx"  # sizes of 0 made free: ONNX Runtime refuses the file itself
     onnx.save(model.proto, candidate)
     try:
-        return open_session(candidate)
+        return open_session(candidate, int8_kernels=int8_kernels)
     finally:
         candidate.unlink()
 

@@ -219,7 +219,7 @@ class _Gate:
             for file in model.spec.external_files if model.changed else ():
                 (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / file).symlink_to((source.parent / file).resolve())
-            session = open_source(model, Path(folder))
+            session = open_source(model, Path(folder), recorded.target)
         ranges = index_ranges(model.proto)
         reference = Reference.open(model.spec, session, Sampler(model.spec.inputs, samples, ranges))
         if (recorded.looked_for_batch or samples.has_shapes) and not recorded.batchable and reference.batch_axis:

@@ -43,13 +43,14 @@ class RunError(Exception):
 class Session:
     """A loaded ONNX model.  ``inputs`` and ``outputs`` are as the runtime sees them, not as the file says.
 
-    ``runner`` is what messages call that which runs it.
+    ``runner`` is what messages call that which runs it; of ``int8_kernels`` see :func:`open_session`.
     """
 
     runner: ClassVar[str] = "ONNX Runtime"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     _session: Any
+    int8_kernels: bool = True
 
     def run(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run once on ``arrays``, one for each input, and return every output by name.
@@ -72,10 +73,12 @@ class Session:
             raise RunError(tidy_message(error)) from None
 
 
-def open_session(path: Path, *, threads: int = 0, fused: bool = True) -> Session:
+def open_session(path: Path, *, threads: int = 0, fused: bool = True, int8_kernels: bool = True) -> Session:
     """Load the ONNX file at ``path`` on the CPU; ``threads`` 0 leaves their number to ONNX Runtime.
 
-    Without ``fused`` nodes run one by one, as the graph says.
+    Without ``fused`` nodes run one by one, as the graph says.  Without ``int8_kernels`` those between
+    DequantizeLinear and QuantizeLinear do: fused with these they multiply 8-bit integers, and CPUs without VNNI add
+    two such products up in 16 bits, where large ones saturate.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -88,6 +91,10 @@ def open_session(path: Path, *, threads: int = 0, fused: bool = True) -> Session
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised too
     options.intra_op_num_threads = threads
+    if not (fused and int8_kernels):
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        # Else it makes one pair of scales of two, which rounds otherwise.
+        options.add_session_config_entry("session.disable_double_qdq_remover", "1")
     if not fused:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
@@ -95,7 +102,7 @@ def open_session(path: Path, *, threads: int = 0, fused: bool = True) -> Session
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
-        return Session(_specs(session.get_inputs()), _specs(session.get_outputs()), session)
+        return Session(_specs(session.get_inputs()), _specs(session.get_outputs()), session, int8_kernels)
     except ModelError:
         raise
     except Exception as error:  # onnxruntime raises a dozen unrelated classes

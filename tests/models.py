@@ -189,3 +189,37 @@ def with_external_data(folder: Path, location: str, *, name: str = "net.onnx") -
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     return save(proto, folder / name)
+
+
+def quantised(path: Path, batch: int | str = "batch") -> onnx.ModelProto:
+    """x FP32 [batch, 16] -> y [batch, 8] in INT8, quantised by ONNX Runtime and written to ``path``.
+
+    Its first products are large and of one sign; its output is quantised twice, coarsely at last.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Rows(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = [{"x": row + 3} for row in np.split(weights(16, 16), 16)]
+
+        def get_next(self) -> Mapping[str, npt.NDArray[np.float32]] | None:
+            return self.left.pop() if self.left else None
+
+    proto = model(
+        [node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "v"], ["product"])],
+        {"x": (FP32, [batch, 16])},
+        {"product": (FP32, [batch, 8])},
+        {"w": weights(16, 16) + 3, "v": weights(16, 8, seed=1)},
+        opset=21,
+        ir_version=10,
+    )
+    settings = {"ActivationSymmetric": True, "QuantizeBias": False}
+    quantize_static(save(proto, path), path, Rows(), quant_format=QuantFormat.QDQ, extra_options=settings)
+    proto = onnx.load(path)
+    (scale,) = (numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name == "product_scale")
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(20) * scale, "coarse"))
+    proto.graph.node.append(node("QuantizeLinear", ["product", "coarse", "product_zero_point"], ["q"]))
+    proto.graph.node.append(node("DequantizeLinear", ["q", "coarse", "product_zero_point"], ["y"]))
+    proto.graph.output[0].name = "y"
+    save(proto, path)
+    return proto

@@ -128,6 +128,15 @@ class TestPublished:
         assert steps[0] == f"reading {net}"
         assert any("verifying" in step for step in steps)
 
+    def test_a_quantised_model_is_compared_as_onnx_runtime_serves_it(self, tmp_path: Path, repository: Path) -> None:
+        """Its fused kernels are not what the graph says, and no fault of the copy that is served."""
+        models.quantised(tmp_path / "net.onnx", batch=1)
+
+        manifest = add(tmp_path / "net.onnx", repository).manifest
+
+        assert manifest["batching"]["batchable"]
+        assert manifest["verification"]["outputs"][0]["max_absolute_error"] == 0
+
     def test_suggests_a_preset_for_what_looks_like_pictures(self, tmp_path: Path, repository: Path) -> None:
         path = save(models.picture(), tmp_path / "net.onnx")
 

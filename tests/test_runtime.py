@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from repo_builder.errors import MissingExtraError, ModelError
 from repo_builder.model import DataType
@@ -71,6 +72,19 @@ def test_shapes_are_as_the_runtime_sees_them(tmp_path: Path) -> None:
 
     assert session.inputs[0].shape == ("batch", None, None, 3)
     assert session.outputs[0].dims == (-1, -1, -1, 3)
+
+
+@pytest.mark.parametrize("options", [{"int8_kernels": False}, {"fused": False}])
+def test_quantised_models_as_the_graph_says(options: dict[str, bool], tmp_path: Path) -> None:
+    """To the bit what NumPy makes of the graph, node by node; this machine's kernels may be far from it."""
+    proto = models.quantised(tmp_path / "net.onnx")
+    x = {"x": models.weights(8, 16, seed=1) + 3}
+
+    (y,) = open_session(tmp_path / "net.onnx", **options).run(x).values()
+
+    (expected,) = ReferenceEvaluator(proto).run(None, x)
+    np.testing.assert_array_equal(y, expected)
+    assert len(np.unique(y)) > 5
 
 
 class TestErrors:

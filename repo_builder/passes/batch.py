@@ -127,7 +127,7 @@ def _fault_of_batches(
 ) -> str | None:
     """None when the smallest and the largest batch give what the rows give alone, else what went wrong."""
     try:
-        session = reference.session if proto is model.proto else _open_candidate(proto, folder)
+        session = reference.session if proto is model.proto else _open_candidate(proto, folder, reference)
     except ModelError as error:
         return str(error)
     fault = _fault_of_batch(session, reference, smallest)
@@ -147,13 +147,13 @@ def _fault_of_batch(session: Session, reference: Reference, size: int) -> str | 
     return None
 
 
-def _open_candidate(proto: onnx.ModelProto, folder: Path) -> Session:
+def _open_candidate(proto: onnx.ModelProto, folder: Path, reference: Reference) -> Session:
     import onnx
 
     path = folder / "candidate.onnx"
     try:
         onnx.save(proto, path)
-        return open_session(path)
+        return open_session(path, int8_kernels=reference.session.int8_kernels)
     finally:
         path.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder.add import BuildOptions, add_model
 from repo_builder.compilers import choose_compiler
@@ -36,7 +36,7 @@ from repo_builder.trt.cuda import find_gpu
 from repo_builder.trt.library import is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.conftest import Cli
-from tests.models import FP32, INT64, Shape, convolution, linear, model, node, save, weights
+from tests.models import FP32, INT64, Shape, convolution, linear, model, node, quantised, save, weights
 from tests.support import compile_library, rtx
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -729,6 +729,20 @@ def test_a_model_quantised_as_the_hint_says_becomes_an_int8_engine(tmp_path: Pat
     settings = ast.literal_eval(told[1])
     quantize_static(source, quantised, Pictures(), quant_format=QuantFormat.QDQ, extra_options=settings)
     assert compile_plan(quantised, plan, target=Target.TENSORRT_RTX).engine["layers_by_precision"]["INT8"]
+
+
+@rtx
+def test_a_quantised_model_is_held_to_what_its_graph_says(tmp_path: Path) -> None:
+    """ONNX Runtime's own kernels round once where the graph does twice, and saturate on some CPUs."""
+    proto = quantised(tmp_path / "net.onnx", batch=1)
+    proto.graph.initializer.append(numpy_helper.from_array(weights(16, 16), "u"))
+    proto.graph.node.append(node("MatMul", ["x", "u"], ["plain"]))
+    proto.graph.output.append(helper.make_tensor_value_info("plain", TensorProto.FLOAT, [1, 16]))
+    manifest = publish(tmp_path, proto, fp16=True).manifest
+    assert {"FP16", "INT8"} <= set(manifest["engine"]["layers_by_precision"])
+    assert "no value leaves FP16's range" in manifest["unverified"]
+    assert manifest["batching"]["batchable"]
+    assert manifest["verification"]
 
 
 @rtx
