@@ -25,7 +25,13 @@ from repo_builder.trt.build import (
     network_flags,
 )
 from repo_builder.trt.cuda import Gpu, find_gpu, require_gpu
-from repo_builder.trt.definition import Definition, describe_definition, has_batch_axis, refuse_conversion
+from repo_builder.trt.definition import (
+    Definition,
+    describe_definition,
+    has_batch_axis,
+    refuse_conversion,
+    refuse_network,
+)
 from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
 from repo_builder.trt.hints import build_hints, describe_types
 from repo_builder.trt.interrupts import held
@@ -132,6 +138,7 @@ class TensorRTCompiler:
 
         def fill(network: Any) -> tuple[Any, bool]:
             definition(network, self.library.module)
+            refuse_network(network)
             return None, has_batch_axis(network) and batching
 
         with self._log() as log:

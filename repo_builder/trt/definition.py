@@ -20,13 +20,26 @@ def describe_definition(definition: Definition) -> str:
     return f"{definition.__module__}:{getattr(definition, '__qualname__', type(definition).__qualname__)}"
 
 
-def has_batch_axis(network: Any) -> bool:
-    """Whether the first axis of everything that goes in and out is free; raises CompileError without outputs."""
+def refuse_network(network: Any) -> None:
+    """Raise CompileError for outputs that can't be served, or none."""
     if not network.num_outputs:
         raise CompileError("the network definition has no output", "network.mark_output(layer.get_output(0))")
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    for output in _outputs(network):
+        if output.is_shape_tensor:
+            raise CompileError(
+                f"output {output.name!r} is marked by mark_output_for_shapes, and sizes on the host can't be served",
+                "network.mark_output(tensor) in its place makes an output like any other",
+            )
+
+
+def has_batch_axis(network: Any) -> bool:
+    """Whether the first axis of everything that goes in and out is free."""
+    inputs, outputs = [network.get_input(index) for index in range(network.num_inputs)], _outputs(network)
     return bool(inputs) and all(tuple(tensor.shape)[:1] == (-1,) for tensor in (*inputs, *outputs))
+
+
+def _outputs(network: Any) -> list[Any]:
+    return [network.get_output(index) for index in range(network.num_outputs)]
 
 
 def refuse_conversion(library: Library, options: TensorRTOptions) -> None:

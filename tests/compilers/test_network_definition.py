@@ -142,9 +142,18 @@ def test_what_is_wrong_with_a_definition(repository: Path) -> None:
     def broken(network: Any, trt: Any) -> None:
         raise ZeroDivisionError
 
+    def sized(network: Any, trt: Any) -> None:
+        doubled(network, trt)
+        sizes = network.add_shape(network.get_input(0)).get_output(0)
+        sizes.name = "sizes"
+        network.mark_output_for_shapes(sizes)
+
     half = BuildOptions(target=Target.TENSORRT_RTX, tensorrt=TensorRTOptions(fp16=True))
     with pytest.raises(CompileError, match="has no output"):
         add_model(nothing, repository=repository, build=BUILD, name="net")
+    with pytest.raises(CompileError, match="output 'sizes' is marked by mark_output_for_shapes") as caught:
+        add_model(sized, repository=repository, build=BUILD)
+    assert "network.mark_output(tensor)" in (caught.value.hint or "")
     with pytest.raises(UsageError, match="takes the precision from the network definition"):
         add_model(doubled, repository=repository, build=half)
     with pytest.raises(ModelError, match="gives no 'y', an output of the network"):
