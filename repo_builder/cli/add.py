@@ -97,7 +97,12 @@ def add(
     layout: Annotated[LayoutName | None, typer.Option(help="Order of the axes.")] = None,
     color: Annotated[ColorName | None, typer.Option(help="Order of the channels.")] = None,
     cuda_graphs: Annotated[
-        bool, typer.Option("--cuda-graphs", help="TensorRT: launch batches of 1, preferred and largest size whole.")
+        bool,
+        typer.Option(
+            "--cuda-graphs",
+            help="TensorRT: launch batches of 1, preferred and largest size whole; "
+            "without batching every shape that comes, up to 64.",
+        ),
     ] = False,
     cc_plan: Annotated[
         bool,

@@ -25,8 +25,9 @@ class ServingOptions:
     ``max_batch_size`` None means 8 where the model can be batched; 0 means no batching.  ``max_queue_delay_us`` is
     how long, in microseconds, Triton may hold a request back to fill a batch; None means 0, and ``instance_count``
     None one.  ``labels`` is a text file with one class a line; ``cuda_graphs`` lets an engine be launched whole at the
-    batch sizes 1, preferred and largest; ``config`` is a pbtxt file with any ModelConfig fields, which win over our
-    defaults and may not contradict what else is asked for (:func:`reconcile`).
+    batch sizes 1, preferred and largest, or, without batching, at every shape that comes, up to 64; ``config`` is a
+    pbtxt file with any ModelConfig fields, which win over our defaults and may not contradict what else is asked for
+    (:func:`reconcile`).
     """
 
     max_batch_size: int | None = None
