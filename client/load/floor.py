@@ -45,7 +45,7 @@ def measure_floor(setup: Setup, sample: Sample, concurrency: int, workers: int) 
         with Workers(setup, workers) as pool:
             single = pool.run(Load(concurrency=1).phases(workers, window, 0))
             full = pool.run(Load(concurrency=concurrency).phases(workers, window, 0))
-    if single.interrupted or full.interrupted or not len(single.store) or not len(full.store):
+    if not len(single.store) or not len(full.store):
         raise ClientError("the generator's floor could not be measured", "--no-floor does without")
     p50, p99 = np.quantile(single.store.service, (0.5, 0.99)) / 1e6
     return Floor(float(p50), float(p99), len(full.store) / FLOOR_S, concurrency)

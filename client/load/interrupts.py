@@ -5,33 +5,32 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Final, TypeVar
 
 LATE_S: Final = 1.0
-"""A Ctrl-C that comes sooner after another one is impatience with the same end."""
+"""A Ctrl-C that comes sooner after another one is impatience with the same end; work this short isn't ended by any."""
 
 _Found = TypeVar("_Found")
 
 
 class Interrupts:
-    """The handler of SIGINT as long as the ``with`` block lasts.
+    """The handler of SIGINT as long as the ``with`` block lasts; ``count`` is how many there were.
 
-    Until :meth:`hold`, a Ctrl-C raises KeyboardInterrupt.  From then on it does so no more, as there is something to
+    Until :meth:`hold`, a Ctrl-C raises KeyboardInterrupt.  From then on it is only counted, as there is something to
     lose; a late one still ends what can be done without, and all after :meth:`release`.
     """
 
     def __init__(self) -> None:
-        self._handler: Callable[[int, FrameType | None], Any] = signal.default_int_handler
+        self.count = 0
         self._previous: Any = None
         self._held = self._dispensable = False
         self._last_s = -LATE_S
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():  # no other one is told of signals
-            self._previous = signal.signal(signal.SIGINT, self._decide)
+            self._previous = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(
@@ -40,22 +39,8 @@ class Interrupts:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
 
-    @contextmanager
-    def ahead_of(self) -> Iterator[None]:
-        """Stay the handler where another one was set meanwhile; that one is told of every Ctrl-C."""
-        handler = signal.getsignal(signal.SIGINT)
-        if self._previous is None or not callable(handler):
-            yield
-            return
-        self._handler = handler
-        signal.signal(signal.SIGINT, self._decide)
-        try:
-            yield
-        finally:
-            self._handler = signal.default_int_handler
-
     def hold(self) -> None:
-        """From now on something is measured."""
+        """From now on requests are sent."""
         self._held = True
 
     def release(self) -> None:
@@ -64,23 +49,19 @@ class Interrupts:
 
     def dispensable(self, work: Callable[[], _Found]) -> _Found | None:
         """Do what a late Ctrl-C may end; None if it did."""
+        self._last_s = time.monotonic()
         try:
             self._dispensable = True
             found = work()
             self._dispensable = False
         except KeyboardInterrupt:
-            if self._previous is not None:
-                signal.signal(signal.SIGINT, self._decide)  # the work may have set a handler and not reset it
             return None
         return found
 
-    def _decide(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         late, self._last_s = now - self._last_s >= LATE_S, now
-        try:
-            self._handler(number, frame)
-        except KeyboardInterrupt:
-            if self._held and not (self._dispensable and late):
-                return
+        self.count += 1
+        if not self._held or (self._dispensable and late):
             self._dispensable = False  # none is raised while another one is dealt with
-            raise
+            signal.default_int_handler(number, frame)

@@ -51,7 +51,7 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
     plan = subject.plan
     window = Window(0.0, plan.window.requests) if load.trace_ns else plan.window
     warmup = _warm_up(subject, load)
-    before = _counters(subject)
+    before = subject.interrupts.dispensable(lambda: _counters(subject))
     subject.observer.level_started(load, window)
     started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     watch = Watch(where)
@@ -98,7 +98,7 @@ def _warm_up(subject: Subject, load: Load) -> PhaseResult:
 def _press(subject: Subject, load: Load, window: Window) -> PhaseResult:
     plan, workers, observer = subject.plan, subject.workers, subject.observer
     phases = load.phases(len(workers), window, plan.seed, plan.max_connections)
-    return workers.run(phases, observer.records, before=subject.interrupts.hold, on_waiting=observer.waiting)
+    return workers.run(phases, observer.records, on_waiting=observer.waiting)
 
 
 def _statistics(phase: PhaseResult, load: Load, window: Window) -> Statistics:

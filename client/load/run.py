@@ -131,7 +131,7 @@ def _carry_out(
     count = plan.workers or default_workers(plan.loads)
     levels: list[Level] = []
     samples: list[Sample] = []
-    with Workers(prepared.setup, count) as workers, interrupts.ahead_of():
+    with Workers(prepared.setup, count, interrupts) as workers:
         subject = Subject(client, model, config, plan, prepared, workers, observer, interrupts)
         for index, load in enumerate(plan.loads):
             if index:
@@ -142,10 +142,10 @@ def _carry_out(
             observer.level_ended(level)
             if level.generator.interrupted:
                 break
-    if not levels or (workers.interrupted and not any(level.statistics.requests for level in levels)):
+    if interrupts.count and not any(level.statistics.requests for level in levels):
         raise KeyboardInterrupt
     floor = None
-    if plan.floor and samples and not workers.interrupted:
+    if plan.floor and samples and not interrupts.count:
         with contextlib.suppress(ClientError):  # a run is worth more than its floor
             floor = interrupts.dispensable(lambda: _floor(plan, prepared, samples, count))
     return RunResult(

@@ -8,20 +8,20 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Final
+from types import TracebackType
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 import client
 from client.errors import ClientError
+from client.load.interrupts import Interrupts
 from client.load.records import Failure, Outcome, Phase, PhaseEnd, Ready, Records, Sample, Setup, Stop, Waiting
 
 _START_DELAY_NS: Final = 20_000_000
@@ -86,15 +86,10 @@ class PhaseResult:
 
 
 class Workers:
-    """A number of worker processes that live as long as the ``with`` block.
+    """A number of worker processes that live as long as the ``with`` block."""
 
-    Inside of it the first Ctrl-C is only noted: nothing that was measured is lost by it.
-    """
-
-    def __init__(self, setup: Setup, count: int) -> None:
-        self._interrupts = 0
-        self._listening = False  # to the workers, and in no hurry to end
-        self._previous: Any = None  # handler of signals
+    def __init__(self, setup: Setup, count: int, interrupts: Interrupts | None = None) -> None:
+        self._interrupts = interrupts or Interrupts()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._controls: list[Connection] = []
         try:
@@ -113,27 +108,13 @@ class Workers:
         """Process ids."""
         return tuple(process.pid for process in self._processes)
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether there was a Ctrl-C."""
-        return self._interrupts > 0
-
     def __enter__(self) -> Workers:
-        if threading.current_thread() is threading.main_thread():  # no other one is told of signals
-            self._previous = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._interrupts += 1
-        if self._interrupts > 1 and not self._listening:
-            signal.default_int_handler(number, frame)
 
     def close(self) -> None:
         """End the processes; a worker ends when its control connection does."""
@@ -151,31 +132,28 @@ class Workers:
         self,
         phases: Sequence[Phase],
         on_records: _OnRecords | None = None,
-        before: Callable[[], None] | None = None,
         on_waiting: Callable[[int], None] | None = None,
     ) -> PhaseResult:
         """Let every worker carry out its phase, and return when the last one has.
 
-        ``before`` is called when all connections are open and nothing has been sent.  Ctrl-C ends the sending, and a
-        second one the waiting for answers; what was measured until then is returned with ``interrupted`` set.
+        When all connections are open, interrupts are held: the first ends the sending, and a second one the waiting
+        for answers; what was measured until then is returned with ``interrupted`` set.
         While nothing more is sent, ``on_waiting`` is told every second how many answers are still to come.
         """
-        result = PhaseResult(interrupted=self.interrupted)
-        if result.interrupted:
-            return result
+        if self._interrupts.count > 0:
+            return PhaseResult(interrupted=True)
+        result = PhaseResult()
         for control, phase in zip(self._controls, phases, strict=True):
             self._tell(control, phase)
         for control in self._controls:
             _await_ready(control)
-        if before is not None:
-            before()
+        self._interrupts.hold()
         result.start_ns = time.perf_counter_ns() + _START_DELAY_NS
         for control in self._controls:
             self._tell(control, result.start_ns)
         left = list(self._controls)
-        self._listening = True
-        while left and self._interrupts < 2:
-            if self.interrupted and not result.interrupted:
+        while left and self._interrupts.count < 2:
+            if self._interrupts.count and not result.interrupted:
                 result.interrupted = True
                 for control in left:
                     self._tell(control, Stop())
@@ -185,8 +163,7 @@ class Workers:
             if on_waiting is not None and len(result.waiting) == len(left) > 0:
                 on_waiting(sum(result.waiting.values()))
                 result.waiting.clear()
-        self._listening = False
-        result.interrupted = self.interrupted
+        result.interrupted = self._interrupts.count > 0
         return result
 
     def _start(self, setup: Setup) -> None:
