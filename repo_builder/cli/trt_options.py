@@ -136,7 +136,8 @@ def tensorrt_options(
         bool, _option("--verbose-build", "--verbose", help="TensorRT: everything it says goes to the build's log.")
     ] = False,
     as_always: Annotated[  # noqa: ARG001
-        bool, _option("--explicitBatch", "--skipInference", "--buildOnly", "--cpuOnly", hidden=True)
+        bool,
+        _option("--explicitBatch", "--explicitPrecision", "--skipInference", "--buildOnly", "--cpuOnly", hidden=True),
     ] = False,
     onnx: Annotated[  # noqa: ARG001
         str, _option("--onnx", hidden=True, is_eager=True, callback=_take_as_model)
@@ -258,6 +259,14 @@ _POOL = re.compile(
 _UNITS = {"B": 2**-20, "K": 2**-10, "M": 1, "": 1, "G": 2**10}
 """In MiB; trtexec reads a size without one so, too."""
 
+_POOLS = {
+    "tacticsharedmem": "tactic_shared_memory",
+    "dlasram": "dla_managed_sram",
+    "dlalocaldram": "dla_local_dram",
+    "dlaglobaldram": "dla_global_dram",
+}
+"""TensorRT's names of memory pools by trtexec's, in lower case."""
+
 
 def _pools(texts: list[str]) -> dict[str, float]:
     """MiB by pool; whole ones are integers."""
@@ -268,13 +277,9 @@ def _pools(texts: list[str]) -> dict[str, float]:
             hint = "POOL:SIZE in MiB or with B, K, M or G behind it, as in workspace:4096 or workspace:4G"
             raise UsageError(f"--mem-pool-size {part}: can't be read", hint)
         size = float(match["size"]) * _UNITS[match["unit"].upper()]
-        pools[_pool_name(match["name"])] = int(size) if size.is_integer() else size
+        name = match["name"].lower()
+        pools[_POOLS.get(name, name)] = int(size) if size.is_integer() else size
     return pools
-
-
-def _pool_name(name: str) -> str:
-    """Our name of a pool: trtexec calls that of tactics' shared memory ``tacticSharedMem``."""
-    return {"tacticsharedmem": "tactic_shared_memory", "dlasram": "dla_managed_sram"}.get(name.lower(), name.lower())
 
 
 def _is_half_format(flag: str, text: str, half: str) -> bool:

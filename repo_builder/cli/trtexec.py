@@ -27,7 +27,7 @@ _MENDS = {
         *("layerPrecisions", "layerOutputTypes", "precisionConstraints"),
     ),
     "quantise the model, with QuantizeLinear and DequantizeLinear nodes; then it needs no flag": (
-        *("fp8", "int4", "calib"),
+        *("fp8", "int4", "calib", "minShapesCalib", "optShapesCalib", "maxShapesCalib"),
     ),
     "--max-batch-size N, or the first sizes of --minShapes, --optShapes and --maxShapes": ("batch", "maxBatch"),
     "leave it out: --minShapes, --optShapes and --maxShapes given again make the next profile": ("profile",),
