@@ -84,6 +84,9 @@ def _refuse_unmade(library: str, graph: onnx.GraphProto, outer: frozenset[str]) 
         (tensor.values.name for tensor in graph.sparse_initializer),
         (name for node in graph.node for name in node.output),
     )
+    for value in graph.output:
+        if value.name not in known:
+            raise _refusal(library, f"nothing makes the output {value.name!r}")
     for node in graph.node:
         for name in filter(None, node.input):
             if name not in known:
@@ -94,16 +97,16 @@ def _refuse_unmade(library: str, graph: onnx.GraphProto, outer: frozenset[str]) 
 
 def _refuse_nodes(library: str, graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
     """The parser's end, by a segmentation fault, is a node that makes nothing, unless it is an If or a Loop."""
-    from repo_builder.passes.graph import subgraphs
-
     makers = {value.name: "an input" for value in graph.input}
     makers |= {tensor.name: "an initializer" for tensor in graph.initializer}
     for node in graph.node:
         why = ""
-        if not any(node.output) and not any(subgraphs(node)):
+        if not any(node.output) and node.op_type not in {"If", "Loop"}:
             why = f"{described(node)} has no output"
         elif len(node.input) < (least := _least_inputs(node, opsets)):
             why = f"{described(node)} has {len(node.input)} of {least} inputs"
+        elif node.op_type == "Loop":
+            why = _fault_of_body(node)
         for name in filter(None, node.output):
             why = f"{name!r} is {makers[name]}, and made by {described(node)}" if name in makers else why
             makers[name] = f"made by {described(node)}"
@@ -118,6 +121,21 @@ def _least_inputs(node: onnx.NodeProto, opsets: Mapping[str, int]) -> int:
         return int(onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain).min_input)
     except onnx.defs.SchemaError:  # not one of ONNX's
         return 0
+
+
+def _fault_of_body(node: onnx.NodeProto) -> str:
+    """Why the body of a Loop is not one, empty if it is: the parser dies of a state or an output that it lacks.
+
+    It takes the turn's number, the condition and the states; it makes the condition, and of each turn the outputs.
+    """
+    from repo_builder.passes.graph import subgraphs
+
+    body = next(subgraphs(node), None)
+    has = (len(body.input), len(body.output)) if body else (0, 0)
+    asked = (max(len(node.input), 2), 1 + len(node.output))
+    if has == asked:
+        return ""
+    return f"the body of {described(node)} has {has[0]} of {asked[0]} inputs and {has[1]} of {asked[1]} outputs"
 
 
 def _refuse_cycle(library: str, graph: onnx.GraphProto) -> None:

@@ -569,6 +569,22 @@ def unmade_in_a_branch(proto: onnx.ModelProto) -> None:
     proto.graph.node.append(node("If", ["c"], [], then_branch=inside, else_branch=inside))
 
 
+def unmade_output(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].output[0] = "z"
+
+
+def scan_without_output(proto: onnx.ModelProto) -> None:
+    row = [onnx.helper.make_tensor_value_info("row", TensorProto.FLOAT, [4])]
+    body = onnx.helper.make_graph([], "body", row, row)
+    proto.graph.node.append(node("Scan", ["h"], [], name="/scan", body=body, num_scan_inputs=1))
+
+
+def loop_without_its_condition(proto: onnx.ModelProto) -> None:
+    body = branch("body", [node("Neg", ["s"], ["n"])], "n")
+    body.input.extend(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("i", "go", "s"))
+    proto.graph.node.append(node("Loop", ["", "", "h"], ["z"], name="/loop", body=body))
+
+
 def cut_weights(proto: onnx.ModelProto) -> None:
     proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:8]
 
@@ -593,6 +609,9 @@ def cut_constant(proto: onnx.ModelProto) -> None:
         (made_beforehand, r"'w' is an initializer, and made by node /w \(Neg\)"),
         (without_input, r"node /half \(Add\) has 1 of 2 inputs"),
         (unmade_in_a_branch, r"node n \(Neg\) reads 'gone', which nothing makes"),
+        (unmade_output, "nothing makes the output 'y'"),
+        (scan_without_output, r"node /scan \(Scan\) has no output"),
+        (loop_without_its_condition, r"the body of node /loop \(Loop\) has 3 of 3 inputs and 1 of 2 outputs"),
         (cut_weights, r"the values of 'w' are not those of a tensor \[4, 4\]: "),
         (negative_size, r"the values of 'w' are not those of a tensor \[-1, 4\]: "),
         (cut_constant, r"the values of '/k' are not those of a tensor \[4\]: "),
@@ -601,7 +620,7 @@ def cut_constant(proto: onnx.ModelProto) -> None:
 def test_a_broken_graph(
     tmp_path: Path, broken: Any, said: str, options: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The parser dies of the first, writes to stderr of the second, and names nothing of the others."""
+    """The parser dies of some, writes to stderr of others, and names nothing of the rest."""
     proto = model(
         [node("MatMul", ["x", "w"], ["h"]), node("Add", ["h", "h"], ["y"], name="add")],
         {"x": (FP32, ["batch", 4])},
