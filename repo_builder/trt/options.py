@@ -15,6 +15,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 MIB = 1 << 20
 
+LARGEST = 2**31 - 1
+"""Of an axis, and of a shape tensor's values: TensorRT 8.6 has 32 bits for them."""
+
 NOT_IN_FINGERPRINT = {"fingerprint": False}
 """Metadata of an option that does not change what is built."""
 
@@ -32,6 +35,11 @@ class Profile:
     min: Shapes = field(default_factory=dict)
     opt: Shapes = field(default_factory=dict)
     max: Shapes = field(default_factory=dict)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as trtexec writes it."""
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def read_profiles(data: Iterable[Mapping[str, Mapping[str, Iterable[int]]]]) -> tuple[Profile, ...]:
@@ -87,6 +95,8 @@ class TensorRTOptions:
             raise UsageError("--strict with both --fp16 and --bf16: a graph has one precision", "drop one of the two")
         if (self.half_inputs or self.half_outputs) and not self.half:
             raise UsageError("half-precision inputs or outputs need --fp16 or --bf16", "add --fp16")
+        for profile in self.profiles:
+            _refuse_no_range(profile)
         for text in self.compute_capabilities:
             if not re.fullmatch(r"\d{1,2}\.\d", text):
                 raise UsageError(f"--compute-capability {text}: not a compute capability", "as in 8.6,8.9")
@@ -101,6 +111,26 @@ class TensorRTOptions:
         if self.fp16:
             return DataType.FP16
         return DataType.BF16 if self.bf16 else None
+
+
+def _refuse_no_range(profile: Profile) -> None:
+    """Raise UsageError for what is no range of shapes, whatever the model is."""
+    if not profile.min.keys() == profile.opt.keys() == profile.max.keys():
+        raise UsageError(f"{profile}: min, opt and max name different inputs", "give each input in all three")
+    for name, best in profile.opt.items():
+        low, high = profile.min[name], profile.max[name]
+        for shape in (low, best, high):
+            if any(not 0 <= size <= LARGEST for size in shape):
+                raise UsageError(
+                    f"shape {name}:{shape_text(shape)} has a size that no tensor has",
+                    f"--min-shapes, --opt-shapes and --max-shapes take sizes up to {LARGEST}",
+                )
+        if any(not a <= b <= c for a, b, c in zip(low, best, high, strict=False)):
+            raise UsageError(
+                f"shapes of {name}: {shape_text(low)} (min), {shape_text(best)} (opt), {shape_text(high)} (max) "
+                "do not ascend",
+                "every axis needs min <= opt <= max",
+            )
 
 
 _SHAPE = re.compile(r"\s*(?P<name>[^,].*?):(?P<dims>scalar|-?\d{1,99}(?:x-?\d{1,99})*)[\s'\"]*(?:,|$)")

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING
 
 from repo_builder.errors import CompileError, UsageError
 from repo_builder.model import TensorSpec
-from repo_builder.trt.options import Profile, Shapes
+from repo_builder.trt.options import LARGEST, Profile, Shapes, shape_text
 
 if TYPE_CHECKING:
     import onnx
-
-LARGEST = 2**31 - 1
-"""Of an axis, and of a shape tensor's values: TensorRT 8.6 has 32 bits for them."""
 
 _PICTURE, _SEQUENCE = (128, 224, 512), (1, 64, 512)
 """What the hint shows for free axes: of inputs that have several in four axes or more, and of others."""
@@ -96,7 +93,7 @@ def plan_profiles(
     Without a word of the user a batch axis goes from 1 to ``max_batch_size`` and is tuned for the latter.
 
     Raises:
-        UsageError: a profile contradicts the model or itself, or see :func:`refuse_incomplete`.
+        UsageError: a profile contradicts the model, or see :func:`refuse_incomplete`.
         CompileError: an input has a free axis that nothing is said about.
     """
     refuse_incomplete(inputs, given, batchable=batchable, max_batch_size=max_batch_size)
@@ -168,26 +165,20 @@ def refuse_other_than_one_row(inputs: Sequence[NetworkInput], profiles: Sequence
                     ("smallest", "--min-shapes", low) if low[0] > 1 else ("largest", "--max-shapes", high)
                 )
                 raise UsageError(
-                    f"the {end} shape is {tensor.name}:{_text(shape)}, so a request of one row would fail",
-                    f"{flag} {tensor.name}:{_text((1, *shape[1:]))}, or serve without batching: --no-batching",
+                    f"the {end} shape is {tensor.name}:{shape_text(shape)}, so a request of one row would fail",
+                    f"{flag} {tensor.name}:{shape_text((1, *shape[1:]))}, or serve without batching: --no-batching",
                 )
 
 
 def _checked(tensor: NetworkInput, profile: Profile) -> list[tuple[int, ...]]:
-    shapes = []
-    for corner in (profile.min, profile.opt, profile.max):
-        shape = corner[tensor.name]
-        if any(not 0 <= size <= LARGEST for size in shape):
-            raise UsageError(
-                f"shape {tensor.name}:{_text(shape)} has a size that no tensor has",
-                f"--min-shapes, --opt-shapes and --max-shapes take sizes up to {LARGEST}",
-            )
+    shapes = [corner[tensor.name] for corner in (profile.min, profile.opt, profile.max)]
+    for shape in shapes:
         if tensor.shape_tensor and len(shape) != tensor.values:
             raise UsageError(
-                f"{tensor.name}:{_text(shape)} does not fit the input {tensor.name!r}, whose values are a shape: "
+                f"{tensor.name}:{shape_text(shape)} does not fit the input {tensor.name!r}, whose values are a shape: "
                 f"it has {tensor.values}",
                 f"--min-shapes, --opt-shapes and --max-shapes give its values, as in {tensor.name}:"
-                + _text((1,) * tensor.values),
+                + shape_text((1,) * tensor.values),
             )
         fits = len(shape) == len(tensor.dims) and all(
             dim in {size, -1} for size, dim in zip(shape, tensor.dims, strict=True)
@@ -197,15 +188,7 @@ def _checked(tensor: NetworkInput, profile: Profile) -> list[tuple[int, ...]]:
             if -1 not in tensor.dims:
                 hint = "its sizes are fixed: leave its shapes out; add, unlike compile, frees a batch of 1 where it can"
             raise UsageError(
-                f"shape {tensor.name}:{_text(shape)} does not fit the model's input {list(tensor.dims)}", hint
-            )
-        shapes.append(shape)
-    for low, best, high in zip(*shapes, strict=True):
-        if not low <= best <= high:
-            raise UsageError(
-                f"shapes of {tensor.name}: {_text(shapes[0])} (min), {_text(shapes[1])} (opt), {_text(shapes[2])} (max)"
-                " do not ascend",
-                "every axis needs min <= opt <= max",
+                f"shape {tensor.name}:{shape_text(shape)} does not fit the model's input {list(tensor.dims)}", hint
             )
     return shapes
 
@@ -213,7 +196,7 @@ def _checked(tensor: NetworkInput, profile: Profile) -> list[tuple[int, ...]]:
 def _missing_range(missing: Sequence[NetworkInput], max_batch_size: int) -> CompileError:
     shapes = _example_shapes(missing, max_batch_size)
     corners = [
-        ",".join(f"{tensor.name}:{_text([sizes[corner] for sizes in shapes[tensor.name]])}" for tensor in missing)
+        ",".join(f"{tensor.name}:{shape_text([sizes[corner] for sizes in shapes[tensor.name]])}" for tensor in missing)
         for corner in range(3)
     ]
     flags = map(shlex.join, zip(("--min-shapes", "--opt-shapes", "--max-shapes"), corners, strict=True))
@@ -238,7 +221,3 @@ def _example_shapes(missing: Sequence[NetworkInput], max_batch_size: int) -> dic
             name = tensor.names[index] if dim == -1 and tensor.names else ""
             shapes[tensor.name].append(named.setdefault(name, sizes) if name else sizes)
     return shapes
-
-
-def _text(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"

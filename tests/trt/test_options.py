@@ -129,15 +129,32 @@ def test_a_shape_tensor_takes_values() -> None:
         (["y:1x4", "y:1x4", "y:1x4"], "no input 'y'"),
         (["x:1x5", "x:1x5", "x:1x5"], "does not fit"),
         (["x:4", "x:4", "x:4"], "does not fit"),
-        (["x:4x4", "x:2x4", "x:8x4"], "do not ascend"),
-        (["x:1x4", "x:1x4", "x:3000000000x4"], "x:3000000000x4 has a size that no tensor has"),
-        (["x:1x4", "x:1x4", f"x:{'9' * 30}x4"], "has a size that no tensor has"),
+        (["x:1x4", "x:1x4", "x:4"], "does not fit"),
     ],
 )
 def test_profiles_that_contradict_the_model(shapes: list[str], message: str) -> None:
     given = parse_profiles(*[[text] for text in shapes])
     with pytest.raises(UsageError, match=message):
         plan_profiles([BATCHED], given, batchable=True, max_batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (["x:4x4", "x:2x4", "x:8x4"], "do not ascend"),
+        (["x:1x4", "x:1x4", "x:3000000000x4"], "x:3000000000x4 has a size that no tensor has"),
+        (["x:1x4", "x:1x4", f"x:{'9' * 30}x4"], "has a size that no tensor has"),
+    ],
+)
+def test_ranges_that_are_none(shapes: list[str], message: str) -> None:
+    given = parse_profiles(*[[text] for text in shapes])
+    with pytest.raises(UsageError, match=message):
+        TensorRTOptions(profiles=given)
+
+
+def test_a_profile_names_its_inputs_three_times() -> None:
+    with pytest.raises(UsageError, match="min, opt and max name different inputs"):
+        TensorRTOptions(profiles=(Profile(opt={"x": (1, 3)}),))
 
 
 @pytest.mark.parametrize("values", ["s:4x6x1", "s:4", "s:scalar"])
