@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repo_builder.errors import CompileError
+from repo_builder.model import TensorSpec
 from repo_builder.trt.cuda import CudaError, call, runtime
 from repo_builder.trt.engine import EngineInfo
 from repo_builder.trt.options import Shapes
@@ -83,7 +84,6 @@ def measure(
     info: EngineInfo,
     shapes: Shapes,
     *,
-    profile: int = 0,
     warmup_s: float = 0.2,
     duration_s: float = 3.0,
     iterations: int = 10,
@@ -93,8 +93,9 @@ def measure(
     Raises:
         CompileError: the engine does not take the shapes, makes outputs whose size depends on the data, or fails.
     """
-    bench = _Bench(engine, info, shapes, profile)
+    bench = _Bench(engine)
     try:
+        bench.prepare(info, shapes)
         bench.repeat(warmup_s, 1)
         began = time.perf_counter()
         bench.repeat(duration_s, iterations)
@@ -115,43 +116,58 @@ _SMALLER = "see with nvidia-smi what else uses the GPU; smaller --opt-shapes at 
 
 
 class _Bench:
-    """An engine with buffers on both sides, ready to be run again and again; ``times`` has a row a run."""
+    """An engine with buffers on both sides, to be run again and again; ``times`` has a row a run."""
 
-    def __init__(self, engine: Any, info: EngineInfo, shapes: Shapes, profile: int) -> None:
+    def __init__(self, engine: Any) -> None:
         self.times: list[tuple[float, float, float, float]] = []
+        self._engine = engine
         self._device: list[int] = []
         self._host: list[int] = []
+        self._values: list[Any] = []
+
+    def prepare(self, info: EngineInfo, shapes: Shapes) -> None:
+        """Make all ready for ``shapes``, which the first profile has to take."""
         self._stream = int(call("cudaStreamCreate"))
         self._events = [call("cudaEventCreate") for _ in range(4)]
-        self._context = engine.create_execution_context()
+        self._context = self._engine.create_execution_context()
         if self._context is None:
             raise CompileError("the engine can't make an execution context", _SMALLER)
-        if profile != self._context.active_optimization_profile:
-            self._context.set_optimization_profile_async(profile, self._stream)
+        if self._context.active_optimization_profile != 0:
+            self._context.set_optimization_profile_async(0, self._stream)
         for spec in info.inputs:
             shape = shapes.get(spec.name, spec.dims)
-            if not self._context.set_input_shape(spec.name, shape):
+            if spec.name in info.shape_tensors:
+                self._set_values(spec, shape)
+            elif not self._context.set_input_shape(spec.name, shape):
                 raise CompileError(
                     f"the engine does not take {list(shape)} for {spec.name!r}",
                     "repo-builder inspect shows its profiles; build it with --opt-shapes to measure others",
                 )
-        self._ins = [self._place(spec.name, spec.dtype.numpy_dtype().itemsize) for spec in info.inputs]
-        self._outs = [self._place(spec.name, spec.dtype.numpy_dtype().itemsize) for spec in info.outputs]
+        self._ins = [self._place(spec) for spec in info.inputs if spec.name not in info.shape_tensors]
+        self._outs = [self._place(spec) for spec in info.outputs]
 
-    def _place(self, name: str, itemsize: int) -> tuple[int, int, int]:
+    def _set_values(self, spec: TensorSpec, values: tuple[int, ...]) -> None:
+        """Give a shape tensor its values, which stay on the host."""
+        import numpy as np
+
+        array = np.array(values, spec.dtype.numpy_dtype())
+        self._values.append(array)
+        self._context.set_tensor_address(spec.name, array.ctypes.data)
+
+    def _place(self, spec: TensorSpec) -> tuple[int, int, int]:
         """Host address, device address and bytes of a tensor."""
-        shape = tuple(self._context.get_tensor_shape(name))
+        shape = tuple(self._context.get_tensor_shape(spec.name))
         if -1 in shape:
             raise CompileError(
-                f"the size of {name!r} depends on the data, so it can't be benchmarked",
+                f"the size of {spec.name!r} depends on the data, so it can't be benchmarked",
                 "publish it with repo-builder add and measure it served: python -m client.bench",
             )
-        nbytes = max(math.prod(shape) * itemsize, 1)
+        nbytes = max(math.prod(shape) * spec.dtype.numpy_dtype().itemsize, 1)
         self._host.append(int(call("cudaHostAlloc", nbytes, 0)))
         self._device.append(int(call("cudaMalloc", nbytes)))
         call("cudaMemset", self._device[-1], 0, nbytes)
         call("cudaMemcpy", self._host[-1], self._device[-1], nbytes, runtime().cudaMemcpyKind.cudaMemcpyDeviceToHost)
-        self._context.set_tensor_address(name, self._device[-1])
+        self._context.set_tensor_address(spec.name, self._device[-1])
         return self._host[-1], self._device[-1], nbytes
 
     def repeat(self, seconds: float, least: int) -> None:

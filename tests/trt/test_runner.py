@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from repo_builder.compilers.base import Target
+from repo_builder.errors import CompileError
 from repo_builder.model import DataType, TensorSpec
 from repo_builder.runtime import RunError
 from repo_builder.trt import cuda
@@ -16,20 +17,20 @@ from repo_builder.trt.engine import EngineInfo, inspect_engine
 from repo_builder.trt.library import Library
 from repo_builder.trt.options import Profile
 from repo_builder.trt.runner import EngineRunner
-from tests.servers.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
+from tests.servers.fake_gpu import CODES, CroppingEngine, FakeCuda, FakeEngine, fake_tensorrt
 
 
 class Bench:
     """A fake GPU in the place of CUDA, and an engine with two profiles: widths 1 to 4 and 6 to 9."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type[FakeEngine] = FakeEngine) -> None:
         self.cuda = FakeCuda()
         monkeypatch.setattr(cuda, "runtime", lambda: self.cuda)
         monkeypatch.setattr("repo_builder.trt.benchmark.runtime", lambda: self.cuda)
         widths = [(1, 4), (6, 9)]
         self.library = Library(fake_tensorrt(self.cuda, widths, 4), Target.TENSORRT)
         self.errors: list[str] = []
-        self.engine = FakeEngine(self.cuda, self, widths, 4)
+        self.engine = kind(self.cuda, self, widths, 4)
         self.info: EngineInfo = inspect_engine(self.library, self.engine)
 
     def log(self, _severity: Any, message: str) -> None:
@@ -102,3 +103,16 @@ def test_a_measurement_gives_its_memory_back(bench: Bench) -> None:
         "Total Host Walltime",
         "Total GPU Compute Time",
     ]
+
+
+def test_an_engine_whose_input_is_a_size_is_measured_at_that_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, CroppingEngine)
+    result = measure(bench.engine, bench.info, bench.info.profiles[0].opt, warmup_s=0.01, duration_s=0.01)
+    assert result.inferences >= 10
+    assert not bench.cuda.blocks
+
+
+def test_a_measurement_without_memory_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeCuda, "do_cudaMalloc", lambda *_: CODES.cudaErrorMemoryAllocation)
+    with pytest.raises(CompileError, match="the benchmark stopped: CUDA says cudaErrorMemoryAllocation"):
+        measure(bench.engine, bench.info, {"x": (4, 4)})
