@@ -39,9 +39,8 @@ def configure(
     trt = library.module
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets the finished engine be inspected
-    for flag, wanted in _flags(library, options).items():
-        if wanted:
-            config.set_flag(_member(library, trt.BuilderFlag, flag, _OPTION_OF_FLAG.get(flag, flag)))
+    for flag, option in _flags(library, options):
+        config.set_flag(_member(library, trt.BuilderFlag, flag, option))
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     for name, size in options.memory_pools.items():
@@ -63,29 +62,19 @@ def configure(
     return config
 
 
-_OPTION_OF_FLAG = {
-    "FP16": "--fp16",
-    "BF16": "--bf16",
-    "SPARSE_WEIGHTS": "--sparsity",
-    "REFIT": "--refit",
-    "STRIP_PLAN": "--strip-weights",
-    "VERSION_COMPATIBLE": "--version-compatible",
-    "OBEY_PRECISION_CONSTRAINTS": "--strict",
-}
-
-
-def _flags(library: Library, options: TensorRTOptions) -> dict[str, bool]:
-    by_flag = library.has_precision_flags
-    typed = is_strongly_typed(library, options)
-    return {
-        "FP16": options.fp16 and by_flag and not typed,
-        "BF16": options.bf16 and by_flag and not typed,
-        "OBEY_PRECISION_CONSTRAINTS": options.strict and by_flag and not typed,
-        "SPARSE_WEIGHTS": options.sparsity,
-        "REFIT": options.refit,
-        "STRIP_PLAN": options.strip_weights,
-        "VERSION_COMPATIBLE": options.version_compatible,
+def _flags(library: Library, options: TensorRTOptions) -> list[tuple[str, str]]:
+    """The builder flags that ``options`` ask for, each with the option that does."""
+    chooses = not is_strongly_typed(library, options)
+    asked = {
+        ("FP16", "--fp16"): chooses and options.fp16,
+        ("BF16", "--bf16"): chooses and options.bf16,
+        ("OBEY_PRECISION_CONSTRAINTS", "--strict"): chooses and options.strict,
+        ("SPARSE_WEIGHTS", "--sparsity"): options.sparsity,
+        ("REFIT", "--refit"): options.refit,
+        ("STRIP_PLAN", "--strip-weights"): options.strip_weights,
+        ("VERSION_COMPATIBLE", "--version-compatible"): options.version_compatible,
     }
+    return [flag for flag, wanted in asked.items() if wanted]
 
 
 def is_strongly_typed(library: Library, options: TensorRTOptions) -> bool:

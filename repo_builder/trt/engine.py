@@ -73,7 +73,9 @@ def inspect_engine(library: Library, engine: Any) -> EngineInfo:
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     host = trt.TensorLocation.HOST
     shape_tensors = frozenset(name for name in inputs if engine.get_tensor_location(name) == host)
-    profiles = tuple(_read_profile(engine, inputs, shape_tensors, index) for index in _profile_indices(engine))
+    profiles = tuple(
+        _read_profile(engine, inputs, shape_tensors, index) for index in range(engine.num_optimization_profiles)
+    )
     return EngineInfo(
         tuple(tensors[name] for name in inputs),
         tuple(tensors[name] for name in names if name not in inputs),
@@ -82,10 +84,6 @@ def inspect_engine(library: Library, engine: Any) -> EngineInfo:
         getattr(engine, "device_memory_size_v2", None) or getattr(engine, "device_memory_size", None),
         shape_tensors,
     )
-
-
-def _profile_indices(engine: Any) -> range:
-    return range(engine.num_optimization_profiles)
 
 
 def _read_profile(engine: Any, inputs: list[str], shape_tensors: frozenset[str], index: int) -> Profile:

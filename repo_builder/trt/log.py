@@ -59,9 +59,9 @@ class BuildLog:
 
             def log(self, severity: Any, message: str) -> None:
                 if severity in {levels.ERROR, levels.INTERNAL_ERROR}:
-                    outer.keep(outer.errors, message)
+                    _keep(outer.errors, message)
                 elif severity == levels.WARNING:
-                    outer.keep(outer.warnings, message)
+                    _keep(outer.warnings, message)
                 elif severity == levels.VERBOSE:
                     if message.startswith("Layers:"):
                         outer.engine_text = message
@@ -70,10 +70,6 @@ class BuildLog:
                 outer.write(severity.name, message)
 
         self.logger = Logger()
-
-    def keep(self, messages: list[str], message: str) -> None:
-        if message not in messages:
-            messages.append(message)
 
     @property
     def place(self) -> str:
@@ -107,3 +103,8 @@ class BuildLog:
         if file:
             with contextlib.suppress(OSError):  # what it still holds can't be written either
                 file.close()
+
+
+def _keep(messages: list[str], message: str) -> None:
+    if message not in messages:
+        messages.append(message)

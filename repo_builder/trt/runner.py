@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from repo_builder.runtime import RunError
@@ -51,7 +52,7 @@ class EngineRunner:
             if not context.set_input_shape(name, array.shape):
                 raise self._failure(f"refuses shape {list(array.shape)} for {name!r}")
             context.set_tensor_address(name, address)
-        allocators = {spec.name: self._place_output(spec.name) for spec in self._info.outputs}
+        allocators = {spec.name: self._place_output(spec) for spec in self._info.outputs}
         if not context.execute_async_v3(self._stream):
             raise self._failure("failed to run")
         results = {spec.name: self._fetch(spec, allocators[spec.name]) for spec in self._info.outputs}
@@ -83,16 +84,16 @@ class EngineRunner:
     def _buffer(self, name: str) -> DeviceBuffer:
         return self._buffers.setdefault(name, DeviceBuffer())
 
-    def _place_output(self, name: str) -> Any:
+    def _place_output(self, spec: TensorSpec) -> Any:
         """Give an output its memory; where its size depends on the data, an allocator that is asked during the run."""
-        shape = tuple(self._context.get_tensor_shape(name))
-        buffer = self._buffer(name)
+        shape = tuple(self._context.get_tensor_shape(spec.name))
+        buffer = self._buffer(spec.name)
         if -1 in shape:
             allocator = _make_allocator(self._library, buffer)
-            self._context.set_output_allocator(name, allocator)
+            self._context.set_output_allocator(spec.name, allocator)
             return allocator
-        dtype = next(spec.dtype for spec in self._info.outputs if spec.name == name).numpy_dtype()
-        self._context.set_tensor_address(name, buffer.reserve(_elements(shape) * dtype.itemsize))
+        size = math.prod(shape) * spec.dtype.numpy_dtype().itemsize
+        self._context.set_tensor_address(spec.name, buffer.reserve(size))
         return None
 
     def _fetch(self, spec: TensorSpec, allocator: Any) -> npt.NDArray[np.generic]:
@@ -124,13 +125,6 @@ def _as_input(spec: TensorSpec, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if array.dtype.kind in "iu" and wanted.kind in "iu" and not np.array_equal(converted, array):
         raise RunError(f"input {spec.name!r} has values that do not fit {spec.dtype.value}, which the engine takes")
     return converted
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _make_allocator(library: Library, buffer: DeviceBuffer) -> Any:
