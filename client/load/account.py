@@ -58,6 +58,9 @@ def reconcile(
     others = server.requests + server.failures - sent
     if others > 0:
         more = f"the server counts {sent + others:,} requests in the window and this run {sent:,}"
+        if phase.broken_off:
+            unheard = "it ended before it had heard of all of them, or somebody else uses the model"
+            return Account(server, (), (f"{more}: {unheard}, so {_NO_SPLIT}",))
         return Account(server, (), (f"{more}: somebody else uses the model, so {_NO_SPLIT}",), others)
     if server.requests > answered:
         kinds = {kind.kind for kind in statistics.kinds} - {Outcome.NO_CONNECTION.text}

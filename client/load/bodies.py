@@ -92,8 +92,9 @@ def make_inputs(model: ModelMetadata, data: LoadData, batch: int | None, seed: i
 
 
 def _of_pictures(model: ModelMetadata, data: LoadData, batch: int) -> Iterator[list[Tensor]]:
-    if data.inputs:
-        raise UsageError("pictures can't go together with --input", "a request has one or the other: leave one out")
+    for flag, given in (("--input", data.inputs), ("--shape", data.shapes), ("--input-range", data.ranges)):
+        if given:
+            raise UsageError(f"pictures can't go together with {flag}", "a request has one or the other: leave one out")
     target = PictureModel.of(model)
 
     def refuse(_: Picture, error: InputError) -> None:

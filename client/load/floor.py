@@ -45,7 +45,7 @@ def measure_floor(setup: Setup, sample: Sample, concurrency: int, workers: int) 
         with Workers(setup, workers) as pool:
             single = pool.run(Load(concurrency=1).phases(workers, window, 0))
             full = pool.run(Load(concurrency=concurrency).phases(workers, window, 0))
-    if not len(single.store) or not len(full.store):
+    if any(phase.messages or not len(phase.store) for phase in (single, full)):
         raise ClientError("the generator's floor could not be measured", "--no-floor does without")
     p50, p99 = np.quantile(single.store.service, (0.5, 0.99)) / 1e6
     return Floor(float(p50), float(p99), len(full.store) / FLOOR_S, concurrency)
@@ -55,6 +55,8 @@ def _http_answer(sample: Sample) -> bytes:
     fields = [b"HTTP/1.1 200 OK", b"Content-Type: application/octet-stream"]
     if sample.header_length >= 0:
         fields.append(f"{HEADER_LENGTH}: {sample.header_length}".encode())
+    if sample.encoding:
+        fields.append(f"Content-Encoding: {sample.encoding}".encode())
     return b"\r\n".join([*fields, b"Content-Length: %d" % len(sample.body), b"", b""]) + sample.body
 
 

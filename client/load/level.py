@@ -55,8 +55,8 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
     subject.observer.level_started(load, window)
     started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     watch = Watch(where)
-    phase = PhaseResult(interrupted=True)
-    if not warmup.interrupted:
+    phase = PhaseResult(interrupted=warmup.interrupted, lost_workers=warmup.lost_workers)
+    if not warmup.broken_off:
         with watch:
             phase = _press(subject, load, window)
     after = subject.interrupts.dispensable(lambda: _counters(subject))
@@ -90,7 +90,7 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
 
 def _warm_up(subject: Subject, load: Load) -> PhaseResult:
     plan, workers = subject.plan, subject.workers
-    if plan.warmup is None or load.trace_ns:
+    if plan.warmup is None:
         return PhaseResult()
     return workers.run(load.phases(len(workers), plan.warmup, plan.seed + 1, plan.max_connections))
 

@@ -48,14 +48,6 @@ class Progress(Observer):
         self._start = self._last = time.monotonic()
         self._total = self._errors = 0
         self._recent: list[Records] = []
-        if self._stream.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._view = Live(
-                console=Console(file=self._stream, highlight=False, markup=False), auto_refresh=False, transient=True
-            )
-            self._view.start()
 
     def records(self, records: Records) -> None:
         self._recent.append(records)
@@ -63,17 +55,11 @@ class Progress(Observer):
         if now - self._last >= self._interval:
             text = self._line(now)
             self._last, self._recent = now, []
-            if self._view is not None:
-                self._view.update(f"{self._bar(now)}\n{text}", refresh=True)
-            else:
-                self._write(text)
+            self._show(f"{self._bar(now)}\n{text}", text)
 
     def waiting(self, requests: int) -> None:
         text = f"waiting for the last {requests:,} answer{'s' * (requests != 1)}"
-        if self._view is not None:
-            self._view.update(f"{self._load}  {text}", refresh=True)
-        else:
-            self._write(f"{time.monotonic() - self._start:6.1f} s  {text}")
+        self._show(f"{self._load}  {text}", f"{time.monotonic() - self._start:6.1f} s  {text}")
 
     def level_ended(self, level: Level) -> None:
         if self._view is not None:
@@ -105,6 +91,19 @@ class Progress(Observer):
         done = min(1.0, max(parts, default=0.0))
         full = round(done * _BAR)
         return f"{self._load}  {'━' * full}{'─' * (_BAR - full)} {done:4.0%}"
+
+    def _show(self, in_place: str, line: str) -> None:
+        if not self._stream.isatty():
+            self._write(line)
+            return
+        if self._view is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(file=self._stream, highlight=False, markup=False)
+            self._view = Live(console=console, auto_refresh=False, transient=True)
+            self._view.start()  # not before: what can still fail would leave the terminal without its cursor
+        self._view.update(in_place, refresh=True)
 
     def _write(self, text: str) -> None:
         self._stream.write(printable(text) + "\n")

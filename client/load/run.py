@@ -104,7 +104,7 @@ def run_load(
 def carry_out(
     client: Client, name: str | None, version: str, plan: Plan, observer: Observer, interrupts: Interrupts
 ) -> RunResult:
-    """Carry out a plan; an interrupted run is a result too, of the levels until then."""
+    """Carry out a plan; a run that is interrupted, or loses a worker, is a result too, of the levels until then."""
     with contextlib.ExitStack() as held:
         return _carry_out(client, name, version, plan, observer, interrupts, held)
 
@@ -140,7 +140,7 @@ def _carry_out(
             levels.append(level)
             samples += seen
             observer.level_ended(level)
-            if level.generator.interrupted:
+            if level.generator.interrupted or level.generator.lost_workers:
                 break
     if interrupts.count and not any(level.statistics.requests for level in levels):
         raise KeyboardInterrupt

@@ -84,6 +84,11 @@ class PhaseResult:
     interrupted: bool = False
     lost_workers: int = 0
 
+    @property
+    def broken_off(self) -> bool:
+        """Whether it has no regular end: not all requests need have been told of, and no other phase can follow."""
+        return self.interrupted or self.lost_workers > 0
+
 
 class Workers:
     """A number of worker processes that live as long as the ``with`` block."""

@@ -270,6 +270,7 @@ class TestExitCodes:
             (("--variants", "0"), "--variants takes 1 to 10,000"),
             (("--input", "x"), "such as --input NAME=FILE.npy"),
             (("--batch", "100"), "batches up to 8"),
+            (("cat.jpg", "--input-range", "x=0:1"), "pictures can't go together with --input-range"),
         ],
     )
     def test_misuse(self, idle: str, arguments: tuple[str, ...], message: str) -> None:
@@ -294,6 +295,12 @@ def test_commands_share_short_flags(idle: str, module: str) -> None:
     assert "error:" not in done.stderr
 
 
+def minds_signals(pid: int) -> bool:
+    """Whether a process blocks or catches SIGTERM, which Python itself doesn't: a Ctrl-C in its start is its own."""
+    masks = re.findall(r"Sig(?:Blk|Cgt):\t(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in masks)
+
+
 class TestInterruption:
     @pytest.mark.parametrize("again_s", [None, 0.03])
     def test_what_was_measured_is_shown_and_saved(self, tmp_path: Path, again_s: float | None) -> None:
@@ -314,7 +321,7 @@ class TestInterruption:
         assert "INVALID: interrupted before its end" in out
         assert "Traceback" not in err
         document = json.loads(file.read_text())
-        assert document["levels"][0]["requests"] > 50
+        assert document["levels"][0]["requests"] > 0
         assert document["levels"][0]["errors"] == 0
         jsonschema.validate(document, SCHEMA)
 
@@ -334,10 +341,10 @@ class TestInterruption:
         assert "INVALID: interrupted before its end" in out
         assert "leaked" not in err
         assert "Traceback" not in err
-        assert json.loads(file.read_text())["levels"][0]["requests"] > 50
+        assert json.loads(file.read_text())["levels"][0]["requests"] > 0
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    @pytest.mark.parametrize("after_s", [0.3, 0.6, 0.9, 1.2])
+    @pytest.mark.parametrize("after_s", [0.0, 0.3, 0.6, 0.9])
     def test_before_anything_is_measured(self, idle: str, number: signal.Signals, after_s: float) -> None:
         """In imports, while workers start or in the warm-up, whatever the machine is at by then."""
         line = [sys.executable, "-m", "client.bench", MODEL, "--url", idle, "--quiet", "--workers", "2"]
@@ -348,6 +355,7 @@ class TestInterruption:
             text=True,
             start_new_session=True,
         )
+        wait_for(lambda: minds_signals(process.pid))
         time.sleep(after_s)
         os.killpg(process.pid, number)
         out, err = process.communicate(timeout=20)

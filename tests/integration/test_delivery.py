@@ -27,7 +27,7 @@ from client.protocol import Request
 from repo_builder.build import BuildOptions
 from repo_builder.model import DataType
 from repo_builder.samples import SampleOptions
-from repo_builder.servers.base import Server
+from repo_builder.servers.local import LocalServer
 from tests import models
 from tests.client.command import command
 from tests.support import assert_all_are, wait_for
@@ -45,7 +45,7 @@ MODELS = ("linear", "text", "wide")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     folder = tmp_path_factory.mktemp("delivery")
     made = {
         "linear": models.linear(),
@@ -61,13 +61,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def delivery(server: Server, way: str) -> Delivery:
+def delivery(server: LocalServer, way: str) -> Delivery:
     options = WAYS[way]
     grpc_url = server.grpc_url if options.get("protocol") else None
     return Delivery(grpc_url=grpc_url, **options)
 
 
-def regions(server: Server) -> object:
+def regions(server: LocalServer) -> object:
     with Client(server.url) as asking:
         return json.loads(asking.send(Request("GET", "/v2/systemsharedmemory/status")).body)
 
@@ -79,7 +79,7 @@ def files(process: int | None = None) -> list[Path]:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("way", WAYS)
-def test_answers_are_those_of_an_ordinary_client(server: Server, way: str, model: str) -> None:
+def test_answers_are_those_of_an_ordinary_client(server: LocalServer, way: str, model: str) -> None:
     requests = 20 if model == "wide" else 60
     with Client(server.url) as asking:
         metadata = asking.metadata(model)
@@ -102,21 +102,21 @@ def test_answers_are_those_of_an_ordinary_client(server: Server, way: str, model
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_server_counts_what_was_sent(server: Server, way: str) -> None:
+def test_the_server_counts_what_was_sent(server: LocalServer, way: str) -> None:
     result = run_load(
         "linear", url=server.url, delivery=delivery(server, way), concurrency=5, requests=300, batch=2, warmup_s=0,
-        workers=2, floor=way == "grpc shared",
+        workers=2, floor=way in {"grpc shared", "gzip"},
     )  # fmt: skip
     (found,) = result.levels
     assert (found.statistics.errors, found.generator.wrong_answers) == (0, 0)
     assert found.server is not None
     assert (found.server.requests, found.server.inferences) == (300, 600)
-    assert (result.floor is None) is (way != "grpc shared")
+    assert (result.floor is None) is (way not in {"grpc shared", "gzip"})
     assert regions(server) == []
     assert files() == []
 
 
-def test_an_open_loop_through_shared_memory(server: Server) -> None:
+def test_an_open_loop_through_shared_memory(server: LocalServer) -> None:
     shared = delivery(server, "shared")
     (found,) = run_load("linear", url=server.url, delivery=shared, rate=200, duration_s=0.5, floor=False).levels
     assert found.statistics.requests + found.generator.unsent == 100
@@ -124,7 +124,7 @@ def test_an_open_loop_through_shared_memory(server: Server) -> None:
 
 
 @pytest.mark.parametrize("way", ["grpc", "grpc shared"])
-def test_what_the_model_refuses(server: Server, way: str) -> None:
+def test_what_the_model_refuses(server: LocalServer, way: str) -> None:
     data = LoadData(ranges={"ids": "0:1"}, variants=32)
     (found,) = run_load(
         "lookup", url=server.url, delivery=delivery(server, way), data=data, requests=60, warmup_s=0, floor=False
@@ -134,14 +134,14 @@ def test_what_the_model_refuses(server: Server, way: str) -> None:
     assert any("out of data bounds" in kind.message for kind in found.statistics.kinds)
 
 
-def test_a_model_that_refuses_everything_has_no_place_for_outputs(server: Server) -> None:
+def test_a_model_that_refuses_everything_has_no_place_for_outputs(server: LocalServer) -> None:
     data = LoadData(ranges={"ids": "100:200"})
     with pytest.raises(ClientError, match="out of data bounds"):
         run_load("lookup", url=server.url, delivery=delivery(server, "shared"), data=data)
     assert files() == []
 
 
-def test_the_way_is_in_the_result(server: Server) -> None:
+def test_the_way_is_in_the_result(server: LocalServer) -> None:
     documents = []
     for way in ((), ("-i", "grpc", "--shared-memory", "system")):  # the port is read from the server's command line
         done = command("bench", "linear", "-u", server.url, "-n", 30, "--warmup", 0, "--no-floor", "-q", "--json", *way)
@@ -156,7 +156,7 @@ def test_the_way_is_in_the_result(server: Server) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_end_before_the_end_leaves_no_memory(server: Server, number: int) -> None:
+def test_an_end_before_the_end_leaves_no_memory(server: LocalServer, number: int) -> None:
     line = [sys.executable, "-m", "client.bench", "linear", "-u", server.url, "--duration", "60s", "--warmup", "0"]
     process = subprocess.Popen(
         [*line, "--no-floor", "--shared-memory", "system", "--concurrency", "3"],

@@ -29,13 +29,19 @@ def level(script: Script, **options: Any) -> Level:
 
 
 def account(
-    *, send_ms: float = 0.1, service_ms: float = 1.0, counted: int = 100, abandoned: int = 0, outcome: int = Outcome.OK
+    *,
+    send_ms: float = 0.1,
+    service_ms: float = 1.0,
+    counted: int = 100,
+    abandoned: int = 0,
+    outcome: int = Outcome.OK,
+    lost: int = 0,
 ) -> Account:
     """Of 100 requests, of which the last failed with ``outcome``; the server was with each for 0.0007 ms."""
     done = np.arange(1, 101) * 10 * MS
     service = np.full(100, round(service_ms * MS), np.int64)
     status = np.where(np.arange(100) == 99, outcome, 0).astype(np.uint8)
-    phase = PhaseResult(ends=[PhaseEnd(round(send_ms * MS * 100), 0, 0, 1, 1, 0)])
+    phase = PhaseResult(ends=[PhaseEnd(round(send_ms * MS * 100), 0, 0, 1, 1, 0)], lost_workers=lost)
     phase.store.add(Records(done.tobytes(), service.tobytes(), service.tobytes(), status.tobytes()))
     found = summarise(phase.store, 0, 0, {}, open_loop=False)
     return reconcile(statistics(10, {1: 10}), statistics(10 + counted, {1: 10 + counted}), found, phase, abandoned)
@@ -89,6 +95,11 @@ class TestFailures:
         assert "somebody else uses the model" in account(counted=103).notes[0]
         assert (account().others, account(counted=103).others) == (0, 3)
         assert "executed 3 of the requests that timed out" in account(counted=103, abandoned=3).notes[0]
+
+    def test_what_a_lost_worker_sent_need_not_be_somebody_elses(self) -> None:
+        found = account(counted=103, lost=1)
+        assert found.others == 0
+        assert "it ended before it had heard of all of them, or somebody else uses the model" in found.notes[0]
 
     def test_requests_that_were_never_sent_are_somebody_elses(self) -> None:
         assert "somebody else uses the model" in account(outcome=Outcome.NO_CONNECTION).notes[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from client import InputError, UsageError, run_load
+from client import Client, InputError, UsageError, run_load
 from client.load.plan import Plan, make_plan
 from client.load.schedule import Load, Window
 from tests.client.command import command
@@ -107,10 +107,12 @@ def test_a_trace_is_a_file_or_times(tmp_path: Path) -> None:
 def test_a_run_does_all_that_the_command_line_does() -> None:
     with fake_server() as url:
         result = run_load(
-            url=url, trace=[0.0, 0.01, 0.02], warmup_requests=5, connections=7, percentile=50, floor=False
+            url=url, trace=[0.0, 0.01, 0.02], warmup_requests=2, connections=7, percentile=50, floor=False
         )
+        with Client(url) as asking:
+            assert asking.statistics(MODEL, "1").requests == 2 + 3
         done = command(
-            "bench", "-u", url, "--rate", 100, "--requests", 3, "--warmup", 5, "--connections", 7,
+            "bench", "-u", url, "--rate", 100, "--requests", 3, "--warmup", 2, "--connections", 7,
             "--percentile", 50, "--no-floor", "--quiet", "--json",
         )  # fmt: skip
     settings = json.loads(done.stdout)["settings"]
@@ -118,4 +120,4 @@ def test_a_run_does_all_that_the_command_line_does() -> None:
     ours = result.to_json()["settings"]
     for name in ("warmup", "max_connections", "percentile"):
         assert ours[name] == settings[name]
-    assert (ours["warmup"], ours["max_connections"], ours["percentile"]) == ("5 requests", 7, 0.5)
+    assert (ours["warmup"], ours["max_connections"], ours["percentile"]) == ("2 requests", 7, 0.5)

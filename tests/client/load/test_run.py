@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +16,13 @@ from client import ClientError, ConnectionFailed, UsageError, run_load
 from client.load.channel import Call
 from client.load.histogram import decode
 from client.load.http1 import Http1Channel
-from client.load.records import ClosedLoop, Outcome, Phase, Setup
+from client.load.interrupts import Interrupts
+from client.load.observer import Observer
+from client.load.plan import make_plan
+from client.load.records import ClosedLoop, Outcome, Phase, Records, Setup
 from client.load.result import Level, RunResult
+from client.load.run import carry_out
+from client.load.target import open_client
 from client.load.workers import Workers
 from tests.client.command import command
 from tests.client.load.fake_server import Script, fake_server
@@ -206,6 +214,24 @@ class TestConnections:
         config = {"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [500_000]}]}
         found = level(Script(config=config), concurrency=2, requests=30)
         assert (found.statistics.requests, found.statistics.errors) == (30, 0)
+
+
+class KillWorkers(Observer):
+    """Kills all worker processes when the first requests were answered."""
+
+    def records(self, records: Records) -> None:  # noqa: ARG002
+        for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            if "client.load.engine" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), signal.SIGKILL)
+
+
+def test_what_was_measured_before_a_worker_died_is_kept() -> None:
+    plan = make_plan(concurrency=[2, 4], duration_s=60, warmup_s=0, floor=False)
+    with fake_server() as url, open_client(url, plan.delivery, plan.timeout_s) as client, Interrupts() as interrupts:
+        result = carry_out(client, None, "", plan, KillWorkers(), interrupts)
+    (found,) = result.levels
+    assert found.statistics.requests > 0
+    assert found.verdict.reasons[0] == "1 of 1 worker processes died"
 
 
 class TestMisuse:

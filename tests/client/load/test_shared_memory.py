@@ -34,7 +34,7 @@ from client.load.schedule import Load, Window
 from client.load.workers import Workers
 from client.protocol import Request
 from repo_builder.model import DataType
-from repo_builder.servers.base import Server
+from repo_builder.servers.local import LocalServer
 from tests import models
 from tests.client.command import command
 from tests.client.load import fake_cuda
@@ -44,7 +44,7 @@ CUDA = Delivery(shared_memory=SharedMemory.CUDA)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     folder = tmp_path_factory.mktemp("cuda")
     for name, proto in {"linear": models.linear(), "text": models.identity(DataType.STRING)}.items():
         repo_builder.add_model(models.save(proto, folder / f"{name}.onnx"), repository=folder / "models")
@@ -59,7 +59,7 @@ def seen() -> list[tuple[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def proxy(server: Server, seen: list[tuple[str, Any]]) -> Iterator[str]:
+def proxy(server: LocalServer, seen: list[tuple[str, Any]]) -> Iterator[str]:
     """The URL of the server with a fake GPU."""
 
     class Proxy(BaseHTTPRequestHandler):
@@ -109,7 +109,7 @@ def regions(url: str, kind: str = "cuda") -> Any:
 @pytest.mark.parametrize("model", ["linear", "text"])
 @pytest.mark.parametrize("protocol", Protocol)
 def test_answers_are_those_of_an_ordinary_client(
-    server: Server, proxy: str, seen: list[tuple[str, Any]], fake_gpu: None, protocol: Protocol, model: str
+    server: LocalServer, proxy: str, seen: list[tuple[str, Any]], fake_gpu: None, protocol: Protocol, model: str
 ) -> None:
     grpc_url = server.grpc_url if protocol is Protocol.GRPC else None
     delivery = Delivery(protocol, SharedMemory.CUDA, grpc_url=grpc_url)
@@ -184,7 +184,7 @@ def test_too_little_memory_on_the_gpu(proxy: str, fake_gpu: None, monkeypatch: p
     assert regions(proxy) == []
 
 
-def test_a_server_without_a_gpu_refuses(server: Server, fake_gpu: None) -> None:
+def test_a_server_without_a_gpu_refuses(server: LocalServer, fake_gpu: None) -> None:
     done = command("bench", "linear", "-u", server.url, "--shared-memory", "cuda", "-n", 10)
     assert (done.returncode, done.stdout) == (1, "")
     error, hint = filter(None, done.stderr.splitlines())
@@ -195,7 +195,7 @@ def test_a_server_without_a_gpu_refuses(server: Server, fake_gpu: None) -> None:
     assert regions(server.url) == []
 
 
-def test_a_machine_without_a_gpu(server: Server) -> None:
+def test_a_machine_without_a_gpu(server: LocalServer) -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime")
     if runtime.cudaGetDeviceCount()[0].value == 0:
         pytest.skip("there is a GPU")
@@ -206,7 +206,7 @@ def test_a_machine_without_a_gpu(server: Server) -> None:
     assert "--shared-memory system" in hint
 
 
-def test_without_cuda_python(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_python(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(cuInit=lambda _: 0))
     with pytest.raises(UsageError, match="needs the package cuda-python") as caught:
@@ -222,7 +222,7 @@ def test_without_cuda_python(server: Server, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_without_cuda_python_and_a_gpu(
-    server: Server, monkeypatch: pytest.MonkeyPatch, driver: str | SimpleNamespace, reason: str
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, driver: str | SimpleNamespace, reason: str
 ) -> None:
     load = ctypes.CDLL
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
