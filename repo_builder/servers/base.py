@@ -1,11 +1,10 @@
-"""What every server offers, whatever runs it."""
+"""How a server is started, and the states of its models, whatever runs it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -45,23 +44,3 @@ class ModelStatus:
     @property
     def ready(self) -> bool:
         return self.state is ModelState.READY
-
-
-class Server(Protocol):
-    """A running Triton server.
-
-    ``url`` and ``metrics_url`` are http:// URLs, ``grpc_url`` is host:port as gRPC clients want it.
-    """
-
-    url: str
-    grpc_url: str
-    metrics_url: str
-    version: str
-    log_file: Path
-
-    @property
-    def models(self) -> tuple[ModelStatus, ...]: ...
-
-    def wait(self, timeout: float | None = None) -> int | None: ...
-
-    def stop(self) -> None: ...

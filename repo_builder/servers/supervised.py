@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -22,23 +21,14 @@ from repo_builder.errors import ServerError, UsageError
 from repo_builder.folders import state_folder
 from repo_builder.repository import Repository, is_stray
 from repo_builder.servers.base import ModelState, ModelStatus, ServerOptions
-from repo_builder.servers.load_errors import (
-    explain,
-    loaded_models,
-    plan_errors_in_log,
-    reasons_in_log,
-    still_loading,
-    tidy,
-)
+from repo_builder.servers.load_errors import explain
 from repo_builder.servers.ports import Ports, check_numbers
 from repo_builder.servers.records import ServerRecord, forget_ended, start_time, write_record
+from repo_builder.servers.triton_log import last_words, loaded_models, plan_errors, reasons, still_loading
 
 STOP_S = 5.0
 READINESS_INTERVAL_S = 0.05
 KEPT_LOGS = 20
-LAST_WORDS = 300  # characters of a log's line that an error quotes
-# Triton's line of news, or of a table; its errors and whatever else a program or a library says are none.
-_NEWS = re.compile(r"[IWV]\d{4} |[|+]|[^\w]*$")
 _UNLOADED = "unloaded"  # in Triton's, of what it had loaded and then took out
 _NOT_LOADED = "it is not loaded"  # in our words: Triton lists what came after its start without a state or a reason
 
@@ -50,7 +40,9 @@ class PortTakenError(ServerError):
 
 
 class SupervisedServer:
-    """A Triton server whose supervisor process this process started; a :class:`repo_builder.servers.base.Server`.
+    """A Triton server whose supervisor process this process started.
+
+    ``url`` and ``metrics_url`` are http:// URLs, ``grpc_url`` is host:port as gRPC clients want it.
 
     The supervisor ends when the server has ended, and stops the server when this process is gone or it gets SIGTERM.
     """
@@ -201,23 +193,15 @@ class SupervisedServer:
             return PortTakenError(
                 "a port was taken by another process while the models were loaded", "start the server again"
             )
-        ending = f"signal {status - 128}" if status > 128 else f"exit status {status}"
+        how = f"signal {status - 128}" if status > 128 else f"exit status {status}"
         said = last_words(log)
         last = f": {said}" if said else ""
-        return ServerError(f"tritonserver ended at its start with {ending}{last}", f"see its log in {self.log_file}")
+        return ServerError(f"tritonserver ended at its start with {how}{last}", f"see its log in {self.log_file}")
 
 
 def ending(status: int) -> str:
     """How a server ended whose exit status is ``status``."""
     return f"was killed by signal {status - 128}" if status > 128 else f"ended with exit status {status}"
-
-
-def last_words(log: str) -> str:
-    """Return what a server that ended said last: Triton's last error, else the last line that is none of its news."""
-    lines = [line.strip() for line in log.splitlines()]
-    errors = [line.partition("] ")[2].strip('"') for line in lines if re.match(r"[EF]\d{4} .*\] ", line)]
-    said = errors or [line for line in lines if not _NEWS.match(line)]
-    return tidy(said[-1])[:LAST_WORDS] if said else ""
 
 
 def last_log(http_port: str) -> Path | None:
@@ -316,8 +300,8 @@ def model_states(url: str, log_file: Path, repository: Path) -> tuple[ModelStatu
             raise ServerError(what, "put it back, or repo-builder stop") from None
         what = f"the server at {url} can't tell its models: {error}"
         raise ServerError(what, f"mend that in the repository, or see its log in {log_file}") from None
-    unread = {name: why for name, why in reasons_in_log(log).items() if os.path.lexists(repository / name)}
-    plans = plan_errors_in_log(log)
+    unread = {name: why for name, why in reasons(log).items() if os.path.lexists(repository / name)}
+    plans = plan_errors(log)
     entries = [*index, *({"name": name} for name in unread if name not in listed)]
     if "MODE_EXPLICIT" in log:  # only some were asked for: Triton lists the others too, without a state or a reason
         entries = [entry for entry in entries if entry.keys() & {"state", "reason"} or entry["name"] in unread]

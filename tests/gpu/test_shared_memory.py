@@ -28,7 +28,7 @@ from client.protocol import Request
 from repo_builder.build import BuildOptions
 from repo_builder.compilers.base import Target
 from repo_builder.config.build import ServingOptions
-from repo_builder.servers.base import Server
+from repo_builder.servers.local import LocalServer
 from repo_builder.trt.cuda import call, runtime
 from tests import models
 from tests.client.command import command
@@ -61,7 +61,7 @@ def gpu(tensorrt_on_a_gpu: None) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(gpu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(gpu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     folder = tmp_path_factory.mktemp("shared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -71,7 +71,7 @@ def server(gpu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 
 @pytest.fixture(params=[(protocol, shared) for protocol in Protocol for shared in SHARED], ids="-".join)
-def delivery(request: pytest.FixtureRequest, server: Server) -> Delivery:
+def delivery(request: pytest.FixtureRequest, server: LocalServer) -> Delivery:
     protocol, shared = request.param
     if protocol is Protocol.GRPC and importlib.util.find_spec("hpack") is None:
         pytest.skip("needs hpack, of the extra grpc")
@@ -85,7 +85,7 @@ def regions(url: str) -> list[Any]:
         return [region for path in paths for region in json.loads(asking.send(Request("GET", path)).body)]
 
 
-def check_answers(server: Server, delivery: Delivery, seed: int) -> None:
+def check_answers(server: LocalServer, delivery: Delivery, seed: int) -> None:
     """Compare answers with those that an ordinary client gets."""
     with Client(server.url) as asking:
         metadata = asking.metadata("net")
@@ -107,7 +107,7 @@ def check_answers(server: Server, delivery: Delivery, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_answers_are_those_of_an_ordinary_client(server: Server, delivery: Delivery, seed: int) -> None:
+def test_answers_are_those_of_an_ordinary_client(server: LocalServer, delivery: Delivery, seed: int) -> None:
     check_answers(server, delivery, seed)
 
 
@@ -120,7 +120,7 @@ def test_inputs_that_stay_on_the_gpu(gpu: None, own_folders: None, tmp_path: Pat
             check_answers(running, Delivery(shared_memory=SharedMemory.CUDA), seed)
 
 
-def test_the_server_counts_what_was_sent(server: Server, delivery: Delivery) -> None:
+def test_the_server_counts_what_was_sent(server: LocalServer, delivery: Delivery) -> None:
     result = run_load("net", url=server.url, delivery=delivery, concurrency=8, requests=2000, batch=4, workers=2)
     (found,) = result.levels
     assert (found.statistics.requests, found.statistics.errors, found.generator.wrong_answers) == (2000, 0, 0)
@@ -131,14 +131,14 @@ def test_the_server_counts_what_was_sent(server: Server, delivery: Delivery) -> 
     assert regions(server.url) == []
 
 
-def test_an_open_loop(server: Server) -> None:
+def test_an_open_loop(server: LocalServer) -> None:
     delivery = Delivery(shared_memory=SharedMemory.CUDA)
     (found,) = run_load("net", url=server.url, delivery=delivery, rate=300, duration_s=1, floor=False).levels
     assert (found.statistics.requests, found.statistics.errors, found.generator.wrong_answers) == (300, 0, 0)
     assert regions(server.url) == []
 
 
-def test_ctrl_c_leaves_nothing(server: Server) -> None:
+def test_ctrl_c_leaves_nothing(server: LocalServer) -> None:
     line = [sys.executable, "-m", "client.bench", "net", "-u", server.url, "--duration", "60s", "--warmup", "0"]
     process = subprocess.Popen(
         [*line, "--no-floor", *CUDA, "--concurrency", "3"],
@@ -153,7 +153,7 @@ def test_ctrl_c_leaves_nothing(server: Server) -> None:
     assert regions(server.url) == []
 
 
-def test_a_client_that_sees_no_gpu(server: Server) -> None:
+def test_a_client_that_sees_no_gpu(server: LocalServer) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "client.bench", "net", "-u", server.url, *CUDA],
         capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},

@@ -24,7 +24,7 @@ from client.load.result import Level
 from repo_builder import BuildOptions, ServingOptions, add_model
 from repo_builder.config.image import image_preset
 from repo_builder.samples import SampleOptions
-from repo_builder.servers.base import Server
+from repo_builder.servers.local import LocalServer
 from tests import models
 from tests.support import steady_port
 
@@ -48,18 +48,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[Server]:
+def server(repository: Path) -> Iterator[LocalServer]:
     with repo_builder.serve(repository) as running:
         yield running
 
 
-def level(server: Server, model: str, **options: object) -> Level:
+def level(server: LocalServer, model: str, **options: object) -> Level:
     result = run_load(model, url=server.url, warmup_s=0, floor=False, **options)  # type: ignore[arg-type]
     (found,) = result.levels
     return found
 
 
-def test_the_server_counts_what_was_sent(server: Server) -> None:
+def test_the_server_counts_what_was_sent(server: LocalServer) -> None:
     found = level(server, "linear", concurrency=8, requests=600, batch=2)
     assert found.server is not None
     assert (found.statistics.errors, found.generator.wrong_answers) == (0, 0)
@@ -68,7 +68,7 @@ def test_the_server_counts_what_was_sent(server: Server) -> None:
     assert sum(batch.executions for batch in found.server.batches) == found.server.executions
 
 
-def test_batching_works_under_load_and_has_nothing_to_do_without(server: Server) -> None:
+def test_batching_works_under_load_and_has_nothing_to_do_without(server: LocalServer) -> None:
     busy = level(server, "patient", concurrency=16, requests=800)
     assert busy.server is not None
     assert busy.server.mean_batch > 1.5
@@ -85,7 +85,7 @@ def test_batching_works_under_load_and_has_nothing_to_do_without(server: Server)
     assert "no batch axis" in never.batching
 
 
-def test_the_parts_of_a_request_sum_to_the_whole(server: Server) -> None:
+def test_the_parts_of_a_request_sum_to_the_whole(server: LocalServer) -> None:
     found = level(server, "linear", concurrency=1, requests=200)
     assert found.statistics.response is not None
     parts = {part.name: part.ms for part in found.split}
@@ -94,7 +94,7 @@ def test_the_parts_of_a_request_sum_to_the_whole(server: Server) -> None:
     assert parts["server compute infer"] > 0
 
 
-def test_somebody_else_on_the_model_is_noticed(server: Server) -> None:
+def test_somebody_else_on_the_model_is_noticed(server: LocalServer) -> None:
     with Client(server.url) as other:
         stop = threading.Event()
 
@@ -115,7 +115,7 @@ def test_somebody_else_on_the_model_is_noticed(server: Server) -> None:
     assert found.batching.startswith("What dynamic batching did for this run can't be told")
 
 
-def test_a_model_that_refuses_some_inputs(server: Server) -> None:
+def test_a_model_that_refuses_some_inputs(server: LocalServer) -> None:
     found = level(server, "lookup", concurrency=2, requests=60)
     assert found.statistics.errors > 0
     assert any("out of data bounds" in kind.message for kind in found.statistics.kinds)
@@ -123,7 +123,7 @@ def test_a_model_that_refuses_some_inputs(server: Server) -> None:
     assert level(server, "lookup", concurrency=2, requests=60, data=data).statistics.errors == 0
 
 
-def test_pictures_and_arrays(server: Server, tmp_path: Path) -> None:
+def test_pictures_and_arrays(server: LocalServer, tmp_path: Path) -> None:
     for name in ("one.png", "two.png", "three.png"):
         Image.new("RGB", (20, 20), "red").save(tmp_path / name)
     data = LoadData(pictures=(tmp_path,))
@@ -139,7 +139,7 @@ def test_pictures_and_arrays(server: Server, tmp_path: Path) -> None:
     assert (whole.server.inferences, parts.server.inferences) == (240, 60)
 
 
-def test_what_the_server_used_and_served(server: Server, repository: Path) -> None:
+def test_what_the_server_used_and_served(server: LocalServer, repository: Path) -> None:
     """The tritonserver and its models' processes are found, and so are the model's files."""
     result = run_load("linear", url=server.url, requests=400, warmup_s=0, floor=False, metrics_url=server.metrics_url)
     used = result.levels[0].usage
@@ -155,7 +155,7 @@ def test_what_the_server_used_and_served(server: Server, repository: Path) -> No
     assert result.environment.server_unseen == ""
 
 
-def test_misuse(server: Server, tmp_path: Path) -> None:
+def test_misuse(server: LocalServer, tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="it has alone, linear, lookup, patient, picture"):
         level(server, "none", requests=1)
     with pytest.raises(UsageError, match="doesn't say how pictures are prepared"):
@@ -164,7 +164,7 @@ def test_misuse(server: Server, tmp_path: Path) -> None:
         run_load(url=server.url)
 
 
-def test_two_runs_at_once(server: Server) -> None:
+def test_two_runs_at_once(server: LocalServer) -> None:
     line = [sys.executable, "-m", "client.bench", "linear", "--url", server.url, "--requests", "300", "--json"]
     runs = [subprocess.Popen([*line, "--no-floor", "-q"], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     documents = [json.loads(run.communicate(timeout=60)[0]) for run in runs]

@@ -26,7 +26,7 @@ from PIL import Image
 import repo_builder
 from client import Client, ConnectionFailed, InferenceRejected, InputError, ModelNotReady, UnknownModel
 from client.image import ImageSpec, load_image
-from repo_builder.servers.base import Server
+from repo_builder.servers.local import LocalServer
 from tests.client.command import Done, command
 from tests.client.fakes import fake_server, stay_silent
 from tests.support import steady_port
@@ -183,7 +183,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[Server]:
+def server(repository: Path) -> Iterator[LocalServer]:
     with repo_builder.serve(repository) as running:
         yield running
 
@@ -203,18 +203,18 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def environment(server: Server) -> dict[str, str]:
+def environment(server: LocalServer) -> dict[str, str]:
     return {**os.environ, "TRITON_URL": server.url}
 
 
-def infer(server: Server | None, *arguments: object) -> Done:
+def infer(server: LocalServer | None, *arguments: object) -> Done:
     with pytest.MonkeyPatch.context() as patch:
         if server is not None:
             patch.setenv("TRITON_URL", server.url)
         return command("infer", *arguments)
 
 
-def infer_json(server: Server, *arguments: object) -> dict[str, Any]:
+def infer_json(server: LocalServer, *arguments: object) -> dict[str, Any]:
     done = infer(server, *arguments, "--json")
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
@@ -248,13 +248,13 @@ class TestClassify:
                 assert triton.ready()
                 assert triton.default_model() == "colors"
 
-    def test_several_models_are_listed(self, server: Server, pictures: Path) -> None:
+    def test_several_models_are_listed(self, server: LocalServer, pictures: Path) -> None:
         error = refused(infer(server, pictures / "red.png"), 2)
         assert "several models: bfloat16, colors, colors_fp16, colors_single, colors_uint8, lookup, " in error
         assert "hint: choose with --model NAME" in error
 
     @pytest.mark.parametrize("model", ["colors", "colors@1", "colors_fp16", "colors_single", "colors_uint8"])
-    def test_every_way_to_the_classes_gives_the_same(self, server: Server, pictures: Path, model: str) -> None:
+    def test_every_way_to_the_classes_gives_the_same(self, server: LocalServer, pictures: Path, model: str) -> None:
         document = infer_json(server, pictures, "--model", model, "--top", 3)
         assert document["version"] == "1"
         best = {}
@@ -267,7 +267,7 @@ class TestClassify:
         labelled = model in {"colors", "colors@1", "colors_single"}
         assert best["yellow.gif"]["label"] == ("yellow" if labelled else None)
 
-    def test_scores_are_those_of_the_network(self, server: Server, pictures: Path) -> None:
+    def test_scores_are_those_of_the_network(self, server: LocalServer, pictures: Path) -> None:
         with Client(server.url) as triton:
             ((*classes,),) = triton.classify(pictures / "green.jpg", "colors", top=6)
         mean = load_image(pictures / "green.jpg", ImageSpec.from_json(json.dumps(SPEC))).mean(axis=(1, 2))
@@ -277,7 +277,7 @@ class TestClassify:
             assert entry.score == pytest.approx(expected[entry.index], abs=2e-6)  # the server writes 6 decimals
             assert entry.label == LABELS[entry.index]
 
-    def test_batches(self, server: Server, pictures: Path) -> None:
+    def test_batches(self, server: LocalServer, pictures: Path) -> None:
         many = [pictures / "red.png", pictures / "green.jpg"] * 5
         with Client(server.url) as triton:
             for flags, requests in (((), 3), (("--batch", 3), 4), (("--batch", 1), 10), (("--batch", 99), 3)):
@@ -288,7 +288,7 @@ class TestClassify:
                 assert document["latency"]["requests"] == requests
                 assert [r["classes"][0]["label"] for r in document["results"]] == ["red", "green"] * 5
 
-    def test_bad_files_do_not_spoil_the_good_ones(self, server: Server, pictures: Path, tmp_path: Path) -> None:
+    def test_bad_files_do_not_spoil_the_good_ones(self, server: LocalServer, pictures: Path, tmp_path: Path) -> None:
         (tmp_path / "empty.jpg").touch()
         (tmp_path / "cut.png").write_bytes((pictures / "red.png").read_bytes()[:60])
         (tmp_path / "none").mkdir()
@@ -322,13 +322,13 @@ class TestClassify:
             ("none", "none is a folder without pictures"),
         ],
     )
-    def test_only_bad_files(self, server: Server, pictures: Path, tmp_path: Path, name: str, message: str) -> None:
+    def test_only_bad_files(self, server: LocalServer, pictures: Path, tmp_path: Path, name: str, message: str) -> None:
         (tmp_path / "cut.png").write_bytes((pictures / "red.png").read_bytes()[:60])
         np.save(tmp_path / "array.npy", np.zeros(3))
         (tmp_path / "none").mkdir()
         assert message in refused(infer(server, tmp_path / name, "--model", "colors"), 1)
 
-    def test_output_that_is_no_list_of_classes(self, server: Server, pictures: Path, tmp_path: Path) -> None:
+    def test_output_that_is_no_list_of_classes(self, server: LocalServer, pictures: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         done = infer(server, pictures, "--model", "picture_to_picture", "--output-dir", out)
         assert done.returncode == 0, done.stderr
@@ -340,7 +340,7 @@ class TestClassify:
         expected = -load_image(pictures / "red.png", ImageSpec.from_json(json.dumps(SPEC)))
         np.testing.assert_array_equal(np.load(out / "red..._.._mask_0.npy"), expected)
 
-    def test_model_that_does_not_take_pictures(self, server: Server, pictures: Path) -> None:
+    def test_model_that_does_not_take_pictures(self, server: LocalServer, pictures: Path) -> None:
         error = refused(infer(server, pictures / "red.png", "--model", "two_inputs"), 2)
         assert "hint: add it with its preprocessing, such as repo-builder add" in error
 
@@ -354,7 +354,7 @@ class TestArrays:
         np.save(tmp_path / "n_item.npy", np.arange(3, dtype=np.int64))
         return tmp_path
 
-    def test_outputs(self, server: Server, files: Path) -> None:
+    def test_outputs(self, server: LocalServer, files: Path) -> None:
         done = infer(server, "--model", "two_inputs", "--input", f"a={files}/a.npy", "--input", f"n={files}/n.npy")
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[:3] == [
@@ -363,12 +363,12 @@ class TestArrays:
             "  n2      INT64     [2, 3]  0, 2, 4, 6, 8, 10",
         ]
 
-    def test_batch_axis_may_be_left_out(self, server: Server, files: Path) -> None:
+    def test_batch_axis_may_be_left_out(self, server: LocalServer, files: Path) -> None:
         items = ("--input", f"a={files}/a_item.npy", "--input", f"n={files}/n_item.npy")
         document = infer_json(server, "--model", "two_inputs", *items)
         assert [output["shape"] for output in document["results"][0]["outputs"]] == [[1, 4], [1, 3]]
 
-    def test_random(self, server: Server, tmp_path: Path) -> None:
+    def test_random(self, server: LocalServer, tmp_path: Path) -> None:
         flags = ("--model", "text", "--random", "--shape", "text=3", "--batch", 2, "--output-dir", tmp_path)
         first = infer_json(server, *flags)
         same, opposite = first["results"][0]["outputs"]
@@ -378,7 +378,7 @@ class TestArrays:
         assert infer_json(server, *flags)["results"] == first["results"]
         assert infer_json(server, *flags, "--seed", 5)["results"] != first["results"]
 
-    def test_random_beside_given(self, server: Server, files: Path) -> None:
+    def test_random_beside_given(self, server: LocalServer, files: Path) -> None:
         flags = ("--model", "two_inputs", "--input", f"n={files}/n.npy", "--random")
         outputs = infer_json(server, *flags)["results"][0]["outputs"]
         assert outputs[0]["shape"] == [2, 4]
@@ -408,7 +408,9 @@ class TestArrays:
             (["--random", "--shape", "n=1", "--batch", "5"], 1, "in batches up to 4"),
         ],
     )  # fmt: skip
-    def test_misuse_is_one_line(self, server: Server, files: Path, flags: list[str], code: int, message: str) -> None:
+    def test_misuse_is_one_line(
+        self, server: LocalServer, files: Path, flags: list[str], code: int, message: str
+    ) -> None:
         np.save(files / "wide.npy", np.zeros((2, 5), np.float32))
         np.save(files / "pickle.npy", np.array([{}], object), allow_pickle=True)
         placed = [flag.replace("=", f"={files}/", 1) if flag.endswith(".npy") else flag for flag in flags]
@@ -423,7 +425,7 @@ class TestArrays:
         refused(infer(None, "x.jpg", *flags.split()), 2)
 
     @pytest.mark.parametrize("datatype", EVERY_DATATYPE)
-    def test_every_datatype_there_and_back(self, server: Server, tmp_path: Path, datatype: str) -> None:
+    def test_every_datatype_there_and_back(self, server: LocalServer, tmp_path: Path, datatype: str) -> None:
         values = {"BOOL": [True, False, True], "STRING": ["ü", "", "a b"]}.get(datatype, [0, 1, 100])
         given = np.array([values, values])
         if datatype in {"FP16", "FP64", "INT8", "UINT64"}:
@@ -446,7 +448,7 @@ class TestArrays:
             assert output["shape"][0] == 3
             assert output["datatype"] == datatype.replace("STRING", "BYTES")
 
-    def test_numpys_own_dtype_is_sent_with_a_word(self, server: Server, tmp_path: Path) -> None:
+    def test_numpys_own_dtype_is_sent_with_a_word(self, server: LocalServer, tmp_path: Path) -> None:
         np.save(tmp_path / "a.npy", np.asfortranarray(np.arange(8.0).reshape(2, 4)))
         np.save(tmp_path / "n.npy", np.arange(6, dtype=">i4").reshape(2, 3))
         files = ("--input", f"a={tmp_path}/a.npy", "--input", f"n={tmp_path}/n.npy")
@@ -457,7 +459,7 @@ class TestArrays:
         assert "FP32      [2, 4]  0, 2, 4, 6, 8, 10, ... 2 more" in done.stdout
         assert "INT64     [2, 3]  0, 2, 4, 6, 8, 10" in done.stdout
 
-    def test_range_of_random_values(self, server: Server) -> None:
+    def test_range_of_random_values(self, server: LocalServer) -> None:
         flags = ("--model", "lookup", "--random", "--shape", "index=50")
         error = refused(infer(server, *flags), 1)
         assert "indices element out of data bounds" in error
@@ -465,7 +467,7 @@ class TestArrays:
         (row,) = infer_json(server, *flags, "--input-range", "index=0:2")["results"][0]["outputs"]
         assert row["shape"] == [50, 2]
 
-    def test_batch_of_none(self, server: Server, tmp_path: Path) -> None:
+    def test_batch_of_none(self, server: LocalServer, tmp_path: Path) -> None:
         """The real server ends when scalars come in a batch of none, so nothing of the kind may be sent."""
         for model, shape in (("colors", (0, 3, 8, 8)), ("scalar_fp64", (0, 1)), ("row_string", (0, 3))):
             array: np.ndarray[Any, Any] = np.zeros(
@@ -482,7 +484,7 @@ class TestArrays:
 
 
 class TestLatency:
-    def test_repeat(self, server: Server, pictures: Path) -> None:
+    def test_repeat(self, server: LocalServer, pictures: Path) -> None:
         with Client(server.url) as triton:
             before = triton.statistics("colors", "1")
             flags = ("--model", "colors", "--repeat", 20, "--warmup", 3)
@@ -499,7 +501,7 @@ class TestLatency:
         assert sum(server_ms.values()) == pytest.approx(times["mean"])
         assert server_ms["compute_infer"] > 0
 
-    def test_people_see_the_same(self, server: Server, pictures: Path) -> None:
+    def test_people_see_the_same(self, server: LocalServer, pictures: Path) -> None:
         done = infer(server, pictures / "red.png", "--model", "colors", "--repeat", 8)
         text = done.stdout.split("latency of ")[1]
         assert text.startswith("8 requests with 8 pictures\n")
@@ -508,24 +510,24 @@ class TestLatency:
 
 
 class TestErrors:
-    def test_unknown_model(self, server: Server) -> None:
+    def test_unknown_model(self, server: LocalServer) -> None:
         assert "has no model 'cat'; it has bfloat16, broken, colors, " in refused(infer(server, "--model", "cat"), 1)
         with Client(server.url) as triton, pytest.raises(UnknownModel):
             triton.infer("cat", {})
 
-    def test_unknown_version(self, server: Server) -> None:
+    def test_unknown_version(self, server: LocalServer) -> None:
         assert "'colors' has no version 7; it has 1" in refused(infer(server, "--model", "colors@7"), 1)
         for version in ("x", "-1", "99999999999999999999"):
             error = refused(infer(server, "x.jpg", "--model", "colors", "--model-version", version), 1)
             assert f"error: model 'colors' has no version {version}; it has 1\n" in error
         assert "--model asks for version 7" in refused(infer(server, "--model", "colors@7", "--model-version", 1), 2)
 
-    def test_model_that_is_not_ready(self, server: Server) -> None:
+    def test_model_that_is_not_ready(self, server: LocalServer) -> None:
         assert "'broken' version 1 is UNAVAILABLE: " in refused(infer(server, "--model", "broken", "--random"), 1)
         with Client(server.url) as triton, pytest.raises(ModelNotReady):
             triton.metadata("broken")
 
-    def test_refusal_of_the_model_keeps_its_message(self, server: Server, tmp_path: Path) -> None:
+    def test_refusal_of_the_model_keeps_its_message(self, server: LocalServer, tmp_path: Path) -> None:
         np.save(tmp_path / "index.npy", np.array([99], np.int64))
         error = refused(infer(server, "--model", "lookup", "--input", f"index={tmp_path}/index.npy"), 1)
         assert "99" in error
@@ -544,23 +546,23 @@ class TestErrors:
             error = refused(infer(None, "x.jpg", "--url", silent.url, "--timeout", 0.2), 1)
         assert f"{silent.url} gave no answer within 0.2 s" in error
 
-    def test_another_server(self, server: Server) -> None:
+    def test_another_server(self, server: LocalServer) -> None:
         error = refused(infer(None, "x.jpg", "--url", f"{server.url}/somewhere"), 1)
         assert f"{server.url}/somewhere answers (HTTP status 404), but not as Triton's HTTP port does" in error
         assert "hint: check --url: " in error
 
     @pytest.mark.parametrize("flags", [(), ("--model", "colors"), ("--model", "colors@1")])
-    def test_metrics_port(self, server: Server, flags: tuple[str, ...]) -> None:
+    def test_metrics_port(self, server: LocalServer, flags: tuple[str, ...]) -> None:
         error = refused(infer(None, "x.jpg", "--url", server.metrics_url.removesuffix("/metrics"), *flags), 1)
         assert "but not as Triton's HTTP port does" in error
         assert "hint: check --url: Triton's HTTP port is 8000 by default, not 8001 (gRPC) or 8002 (metrics)" in error
 
-    def test_grpc_port(self, server: Server) -> None:
+    def test_grpc_port(self, server: LocalServer) -> None:
         error = refused(infer(None, "x.jpg", "--url", server.grpc_url), 1)
         assert "speaks HTTP/2 (as a gRPC port does), not plain HTTP" in error
         assert "hint: check --url: " in error
 
-    def test_https_where_there_is_none(self, server: Server) -> None:
+    def test_https_where_there_is_none(self, server: LocalServer) -> None:
         for url in (server.url, server.metrics_url.removesuffix("/metrics"), f"http://{server.grpc_url}"):
             secure = url.replace("http://", "https://")
             error = refused(infer(None, "x.jpg", "--url", secure), 1)
@@ -585,7 +587,7 @@ class TestErrors:
 
 
 class TestProcess:
-    def test_terminal(self, server: Server, pictures: Path) -> None:
+    def test_terminal(self, server: LocalServer, pictures: Path) -> None:
         line = [sys.executable, "-m", "client.infer", str(pictures / "red.png"), "--model", "colors"]
         for setting, colored in ({}, True), ({"NO_COLOR": "1"}, False):
             ours, theirs = pty.openpty()
@@ -600,7 +602,7 @@ class TestProcess:
             assert b"red" in shown
             assert (b"\x1b[32m" in shown) is colored
 
-    def test_interrupt(self, server: Server, pictures: Path) -> None:
+    def test_interrupt(self, server: LocalServer, pictures: Path) -> None:
         flags = ["--model", "colors", "--repeat", "10000000"]
         line = [sys.executable, "-m", "client.infer", str(pictures / "red.png"), *flags]
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(server)) as process:
@@ -612,7 +614,7 @@ class TestProcess:
         assert process.returncode == 130
         assert b"Traceback" not in rest
 
-    def test_reader_that_leaves_early(self, server: Server, pictures: Path) -> None:
+    def test_reader_that_leaves_early(self, server: LocalServer, pictures: Path) -> None:
         files = " ".join([str(pictures / "red.png")] * 200)
         line = f"{sys.executable} -m client.infer {files} --model colors | head -n 1"
         done = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment(server), check=False)
@@ -630,7 +632,7 @@ class TestProcess:
 
 
 class TestClient:
-    def test_text_and_booleans(self, server: Server) -> None:
+    def test_text_and_booleans(self, server: LocalServer) -> None:
         with Client(server.url) as triton:
             text = np.array([["a", "ü", ""], ["b\n", "\x00", "long" * 1000]])
             outputs = triton.infer("text", {"text": text, "flag": [[True, False], [False, False]]})
@@ -638,7 +640,7 @@ class TestClient:
             assert [s.decode() for s in outputs["same"].reshape(-1)] == text.reshape(-1).tolist()
             assert list(triton.infer("text", {"text": [["x"]], "flag": [[True, True]]}, outputs=["same"])) == ["same"]
 
-    def test_bfloat16(self, server: Server) -> None:
+    def test_bfloat16(self, server: LocalServer) -> None:
         with Client(server.url) as triton:
             outputs = triton.infer("bfloat16", {"x": np.array([[1.0, 2.5, 1.005]], np.float32)})
         assert outputs["y"].tolist() == [[1.0, 2.5, 1.0078125]]
@@ -647,7 +649,7 @@ class TestClient:
         (y, z) = infer_json(server, "--model", "bfloat16", "--random")["results"][0]["outputs"]
         assert y["first_values"] == z["first_values"]
 
-    def test_large_and_empty_tensors(self, server: Server) -> None:
+    def test_large_and_empty_tensors(self, server: LocalServer) -> None:
         with Client(server.url) as triton:
             a = np.ones((4, 4), np.float32)
             n = np.arange(4_000_000, dtype=np.int64).reshape(4, -1)
@@ -655,7 +657,7 @@ class TestClient:
             assert np.array_equal(outputs["n2"], n * 2)
             assert triton.infer("two_inputs", {"a": a, "n": n[:, :0]})["n2"].shape == (4, 0)
 
-    def test_metadata(self, server: Server) -> None:
+    def test_metadata(self, server: LocalServer) -> None:
         with Client(server.url) as triton:
             colors = triton.metadata("colors")
             assert (colors.version, colors.max_batch_size) == ("1", 4)
@@ -680,14 +682,14 @@ class TestClient:
             # The connection is still that to the server before.
             assert triton.infer("two_inputs", arrays)["a2"].tolist() == [[2, 2, 2, 2]]
 
-    def test_arrays_that_do_not_fit_are_not_sent(self, server: Server) -> None:
+    def test_arrays_that_do_not_fit_are_not_sent(self, server: LocalServer) -> None:
         with Client(server.url) as triton:
             before = triton.statistics("colors", "1")
             with pytest.raises(InputError, match=r"takes FP32 \[-1, 3, 8, 8\]"):
                 triton.infer("colors", {"image": np.zeros((1, 3, 8, 9), np.float32)})
             assert (triton.statistics("colors", "1") - before).requests == 0
 
-    def test_picture_as_path_bytes_and_image(self, server: Server, pictures: Path) -> None:
+    def test_picture_as_path_bytes_and_image(self, server: LocalServer, pictures: Path) -> None:
         path = pictures / "red.png"
         with Client(server.url) as triton, Image.open(path) as image:
             same = triton.classify([path, str(path), path.read_bytes(), image], "colors", top=2)

@@ -12,13 +12,13 @@ import pytest
 import repo_builder
 from client import Client
 from repo_builder.runtime import open_session
-from repo_builder.servers.base import Server
+from repo_builder.servers.local import LocalServer
 
 LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx"))
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     repository = tmp_path_factory.mktemp("light") / "models"
     for path in LIGHT:
         # two rows are enough to see batching; vgg19 on eight takes seconds
@@ -32,7 +32,7 @@ def test_there_are_light_models() -> None:
 
 
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
-def test_light_model_answers_as_onnx_runtime(server: Server, path: Path) -> None:
+def test_light_model_answers_as_onnx_runtime(server: LocalServer, path: Path) -> None:
     source = open_session(path)
     (tensor,) = source.inputs
     rng = np.random.default_rng(7)

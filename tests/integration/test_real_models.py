@@ -17,7 +17,7 @@ from client import Client
 from repo_builder.onnx_model import read_model
 from repo_builder.runtime import open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
-from repo_builder.servers.base import Server
+from repo_builder.servers.local import LocalServer
 from repo_builder.verify import Reference
 
 from .real_models import Batching, RealModel, fetch, load_models
@@ -27,7 +27,7 @@ TRAITS = {"several-inputs", "int64", "dynamic-image-size", "fixed-batch", "scala
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     repository = tmp_path_factory.mktemp("real") / "models"
     for model in MODELS:
         command = [sys.executable, "-m", "repo_builder", "add", str(fetch(model)), "--name", model.id]
@@ -42,7 +42,7 @@ def test_the_models_cover_what_users_bring() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
-def test_real_model_answers_as_onnx_runtime(server: Server, model: RealModel) -> None:
+def test_real_model_answers_as_onnx_runtime(server: LocalServer, model: RealModel) -> None:
     spec = read_model(fetch(model)).spec
     source = open_session(spec.path)
     with Client(server.url) as client:

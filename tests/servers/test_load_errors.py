@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from repo_builder.servers.base import ServerOptions
-from repo_builder.servers.load_errors import explain, plan_errors_in_log
-from repo_builder.servers.supervised import LAST_WORDS, checked_repository, last_words
+from repo_builder.servers.load_errors import explain
+from repo_builder.servers.supervised import checked_repository
+from repo_builder.servers.triton_log import LAST_WORDS, last_words, plan_errors
 from tests.servers.repositories import write_identity
 
 # The numbers are issues of triton-inference-server/server, else of the repository named.
@@ -153,7 +154,7 @@ E1108 15:57:58.242517 1 model_lifecycle.cc:638] "failed to load 'four' version 1
 
 
 def test_tensorrt_s_words_are_found_for_each_plan() -> None:
-    found = plan_errors_in_log(LOG)
+    found = plan_errors(LOG)
     assert set(found) == {"one", "two", "three"}
     causes = {model: explain(model, f"Internal: {FAILED.format(model)}: {said}").cause for model, said in found.items()}
     assert causes == {
@@ -161,7 +162,7 @@ def test_tensorrt_s_words_are_found_for_each_plan() -> None:
         "two": "its plan is of TensorRT 8.6.0.12, this server has 8.6.1.6",
         "three": "its plan is of TensorRT 8.6.0.12, this server has 8.6.1.6",
     }
-    assert plan_errors_in_log("") == {}
+    assert plan_errors("") == {}
 
 
 @pytest.mark.parametrize(
