@@ -127,8 +127,10 @@ class LoadedPlan:
     errors: list[str]
 
 
-def load_plan(path: Path, plugins: tuple[Path, ...] = ()) -> LoadedPlan:
+def load_plan(path: Path, plugins: tuple[Path, ...] = (), *, version_compatible: bool = False) -> LoadedPlan:
     """Deserialise a plan on the GPU here; ``plugins`` have its custom layers, if they were not published with it.
+
+    A ``version_compatible`` plan brings code that runs here; of a published one the manifest says that it is one.
 
     Raises:
         ModelError: not a plan, or cut short.
@@ -144,8 +146,9 @@ def load_plan(path: Path, plugins: tuple[Path, ...] = ()) -> LoadedPlan:
         log = BuildLog(library, Path(folder) / "log")
         load_plugins(library, log.logger, plugins or published_plugins(path.parent, recorded))
         runtime = library.module.Runtime(log.logger)
-        if recorded.get("options", {}).get("build", {}).get("tensorrt", {}).get("version_compatible"):
-            runtime.engine_host_code_allowed = True  # such a plan brings the runtime that it needs
+        built = recorded.get("options", {}).get("build", {}).get("tensorrt", {})
+        if version_compatible or built.get("version_compatible"):
+            runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
         log.close()
     if engine is None:
@@ -226,13 +229,13 @@ def require_gpu_to_measure() -> None:
         )
 
 
-def benchmark_plan(path: Path) -> Performance:
-    """Measure a plan on the GPU here, at the shapes its first profile is tuned for.
+def benchmark_plan(path: Path, *, version_compatible: bool = False) -> Performance:
+    """Measure a plan on the GPU here, at the shapes its first profile is tuned for; see :func:`load_plan`.
 
     Raises:
         CompileError: it does not run here.
     """
-    loaded = load_plan(path)
+    loaded = load_plan(path, version_compatible=version_compatible)
     shapes = loaded.info.profiles[0].opt if loaded.info.profiles else {}
     return measure(loaded.engine, loaded.info, shapes)
 

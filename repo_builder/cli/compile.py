@@ -49,7 +49,7 @@ def compile_command(
         )
         if benchmark:
             progress("measuring")
-            performance = benchmark_plan(output)
+            performance = benchmark_plan(output, version_compatible=tensorrt.version_compatible)
     if json:
         facts = {**asdict(compiled), "path": str(compiled.path)}
         print_json({**facts, "performance": asdict(performance)} if benchmark else facts)

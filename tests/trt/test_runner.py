@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from repo_builder.compilers.base import Target
 from repo_builder.errors import CompileError
 from repo_builder.model import DataType, TensorSpec
+from repo_builder.plans import benchmark_plan
 from repo_builder.runtime import RunError
 from repo_builder.trt import cuda
 from repo_builder.trt.benchmark import format_summary, measure
@@ -17,6 +19,7 @@ from repo_builder.trt.engine import EngineInfo, inspect_engine
 from repo_builder.trt.library import Library
 from repo_builder.trt.options import Profile
 from repo_builder.trt.runner import EngineRunner
+from tests.fake_compiler import H100
 from tests.servers.fake_gpu import CODES, CroppingEngine, FakeCuda, FakeEngine, fake_tensorrt
 
 
@@ -116,3 +119,27 @@ def test_a_measurement_without_memory_left(bench: Bench, monkeypatch: pytest.Mon
     monkeypatch.setattr(FakeCuda, "do_cudaMalloc", lambda *_: CODES.cudaErrorMemoryAllocation)
     with pytest.raises(CompileError, match="the benchmark stopped: CUDA says cudaErrorMemoryAllocation"):
         measure(bench.engine, bench.info, {"x": (4, 4)})
+
+
+def test_a_plan_that_brings_its_runtime_is_measured_where_that_may_run(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Runtime:
+        engine_host_code_allowed = False
+
+        def __init__(self, _logger: Any) -> None: ...
+
+        def deserialize_cuda_engine(self, _plan: bytes) -> FakeEngine | None:
+            return bench.engine if self.engine_host_code_allowed else None
+
+    bench.library.module.Runtime = Runtime
+    monkeypatch.setattr("repo_builder.plans.load_library", lambda _target: bench.library)
+    monkeypatch.setattr("repo_builder.plans.find_gpu", lambda: H100)
+    measured: list[Any] = []
+    monkeypatch.setattr("repo_builder.plans.measure", lambda *arguments: measured.append(arguments))
+    plan = tmp_path / "net.plan"
+    plan.write_bytes(b"ftrt" + bytes(20) + bytes((8, 6, 0, 0)))
+    benchmark_plan(plan, version_compatible=True)
+    assert measured == [(bench.engine, bench.info, {"x": (4, 4)})]
+    with pytest.raises(CompileError, match="refuses"):
+        benchmark_plan(plan)
