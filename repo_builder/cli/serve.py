@@ -72,7 +72,7 @@ def serve(
         str, typer.Option(help="Docker: auto, all, none; 1 is how many, device=1 or device=0,2 which.")
     ] = "auto",
     shm_size: Annotated[str, typer.Option(help="Docker: size of the container's /dev/shm.")] = "1g",
-    log_verbose: Annotated[int, typer.Option(metavar="LEVEL", help="Triton's verbose log, from 1.")] = 0,
+    log_verbose: Annotated[int, typer.Option(min=0, metavar="LEVEL", help="Triton's verbose log, from 1.")] = 0,
     log_file: Annotated[
         Path | None,
         typer.Option(

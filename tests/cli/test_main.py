@@ -89,7 +89,10 @@ def test_errors_leave_stdout_empty_for_programs_too(arguments: list[str], cli: C
     assert cli(*arguments, "--json").error
 
 
-@pytest.mark.parametrize("arguments", [["--nonsense"], ["nonsense"], ["add"], ["add", "a.onnx", "--batches"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--nonsense"], ["nonsense"], ["add"], ["add", "a.onnx", "--batches"], ["serve", "--log-verbose", "-1"]],
+)
 def test_misuse_is_told_like_any_error(arguments: list[str], cli: Cli) -> None:
     result = cli(*arguments)
 
