@@ -82,7 +82,7 @@ def refuse_incomplete(
         and (tensor.shape_tensor or -1 in tensor.dims[1 if batchable else 0 :])
     ]
     if missing:
-        raise _missing_range(missing, max_batch_size)
+        raise _missing_range(missing, inputs, given[0] if given else Profile(), max_batch_size)
 
 
 def plan_profiles(
@@ -193,10 +193,13 @@ def _checked(tensor: NetworkInput, profile: Profile) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _missing_range(missing: Sequence[NetworkInput], max_batch_size: int) -> CompileError:
-    shapes = _example_shapes(missing, max_batch_size)
+def _missing_range(
+    missing: Sequence[NetworkInput], inputs: Sequence[NetworkInput], given: Profile, max_batch_size: int
+) -> CompileError:
+    """The error that shows the flags to give, with what ``given`` has, since a flag again is for the next profile."""
+    shapes = _example_shapes([t for t in inputs if t in missing or t.name in given.opt], given, max_batch_size)
     corners = [
-        ",".join(f"{tensor.name}:{shape_text([sizes[corner] for sizes in shapes[tensor.name]])}" for tensor in missing)
+        ",".join(f"{name}:{shape_text([sizes[corner] for sizes in axes])}" for name, axes in shapes.items())
         for corner in range(3)
     ]
     flags = map(shlex.join, zip(("--min-shapes", "--opt-shapes", "--max-shapes"), corners, strict=True))
@@ -208,14 +211,22 @@ def _missing_range(missing: Sequence[NetworkInput], max_batch_size: int) -> Comp
     )
 
 
-def _example_shapes(missing: Sequence[NetworkInput], max_batch_size: int) -> dict[str, list[tuple[int, ...]]]:
-    """By input, for each axis its min, opt and max: axes of one name have the same, which pictures decide."""
+def _example_shapes(
+    inputs: Sequence[NetworkInput], given: Profile, max_batch_size: int
+) -> dict[str, list[tuple[int, ...]]]:
+    """By input, for each axis its min, opt and max: of axes of one name the same, as given, else as pictures have."""
     batch = max(max_batch_size, 1)
     named: dict[str, tuple[int, ...]] = {}
-    shapes: dict[str, list[tuple[int, ...]]] = {}
-    for tensor in sorted(missing, key=lambda tensor: not tensor.is_picture):
+    shapes: dict[str, list[tuple[int, ...]]] = {tensor.name: [] for tensor in inputs}
+    for tensor in sorted(inputs, key=lambda tensor: (tensor.name not in given.opt, not tensor.is_picture)):
+        if tensor.name in given.opt:
+            corners = (corner[tensor.name] for corner in (given.min, given.opt, given.max))
+            shapes[tensor.name] = list(zip(*corners, strict=False))
+            named |= {name: sizes for name, sizes in zip(tensor.names, shapes[tensor.name], strict=False) if name}
+            continue
         usual = _PICTURE if tensor.is_picture else _SEQUENCE
-        shapes[tensor.name] = [usual] * tensor.values if tensor.shape_tensor else []
+        if tensor.shape_tensor:
+            shapes[tensor.name] = [usual] * tensor.values
         for index, dim in enumerate(() if tensor.shape_tensor else tensor.dims):
             sizes = (dim,) * 3 if dim != -1 else usual if index else (1, batch, batch)
             name = tensor.names[index] if dim == -1 and tensor.names else ""

@@ -103,6 +103,16 @@ def test_axes_of_one_name_have_the_same_size_in_the_flags_to_add() -> None:
     assert "--opt-shapes mask:8x224x224,image:8x3x224x224,past:8x4x64x64 " in (caught.value.hint or "")
 
 
+def test_the_flags_to_add_hold_and_follow_what_is_given() -> None:
+    """A flag given twice is for two profiles, so the proposed ones are to replace what is there."""
+    ids, mask = (NetworkInput(name, (-1, -1), names=("n", "length")) for name in ("ids", "mask"))
+    given = parse_profiles(["ids:1x16"], ["ids:2x32"], ["ids:4x48"])
+    with pytest.raises(CompileError, match=r"a range for the free axes of 'mask' \[-1, -1\]$") as caught:
+        plan_profiles([ids, mask], given, batchable=True, max_batch_size=8)
+    flags = "--min-shapes ids:1x16,mask:1x16 --opt-shapes ids:2x32,mask:2x32 --max-shapes ids:4x48,mask:4x48"
+    assert caught.value.hint == f"with your own sizes: {flags}"
+
+
 def test_shapes_of_a_model_whose_sizes_are_fixed() -> None:
     given = parse_profiles([], ["x:8x4"], [])
     with pytest.raises(UsageError, match=r"x:8x4 does not fit the model's input \[1, 4\]") as caught:
