@@ -129,12 +129,18 @@ def random_arrays(
                 raise _no_input(model, name, option)
             if name in given:
                 raise UsageError(f"{option} {name} has no use: --input gives its values", f"leave out {option} {name}")
+    if not model.batched and batch not in {None, 1}:
+        raise UsageError(f"--batch {batch}: model {model.name!r} has no batch axis", "--batch 1")
+    random = [tensor for tensor in model.inputs if tensor.name not in given]
+    random = [tensor for tensor in random if not tensor.optional or tensor.name in shapes]
+    if free := [tensor for tensor in random if -1 in tensor.shape and tensor.name not in shapes]:
+        raise UsageError(
+            f"model {model.name!r} has free axes: {', '.join(map(str, free))}", " ".join(map(_shape_flag, free))
+        )
     generator = np.random.default_rng(seed)
     size = batch or next((len(array) for array in given.values() if model.batched and array.ndim), None)
     arrays = {}
-    for tensor in model.inputs:
-        if tensor.name in given or (tensor.optional and tensor.name not in shapes):
-            continue
+    for tensor in random:
         shape = _random_shape(model, tensor, shapes.get(tensor.name), size)
         arrays[tensor.name] = _random(tensor, shape, generator, ranges.get(tensor.name))
     return arrays
@@ -195,14 +201,15 @@ def _converted(array: Array, datatype: str, file: str) -> Array:
     )
 
 
+def _shape_flag(tensor: TensorMetadata) -> str:
+    return f"--shape {tensor.name}={'x'.join('SIZE' if axis == -1 else str(axis) for axis in tensor.shape)}"
+
+
 def _random_shape(model: ModelMetadata, tensor: TensorMetadata, shape: str | None, size: int | None) -> tuple[int, ...]:
     """The shape of a random input on the wire; a batch is of ``size`` items where that is settled."""
     wanted = model.full_shape(tensor)
     own = f"{tensor.datatype} {format_shape(tensor.shape)}"
-    free = f"--shape {tensor.name}={'x'.join('SIZE' if axis == -1 else str(axis) for axis in tensor.shape)}"
     if shape is None:
-        if -1 in tensor.shape:
-            raise UsageError(f"input {tensor.name!r} has free axes: {own}", free)
         return (size or 1, *tensor.shape) if model.batched else tensor.shape
     asked = parse_shape(shape)
     if len(asked) == len(wanted) - 1 and (model.batched or wanted[0] in {1, -1}):
@@ -211,7 +218,7 @@ def _random_shape(model: ModelMetadata, tensor: TensorMetadata, shape: str | Non
         fixed = f"its shape is fixed: leave --shape {tensor.name} out"
         raise UsageError(
             f"--shape {tensor.name}={shape} doesn't fit input {tensor.name!r}: {own}",
-            f"-1 is a free axis: {free}" if -1 in tensor.shape else fixed,
+            f"-1 is a free axis: {_shape_flag(tensor)}" if -1 in tensor.shape else fixed,
         )
     if model.batched and size not in {None, asked[0]}:
         raise UsageError(

@@ -275,7 +275,13 @@ def _load(name: str, path: Path, spec: TensorSpec) -> npt.NDArray[np.generic]:
         raise UsageError(
             f"--input {name}={path} has {array.ndim} axes; input {spec} has {rank}", "the batch axis may be left out"
         )
-    return array if array.ndim == rank else array[None]
+    rows = array if array.ndim == rank else array[None]
+    if spec.shape is not None and not _fits(rows.shape, spec.shape):
+        raise UsageError(
+            f"--input {name}={path} of shape {list(array.shape)} does not fit input {spec}",
+            "save it in that shape; the batch axis may be left out",
+        )
+    return rows
 
 
 def _as_type(array: npt.NDArray[Any], spec: TensorSpec, given: str) -> npt.NDArray[Any]:

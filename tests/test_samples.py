@@ -175,7 +175,8 @@ class TestFiles:
         [
             (np.ones((1, 3)), "holds float64; input 'x' is FP32"),
             (np.ones((1, 3), ">f4"), "holds >f4"),
-            (np.ones((1, 4), np.float32), "does not fit input x FP32"),
+            (np.ones((1, 4), np.float32), r"x.npy of shape \[1, 4\] does not fit input x FP32"),
+            (np.ones(4, np.float32), r"x.npy of shape \[4\] does not fit input x FP32"),
             (np.ones((1, 1, 3), np.float32), "has 3 axes"),
             (np.float32(1), "has 0 axes"),
         ],

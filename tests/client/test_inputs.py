@@ -239,12 +239,15 @@ class TestRandomArrays:
         described = model(X, TensorMetadata("y", "FP64", (2,)))
         assert random_arrays(described, given, {}, None, seed=0)["x"].shape == (3, 3, 4)
         assert random_arrays(model(X, max_batch_size=0), {}, {}, None, seed=0)["x"].shape == (3, 4)
+        with pytest.raises(UsageError, match=r"--batch 2: model '.*' has no batch axis"):
+            random_arrays(model(X, max_batch_size=0), {}, {}, 2, seed=0)
 
     def test_free_axes_need_a_shape(self) -> None:
         free = model(TensorMetadata("x", "FP32", (3, -1, -1)))
-        with pytest.raises(UsageError, match=r"free axes: FP32 \[3, -1, -1\]") as caught:
-            random_arrays(free, {}, {}, None, seed=0)
-        assert caught.value.hint == "--shape x=3xSIZExSIZE"
+        two = model(*free.inputs, TensorMetadata("y", "INT64", (-1,)))
+        with pytest.raises(UsageError, match=r"free axes: x \(FP32 \[3, -1, -1\]\), y \(INT64 \[-1\]\)$") as caught:
+            random_arrays(two, {}, {}, None, seed=0)
+        assert caught.value.hint == "--shape x=3xSIZExSIZE --shape y=SIZE"
         assert random_arrays(free, {}, {"x": "3x8x9"}, 2, seed=0)["x"].shape == (2, 3, 8, 9)
         assert random_arrays(free, {}, {"x": "4x3x8x9"}, None, seed=0)["x"].shape == (4, 3, 8, 9)
 
