@@ -18,6 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, by servers tha
 if TYPE_CHECKING:
     from repo_builder.add import Published, add_model
     from repo_builder.build import BuildOptions
+    from repo_builder.comparison import Tolerance
     from repo_builder.compilers.base import Target
     from repo_builder.config.build import ServingOptions
     from repo_builder.config.image import ImagePreprocessing, image_preset
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from repo_builder.repository import Repository
     from repo_builder.samples import SampleOptions
     from repo_builder.servers.local import serve
-    from repo_builder.verify import Tolerance
 
 _HOMES = {
     "BuildOptions": "build",
@@ -38,7 +38,7 @@ _HOMES = {
     "SampleOptions": "samples",
     "ServingOptions": "config.build",
     "Target": "compilers.base",
-    "Tolerance": "verify",
+    "Tolerance": "comparison",
     "add_model": "add",
     "image_preset": "config.image",
     "serve": "servers.local",

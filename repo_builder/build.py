@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repo_builder.cc_plans import name_by_capability
+from repo_builder.comparison import Tolerance
 from repo_builder.compilers.base import Artifact, Compiler, Progress, Target
 from repo_builder.compilers.container import ContainerOptions
 from repo_builder.config.build import (
@@ -38,7 +39,7 @@ from repo_builder.runtime import RunError
 from repo_builder.samples import SampleOptions, Sampler, flags_for, index_ranges
 from repo_builder.trt.options import NOT_IN_FINGERPRINT, TensorRTOptions
 from repo_builder.trt.refuse import refuse_model
-from repo_builder.verify import Reference, Tolerance, Verification, sizes_to_verify
+from repo_builder.verify import Reference, Verification, sizes_to_verify
 
 if TYPE_CHECKING:
     import numpy.typing as npt

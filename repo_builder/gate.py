@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from repo_builder.comparison import Tolerance
 from repo_builder.compilers.base import Artifact, Target
 from repo_builder.errors import ModelError, VerificationError
 from repo_builder.model import ModelSpec
+from repo_builder.near_ties import with_scores
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.runtime import Session, open_session
 from repo_builder.samples import SampleOptions, Sampler
 from repo_builder.trt.options import Shapes
 from repo_builder.trt.profiles import find_profile
-from repo_builder.verify import Reference, Tolerance, Verification, verify
+from repo_builder.verify import Reference, Verification, verify
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def check_artifact(
@@ -85,22 +91,36 @@ def _text(shape: tuple[int, ...]) -> str:
 
 
 def open_source(model: OnnxModel, folder: Path, target: Target) -> Session:
-    """The source under ONNX Runtime, by way of a file in ``folder`` where a pass changed its graph.
+    """The source under ONNX Runtime, by way of a file in ``folder`` where its graph is not the file's.
 
-    ONNX Runtime as ``target`` serves the source as it computes it here, 8-bit kernels and all; an engine is held to
-    what the graph says.
+    ONNX Runtime as ``target`` serves the source as it computes it here, 8-bit kernels and all.  An engine is held to
+    what the graph says, and what its nodes choose is looked for.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
         ModelError: ONNX Runtime can't load it.
     """
-    int8_kernels = target is Target.ONNXRUNTIME
-    if not model.changed:
+    if target is Target.ONNXRUNTIME:
+        return _open_graph(model, model.proto, folder, int8_kernels=True)
+    proto, choices = with_scores(model.proto)
+    try:
+        session = _open_graph(model, proto, folder, int8_kernels=False)
+    except ModelError:
+        if not choices:
+            raise
+        return _open_graph(model, model.proto, folder, int8_kernels=False)  # whose error names the user's file
+    count = len(model.proto.graph.output)
+    outputs, rankings = session.outputs[:count], session.outputs[count:]
+    return dataclasses.replace(session, outputs=outputs, choices=choices, rankings=rankings)
+
+
+def _open_graph(model: OnnxModel, proto: onnx.ModelProto, folder: Path, *, int8_kernels: bool) -> Session:
+    if proto is model.proto and not model.changed:
         return open_session(model.spec.path, int8_kernels=int8_kernels)
     import onnx
 
     candidate = folder / "source.onnx"  # sizes of 0 made free: ONNX Runtime refuses the file itself
-    onnx.save(model.proto, candidate)
+    onnx.save(proto, candidate)
     try:
         return open_session(candidate, int8_kernels=int8_kernels)
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.cc_plans import plans_of
+from repo_builder.comparison import Tolerance
 from repo_builder.compilers.base import Artifact, Progress, Target
 from repo_builder.errors import CompileError, ModelError, RepositoryError, UsageError, VerificationError
 from repo_builder.gate import check_artifact, known_shapes, open_source
@@ -23,7 +24,7 @@ from repo_builder.runtime import open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
 from repo_builder.served import ServedModel
 from repo_builder.trt.options import TensorRTOptions, read_profiles
-from repo_builder.verify import Reference, Tolerance, Verification, sizes_to_verify
+from repo_builder.verify import Reference, Verification, sizes_to_verify
 
 ROUNDS = 5
 """How often rows are sent together until the server has joined some: a fast model may be done with each before the
@@ -216,7 +217,7 @@ class _Gate:
         model = read_model(source)
         model = model.with_graph(free_zero_axes(model.proto))
         with tempfile.TemporaryDirectory(prefix="repo-builder-") as folder:
-            for file in model.spec.external_files if model.changed else ():
+            for file in model.spec.external_files:
                 (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / file).symlink_to((source.parent / file).resolve())
             session = open_source(model, Path(folder), recorded.target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,8 @@ from repo_builder.model import DataType, TensorSpec
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from repo_builder.near_ties import Choice
 
     Arrays = dict[str, npt.NDArray[Any]]
 
@@ -43,7 +45,8 @@ class RunError(Exception):
 class Session:
     """A loaded ONNX model.  ``inputs`` and ``outputs`` are as the runtime sees them, not as the file says.
 
-    ``runner`` is what messages call that which runs it; of ``int8_kernels`` see :func:`open_session`.
+    ``runner`` is what messages call that which runs it; of ``int8_kernels`` see :func:`open_session`.  ``choices``
+    are the nodes that choose what outputs hold, where that was looked for, and what they rank.
     """
 
     runner: ClassVar[str] = "ONNX Runtime"
@@ -51,6 +54,8 @@ class Session:
     outputs: tuple[TensorSpec, ...]
     _session: Any
     int8_kernels: bool = True
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    rankings: tuple[TensorSpec, ...] = ()
 
     def run(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run once on ``arrays``, one for each input, and return every output by name.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from repo_builder.errors import ModelError, UsageError, VerificationError
-from repo_builder.model import DataType, ModelSpec
+from repo_builder.comparison import OutputReport, Tolerance, compare, compare_chosen, is_float, worse
+from repo_builder.errors import ModelError, VerificationError
+from repo_builder.model import ModelSpec
 from repo_builder.runtime import RunError, Session
 from repo_builder.samples import FREE_SIZES, Sampler, flags_for
 
@@ -28,52 +28,6 @@ MOST_ROWS, MOST_BYTES = 2**20, 2**31
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """Elements agree where ``|actual - expected| <= atol + rtol * |expected|``, numpy.allclose's rule.
-
-    ``atol`` None stands for ``scale`` times the largest finite magnitude in that output, so that outputs of any
-    size are held to the same number of digits (an absolute 1e-3 would pass any softmax over 1000 classes).
-    ``flips`` is the share of an output's integers or booleans that may differ: of an ArgMax, near ties fall either way
-    when values are rounded.
-    """
-
-    rtol: float = 1e-3
-    atol: float | None = None
-    scale: float = 1e-4
-    flips: float = 0.0
-
-    def __post_init__(self) -> None:
-        for flag, value in (("--rtol", self.rtol), ("--atol", self.atol)):
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"{flag} {value} is not a tolerance", "a number of 0 or more")
-
-    def for_type(self, dtype: DataType) -> Tolerance:
-        """Looser where the output's own type has fewer digits: FP16 has 11 bits of them, BF16 8."""
-        digits = {DataType.FP16: 10, DataType.BF16: 80}.get(dtype, 1)
-        return replace(self, rtol=self.rtol * digits, scale=self.scale * digits)
-
-
-@dataclass(frozen=True)
-class OutputReport:
-    """How far one output is from the reference, over all batches compared.
-
-    ``max_relative_error`` is over elements larger than a thousandth of the largest; ``mismatched`` counts those
-    outside the tolerance, ``flipped`` integers and booleans that differ inside of it.  ``cosine_error`` is 1 minus the
-    cosine between the two as vectors, ``top1_agreement`` the share of rows whose largest element is the same (None
-    where there are no rows): the worst of all batches.
-    """
-
-    name: str
-    max_absolute_error: float
-    max_relative_error: float
-    mismatched: int
-    elements: int
-    cosine_error: float = 0.0
-    top1_agreement: float | None = None
-    flipped: int = 0
-
-
-@dataclass(frozen=True)
 class Verification:
     """A passed gate."""
 
@@ -86,7 +40,7 @@ class Verification:
     def merged(self, other: Verification) -> Verification:
         """Both as one: the worse figures of each output."""
         theirs = {report.name: report for report in other.outputs}
-        return replace(self, outputs=tuple(_worse(report, theirs[report.name]) for report in self.outputs))
+        return replace(self, outputs=tuple(worse(report, theirs[report.name]) for report in self.outputs))
 
     @property
     def hints(self) -> tuple[str, ...]:
@@ -99,7 +53,7 @@ class Verification:
         )
         flipped = (
             f"{report.flipped} of the {report.elements} values of output {report.name!r} are not ONNX Runtime's: "
-            "few enough to be near ties of an ArgMax or a threshold, which rounding decides"
+            "near ties of an ArgMax, a TopK or a threshold, which rounding decides"
             for report in self.outputs
             if report.flipped
         )
@@ -170,6 +124,18 @@ class Reference:
                 f"the outputs of single rows do not make a batch: {error}", "serve it as it is: --no-batching"
             ) from None
 
+    def ranking(self, output: str, size: int) -> tuple[npt.NDArray[Any], int] | None:
+        """What the rows of ``output`` in a batch of ``size`` were chosen by, as :meth:`Choice.ranking` gives it."""
+        choice = self.session.choices.get(output)
+        if choice is None or not choice.scores:
+            return None
+        wanted = (tensor for tensor in self.session.rankings if tensor.name in {choice.scores, choice.best})
+        session = replace(self.session, outputs=tuple(wanted))
+        rows = [session.run(self.row(number)[0]) for number in range(min(size or 1, DISTINCT_ROWS))]
+        with contextlib.suppress(ValueError):  # each may rank another number of them
+            return choice.ranking(_stack([rows[number % DISTINCT_ROWS] for number in range(size or 1)]))
+        return None
+
     def refuse_too_large(self, size: int) -> None:
         """Raise VerificationError where ``size`` rows together are more than a server takes, or memory may hold."""
         bytes_of_batch = size * sum(array.nbytes for arrays in self.row(0) for array in arrays.values())
@@ -214,7 +180,7 @@ class Reference:
         import numpy as np
 
         inputs, outputs = (
-            [name for name in arrays if _is_float(arrays[name]) and np.isnan(arrays[name]).any()] for arrays in row
+            [name for name in arrays if is_float(arrays[name]) and np.isnan(arrays[name]).any()] for arrays in row
         )
         if outputs and inputs:
             raise ModelError(
@@ -264,19 +230,24 @@ def verify(
             raise VerificationError(why, "choose a smaller --max-batch-size, or --no-batching") from None
         for name, want in expected.items():
             if outputs[name].shape != want.shape:
-                raise _shape_error(name, outputs[name].shape, want.shape, reference.session.runner, size)
+                raise VerificationError(
+                    f"output {name!r} has shape {list(outputs[name].shape)} at batch size {size or 1}; "
+                    f"{reference.session.runner}'s from the source is {list(want.shape)}",
+                    _hint(reference, name)
+                    if name in reference.session.choices
+                    else "if its first axis is no batch: --no-batching",
+                )
             report = compare(name, outputs[name], want, tolerance)
-            reports[name] = _worse(reports.get(name), report)
+            if report.mismatched and (ranking := reference.ranking(name, size)):
+                report = compare_chosen(name, outputs[name], want, ranking, tolerance)
+            reports[name] = worse(reports.get(name), report)
     result = Verification(batch_sizes, tolerance.rtol, tolerance.atol, seed, tuple(reports.values()))
     worst = result.worst
     if worst.mismatched:
         raise VerificationError(
             f"output {worst.name!r} is not what {reference.session.runner} computes from the source: "
             f"{worst.mismatched} of {worst.elements} elements differ, by up to {worst.max_absolute_error:.3g}",
-            "if that is close enough for you, allow it with --rtol and --atol"
-            if _is_float(reference.row(0)[1][worst.name])
-            else "--rtol and --atol are for floating point; random inputs make near ties, which fall either way: "
-            "--input NAME=FILE.npy with real ones, or add --no-verify",
+            _hint(reference, worst.name),
         )
     return result
 
@@ -288,89 +259,17 @@ def sizes_to_verify(largest: int, *, batchable: bool) -> tuple[int, ...]:
     return (1,) if batchable else (0,)
 
 
-def _shape_error(
-    name: str, actual: tuple[int, ...], expected: tuple[int, ...], runner: str, size: int
-) -> VerificationError:
-    return VerificationError(
-        f"output {name!r} has shape {list(actual)} at batch size {size or 1}; {runner}'s from the source is "
-        f"{list(expected)}",
-        "if its first axis is no batch: --no-batching",
-    )
-
-
-def compare(name: str, actual: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: Tolerance) -> OutputReport:
-    """Compare two arrays of one shape.  Strings must be equal, booleans and integers but for the tolerance's flips."""
-    import numpy as np
-
-    if not _is_float(expected):
-        different = int(np.count_nonzero(actual != expected))
-        gap = 0.0
-        if different and expected.dtype.kind in "iu":
-            gap = float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max())
-        if expected.dtype.kind in "biu" and different <= tolerance.flips * expected.size:
-            return OutputReport(name, gap, 0.0, 0, expected.size, flipped=different)
-        return OutputReport(name, gap, 1.0 if different else 0.0, different, expected.size)
-    dtype = {"float16": DataType.FP16, "bfloat16": DataType.BF16}.get(expected.dtype.name, DataType.FP32)
-    limits = tolerance.for_type(dtype)
-    want, got = expected.astype(np.float64), actual.astype(np.float64)
-    finite = np.isfinite(want) & np.isfinite(got)
-    largest = float(np.abs(want[finite]).max(initial=0.0))
-    atol = limits.scale * largest if limits.atol is None else limits.atol
-    with np.errstate(over="ignore"):  # doubles as far apart as doubles go
-        error = np.where(finite, np.abs(np.subtract(got, want, where=finite, out=np.zeros_like(want))), np.inf)
-    error[~finite & ((got == want) | (np.isnan(got) & np.isnan(want)))] = 0.0
-    mismatched = int(np.count_nonzero(error > atol + limits.rtol * np.where(finite, np.abs(want), 0.0)))
-    sizeable = finite & (np.abs(want) > 1e-3 * largest)
-    with np.errstate(over="ignore"):
-        relative = float((error[sizeable] / np.abs(want[sizeable])).max(initial=0.0))
-    same = np.where(finite, got, 0.0), np.where(finite, want, 0.0)
-    return OutputReport(
-        name,
-        float(error.max(initial=0.0)),
-        relative,
-        mismatched,
-        expected.size,
-        _cosine_error(*same),
-        _top1_agreement(*same),
-    )
-
-
-def _cosine_error(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    """1 minus the cosine; 0 where both vectors are zero."""
-    import numpy as np
-
-    one, other = (values.ravel() / max(float(np.abs(values).max(initial=0.0)), 1e-300) for values in (actual, expected))
-    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
-    if not norms:
-        return 0.0 if not (one.any() or other.any()) else 1.0
-    return round(max(0.0, 1.0 - float(one @ other) / norms), 12)  # what is below is rounding
-
-
-def _top1_agreement(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float | None:
-    """The share of rows, along the last axis, with the same largest element."""
-    if expected.ndim < 2 or expected.shape[-1] < 2 or not expected.size:
-        return None
-    return float((actual.argmax(-1) == expected.argmax(-1)).mean())
-
-
-def _is_float(array: npt.NDArray[Any]) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-
-
-def _worse(one: OutputReport | None, other: OutputReport) -> OutputReport:
-    if one is None:
-        return other
-    elements = one.elements + other.elements
-    agreement = None
-    if one.top1_agreement is not None and other.top1_agreement is not None:  # of all rows compared
-        agreement = (one.top1_agreement * one.elements + other.top1_agreement * other.elements) / elements
-    return OutputReport(
-        one.name,
-        max(one.max_absolute_error, other.max_absolute_error),
-        max(one.max_relative_error, other.max_relative_error),
-        one.mismatched + other.mismatched,
-        elements,
-        max(one.cosine_error, other.cosine_error),
-        agreement,
-        one.flipped + other.flipped,
+def _hint(reference: Reference, output: str) -> str:
+    """The mend where ``output`` is outside the tolerance."""
+    if choice := reference.session.choices.get(output):
+        return (
+            f"{choice.node} chooses what comes out there, and rounding decides near ties, of which random inputs make "
+            "many: --input NAME=FILE.npy with real ones, --rtol and --atol for what is near, or --no-verify; "
+            "or export the model without that node and what follows it"
+        )
+    if is_float(reference.row(0)[1][output]):
+        return "if that is close enough for you, allow it with --rtol and --atol"
+    return (
+        "--rtol and --atol are for floating point; random inputs make near ties, which fall either way: "
+        "--input NAME=FILE.npy with real ones, or add --no-verify"
     )

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import onnx
 import pytest
 
+from repo_builder.comparison import Tolerance, compare
 from repo_builder.errors import ModelError, UsageError, VerificationError
 from repo_builder.model import DataType
 from repo_builder.onnx_model import read_model
 from repo_builder.runtime import RunError, open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
-from repo_builder.verify import MOST_BYTES, Reference, Tolerance, Verification, compare, verify
+from repo_builder.verify import MOST_BYTES, Reference, Verification, verify
 from tests import models
 from tests.models import FP32, INT64, identity, linear, model, node, save, two_outputs
 

@@ -138,10 +138,10 @@ def add(
 ) -> None:
     """Compile, configure, verify and publish an ONNX model as the next version in a model repository."""
     from repo_builder.add import BuildOptions, add_model
+    from repo_builder.comparison import Tolerance
     from repo_builder.compilers.base import Target
     from repo_builder.compilers.container import ContainerOptions
     from repo_builder.config.build import ServingOptions
-    from repo_builder.verify import Tolerance
 
     if container_image and not build_in_container:
         raise UsageError("--container-image without --build-in-container: nothing is built in it", "give both")

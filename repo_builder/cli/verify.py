@@ -22,8 +22,8 @@ from repo_builder.cli.output import (
 from repo_builder.cli.sample_options import InputFileOption, InputRangeOption, ShapeOption, read_samples
 
 if TYPE_CHECKING:
+    from repo_builder.comparison import OutputReport, Tolerance
     from repo_builder.recheck import Rechecked
-    from repo_builder.verify import OutputReport, Tolerance
 
 
 def verify(
@@ -79,7 +79,7 @@ def _tolerance(rtol: float | None, atol: float | None) -> Tolerance | None:
     """None where nothing was said; of two, the one that was left out is the default."""
     if rtol is None and atol is None:
         return None
-    from repo_builder.verify import Tolerance
+    from repo_builder.comparison import Tolerance
 
     return Tolerance(atol=atol) if rtol is None else Tolerance(rtol=rtol, atol=atol)
 

@@ -8,11 +8,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from repo_builder.comparison import Tolerance
 from repo_builder.model import TensorSpec
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.trt.cuda import Gpu
 from repo_builder.trt.options import Profile
-from repo_builder.verify import Runner, Tolerance
+from repo_builder.verify import Runner
 
 Progress = Callable[[str], None]
 """Called with a line to show whenever something that takes time begins.

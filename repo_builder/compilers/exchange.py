@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repo_builder import errors
+from repo_builder.comparison import Tolerance
 from repo_builder.compilers.base import Artifact, Maker
 from repo_builder.errors import RepoBuilderError
 from repo_builder.model import DataType, ModelSpec, TensorSpec
 from repo_builder.runtime import RunError
 from repo_builder.trt.cuda import Gpu
 from repo_builder.trt.options import TensorRTOptions, read_profiles
-from repo_builder.verify import Runner, Tolerance
+from repo_builder.verify import Runner
 
 if TYPE_CHECKING:
     from repo_builder.runtime import Arrays

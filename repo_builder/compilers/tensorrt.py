@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from repo_builder.comparison import Tolerance
 from repo_builder.compilers.base import Artifact, Maker, Progress, Target
 from repo_builder.errors import CompileError, ModelError, UsageError
 from repo_builder.model import DataType
@@ -49,7 +50,7 @@ from repo_builder.trt.profiles import (
     refuse_other_than_one_row,
 )
 from repo_builder.trt.refuse import refuse_model
-from repo_builder.verify import Runner, Tolerance
+from repo_builder.verify import Runner
 
 GRAPH, GRAPH_DATA = "graph.onnx", "graph.onnx.data"
 

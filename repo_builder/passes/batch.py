@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repo_builder.comparison import Tolerance
 from repo_builder.errors import ModelError, VerificationError
 from repo_builder.onnx_model import OnnxModel, graphs_of
 from repo_builder.passes.graph import integer_constants
 from repo_builder.runtime import Session, open_session
-from repo_builder.verify import Reference, Tolerance, verify
+from repo_builder.verify import Reference, verify
 
 if TYPE_CHECKING:
     import onnx

@@ -17,6 +17,7 @@ import pytest
 
 from repo_builder.add import BuildOptions, add_model
 from repo_builder.cli.output import Steps
+from repo_builder.comparison import Tolerance
 from repo_builder.compilers.base import Artifact, Target
 from repo_builder.compilers.container import ContainerOptions, needed_packages
 from repo_builder.compilers.container_setup import bindings_requirement, pip_error
@@ -38,7 +39,6 @@ from repo_builder.model import DataType, TensorSpec
 from repo_builder.onnx_model import read_model
 from repo_builder.runtime import RunError
 from repo_builder.trt.options import Profile, TensorRTOptions
-from repo_builder.verify import Tolerance
 from tests.models import linear, save
 from tests.support import rtx, wait_for
 

@@ -765,6 +765,37 @@ def test_a_quantised_model_is_held_to_what_its_graph_says(tmp_path: Path) -> Non
 
 
 @rtx
+def test_a_detector_that_picks_its_boxes(tmp_path: Path) -> None:
+    """Of 500 random scores some lie nearer to each other than FP16 can tell."""
+    proto = model(
+        [
+            node("MatMul", ["x", "w"], ["scores"]),
+            node("MatMul", ["x", "v"], ["flat"]),
+            node("Reshape", ["flat", "shape"], ["all"]),
+            node("TopK", ["scores", "k"], ["best", "index"], name="pick"),
+            node("Unsqueeze", ["index", "last"], ["column"]),
+            node("Tile", ["column", "sides"], ["columns"]),
+            node("GatherElements", ["all", "columns"], ["boxes"], axis=1),
+        ],
+        {"x": (FP32, ["batch", 16])},
+        {"best": (FP32, ["batch", 60]), "boxes": (FP32, ["batch", 60, 4])},
+        {
+            "w": weights(16, 500),
+            "v": weights(16, 2000, seed=1),
+            "shape": np.array([0, 500, 4]),
+            "k": np.array([60]),
+            "last": np.array([-1]),
+            "sides": np.array([1, 1, 4]),
+        },
+    )
+    published = publish(tmp_path, proto, fp16=True)
+    best, boxes = published.manifest["verification"]["outputs"]
+    assert boxes["flipped"]
+    assert not best["flipped"]
+    assert any("of output 'boxes' are not ONNX Runtime's: near ties" in hint for hint in published.hints)
+
+
+@rtx
 @pytest.mark.parametrize("options", [{}, {"fp16": True}])
 def test_an_input_that_is_an_output_too(tmp_path: Path, options: dict[str, Any]) -> None:
     rows: tuple[DataType, Shape] = (FP32, ["batch", 4])
