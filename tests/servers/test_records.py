@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from repo_builder.errors import MissingExtraError, ServerError
+from repo_builder.servers import records
 from repo_builder.servers.local import serve
 from repo_builder.servers.records import (
     ServerRecord,
@@ -24,7 +25,9 @@ from repo_builder.servers.records import (
     is_running,
     known_servers,
     process_name,
+    record_path,
     running_servers,
+    start_time,
     stop_server,
     write_record,
 )
@@ -246,3 +249,28 @@ def test_stop_tries_every_server_before_it_fails(
         "  hint: DOCKER_HOST says where: correct it, unset it, then repo-builder stop removes the container",
     ]
     assert known_servers() == [orphan, other]
+
+
+def test_a_server_that_does_not_stop_is_not_forgotten(orphan: ServerRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "STOP_S", 0.1)
+    with subprocess.Popen(["sh", "-c", "trap '' TERM; echo; exec sleep 60"], stdout=subprocess.PIPE) as deaf:
+        assert deaf.stdout is not None
+        deaf.stdout.readline()
+        record = replace(orphan, pid=deaf.pid, start_time=start_time(deaf.pid) or 0, container_id=None)
+        write_record(record)
+        try:
+            with pytest.raises(ServerError, match="does not stop") as caught:
+                stop_server(record)
+        finally:
+            deaf.kill()
+    assert caught.value.hint == f"kill -9 {deaf.pid}"
+    assert known_servers() == [record]
+
+
+def test_a_record_that_can_not_be_written_is_told_and_not_left_half(orphan: ServerRecord) -> None:
+    path = record_path(8010)
+    path.mkdir()
+    with pytest.raises(ServerError, match="where servers are noted: Is a directory"):
+        write_record(replace(orphan, http_port=8010))
+    assert {*path.parent.iterdir()} == {record_path(orphan.http_port), path}
+    path.rmdir()
