@@ -9,9 +9,19 @@ from typing import Any, Final
 import numpy as np
 
 from client.load.histogram import bucket_middle, decode
-from client.load.plots import Axis, Series, bar_chart, line_chart, linear_axis, log_axis, stacked_bar
-from client.load.report import count, milliseconds, processes, rate_interval, scenario_line, usage_rows, what_is_sent
+from client.load.plots import COLOURS, Axis, Series, bar_chart, line_chart, linear_axis, log_axis, stacked_bar
+from client.load.report import (
+    TWO_TIMES,
+    count,
+    milliseconds,
+    processes,
+    rate_interval,
+    scenario_line,
+    usage_rows,
+    what_is_sent,
+)
 from client.load.result import ScenarioResult, load_name
+from client.load.schedule import Window
 from client.load.server_metrics import GpuUsage
 from client.load.server_process import ProcessUsage
 from client.report import Table
@@ -107,7 +117,8 @@ def _facts(document: Document) -> str:
     lines = [
         f"{settings['url']} ({environment['server']}), {document['model']['platform']}; {started}",
         f"{sent} ({settings['data']}), batch {settings['batch']}, seed {settings['seed']}",
-        f"sent by {processes(settings['workers'])} on {environment['cpus']} x {environment['cpu']}, "
+        f"each load: {Window(settings['duration_s'], settings['requests'])}; warm-up: {settings['warmup']}",
+        f"sent {_way(settings)} by {processes(settings['workers'])} on {environment['cpus']} x {environment['cpu']}, "
         + environment["system"],
     ]
     if floor:
@@ -119,6 +130,16 @@ def _facts(document: Document) -> str:
     if environment["server_unseen"]:
         lines.append(environment["server_unseen"])
     return "".join(f'<p class="soft">{escape(line)}</p>' for line in lines)
+
+
+def _way(settings: Document) -> str:
+    """How requests got to the server, in words."""
+    way = "over HTTP" if settings["protocol"] == "http" else f"over gRPC to {settings['target']}"
+    if settings["shared_memory"] != "none":
+        way += f", tensors in shared memory ({settings['shared_memory']}),"
+    if settings["compression"] != "none":
+        way += f", compressed with {settings['compression']},"
+    return way
 
 
 def _overview(levels: Sequence[Document], batch: int) -> str:
@@ -165,7 +186,7 @@ def _percentile_curves(levels: Sequence[Document]) -> str:
     several = len(levels) > 1
     for index, level in enumerate(levels):
         name = load_name(level["load"]) if several else "response time"
-        series.append(Series(name, _curve(level["response_time"]), colour=index))
+        series.append(Series(name, _curve(level["response_time"]), dashed=index >= COLOURS, colour=index))
         if not several:
             series.append(Series("service time", _curve(level["service_time"]), dashed=True, colour=1))
     values = [value for line in series for _, value in line.points if value]
@@ -223,9 +244,11 @@ def _latency_card(level: Document) -> str:
     for first, second in zip(response["percentiles"], service["percentiles"], strict=True):
         rows.append([first["name"], *(_percentile(entry, _with_interval) for entry in (first, second))])
     rows.append(["max", *(milliseconds(latency["max_ms"]) for latency in both)])
-    weak = any(not entry["supported"] for entry in response["percentiles"])
-    note = '<p class="soft">* too few requests to claim it with 99% confidence</p>' if weak else ""
-    return f'<div class="card"><h3>Latency</h3>{_table(("ms", "response time", "service time"), rows)}{note}</div>'
+    notes = [f"{TWO_TIMES}; in brackets: 95% intervals"]
+    if any(not entry["supported"] for entry in response["percentiles"]):
+        notes.append("* too few requests to claim it with 99% confidence")
+    table = _table(("ms", "response time", "service time"), rows)
+    return f'<div class="card"><h3>Latency</h3>{table}{"".join(f"<p class=soft>{note}</p>" for note in notes)}</div>'
 
 
 def _timeline(level: Document) -> str:
@@ -248,7 +271,7 @@ def _split(level: Document) -> str:
     total = sum(ms for _, ms in parts)
     rows = [
         [
-            f'<span class="swatch c{index % 6}{" light" if index >= 6 else ""}"></span>{escape(name)}',
+            f'<span class="swatch c{index % COLOURS}{" light" if index >= COLOURS else ""}"></span>{escape(name)}',
             milliseconds(ms),
             f"{ms / total:.1%}",
         ]
@@ -281,9 +304,11 @@ def _errors(level: Document) -> str:
     rows = [
         [f'<span class="invalid">{escape(kind["kind"])}</span>', f"{kind['count']:,}"] for kind in level["error_kinds"]
     ]
-    messages = "".join(f'<p class="soft">{escape(kind["message"])}</p>' for kind in level["error_kinds"])
+    messages = "".join(
+        f'<p class="soft">{escape(kind["kind"])}: {escape(kind["message"])}</p>' for kind in level["error_kinds"]
+    )
     windows = "".join(
-        f"<li>{window['start_s']:.2f} s to {window['end_s']:.2f} s: {window['errors']:,}</li>"
+        f"<li>from {window['start_s']:.2f} s to {window['end_s']:.2f} s: {window['errors']:,} errors</li>"
         for window in level["error_windows"][:20]
     )
     return f'<div class="card"><h3>Errors</h3>{_table(("kind", "requests"), rows)}{messages}<ul>{windows}</ul></div>'

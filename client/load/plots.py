@@ -11,7 +11,8 @@ from typing import Final
 WIDTH: Final = 480
 HEIGHT: Final = 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 34, 12, 50
-_COLOURS: Final = 6  # of the style sheet's classes c0, c1, ...
+_WIDEST_BAR: Final = 64.0
+COLOURS: Final = 6  # of the style sheet's classes c0, c1, ...
 
 Scale = Callable[[float], float]
 
@@ -68,7 +69,7 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, *, dots: 
     lowest = y.ticks[0][0]
     parts = [_frame(x, y, to_x, to_y)]
     for line in series:
-        style = f"c{line.colour % _COLOURS}{' dashed' if line.dashed else ''}"
+        style = f"c{line.colour % COLOURS}{' dashed' if line.dashed else ''}"
         for run in _runs(line.points):
             points = [(to_x(at), to_y(max(value, lowest))) for at, value in run]
             parts.append(f'<polyline class="line {style}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}"/>')
@@ -83,13 +84,14 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]], x_label: str, y_lab
     y = linear_axis(y_label, max((value for _, value in bars), default=1.0) or 1.0)
     to_y = y.scale(HEIGHT - _BOTTOM, _TOP)
     slot = (WIDTH - _LEFT - _RIGHT) / max(len(bars), 1)
+    width = min(slot * 0.7, _WIDEST_BAR)
     every = max(1, math.ceil(len(bars) / 12))
     ticks = [(index + 0.5, name) for index, (name, _) in enumerate(bars) if index % every == 0]
     parts = [_frame(Axis(x_label, ticks), y, lambda at: _LEFT + at * slot, to_y, vertical=False)]
     for index, (name, value) in enumerate(bars):
-        top, left = to_y(value), _LEFT + (index + 0.15) * slot
+        top, left = to_y(value), _LEFT + (index + 0.5) * slot - width / 2
         text = f"<title>{escape(name)}: {_number(value)}</title>"
-        size = f'width="{slot * 0.7:.1f}" height="{HEIGHT - _BOTTOM - top:.1f}"'
+        size = f'width="{width:.1f}" height="{HEIGHT - _BOTTOM - top:.1f}"'
         parts.append(f'<rect class="bar c0" x="{left:.1f}" y="{top:.1f}" {size}>{text}</rect>')
     return _figure(title, "".join(parts), [])
 
@@ -101,7 +103,7 @@ def stacked_bar(parts: Sequence[tuple[str, float]]) -> str:
     for index, (name, value) in enumerate(parts):
         width = max(value, 0.0) / total * WIDTH
         shapes.append(
-            f'<rect class="bar c{index % _COLOURS}{" light" if index >= _COLOURS else ""}" x="{at:.2f}" y="0" '
+            f'<rect class="bar c{index % COLOURS}{" light" if index >= COLOURS else ""}" x="{at:.2f}" y="0" '
             f'width="{width:.2f}" height="26"><title>{escape(name)}</title></rect>'
         )
         at += width
@@ -130,7 +132,7 @@ def _frame(x: Axis, y: Axis, to_x: Scale, to_y: Scale, *, vertical: bool = True)
 
 def _figure(title: str, inside: str, keys: Sequence[tuple[str, int, bool]]) -> str:
     legend = "".join(
-        f'<li><svg viewBox="0 0 22 8" class="key"><line class="line c{colour % _COLOURS}{" dashed" if dashed else ""}" '
+        f'<li><svg viewBox="0 0 22 8" class="key"><line class="line c{colour % COLOURS}{" dashed" if dashed else ""}" '
         f'x1="1" y1="4" x2="21" y2="4"/></svg>{escape(name)}</li>'
         for name, colour, dashed in keys
     )

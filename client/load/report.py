@@ -25,6 +25,7 @@ _CSV_SERVER: Final = (
 )
 _CSV_QUANTILES: Final = (0.50, 0.90, 0.95, 0.99)
 _MEMORY: Final = {MemoryKind.PROPORTIONAL: "shared pages once (PSS)", MemoryKind.RESIDENT: "resident (RSS)"}
+TWO_TIMES: Final = "response time counts from when a request was due, service time from when it was sent"
 _MESSAGE: Final = 120
 """Characters of an error's message in its table; the document has all of it."""
 
@@ -201,7 +202,7 @@ def _latency_table(level: Level, response: Latency, service: Latency, result: Ru
     rate = f"{count(throughput.value)} requests/s{rate_interval(throughput.low, throughput.high)}{items}"
     notes = (
         f"{rate}; {statistics.requests:,} requests, {statistics.errors:,} failed",
-        "response time counts from when a request was due, service time from when it was sent",
+        TWO_TIMES,
         *_support(result),
     )
     return Table(str(level.load), ("ms", "response time", "95% interval", "service time"), tuple(rows), "<>>>", notes)

@@ -169,6 +169,8 @@ class TestOutput:
             (size,) = re.findall(r"requests? of (\d+) bytes", done.stderr)
             assert told.format(size) in done.stderr
             assert told.format(size) in file.read_text()
+            assert "each load: 10 requests; warm-up: none" in file.read_text()
+            assert "sent over HTTP by 1 process" in file.read_text()
 
     def test_floor(self) -> None:
         with fake_server(Script(delays_s=(0.002,))) as url:

@@ -20,6 +20,7 @@ from client import Client, ClientError, LoadData, run_load
 from client.load.bodies import make_inputs
 from client.load.check import read_answer
 from client.load.delivery import Compression, Delivery, Protocol, SharedMemory
+from client.load.html import report_page
 from client.load.prepare import prepare
 from client.load.schedule import Load, Window
 from client.load.workers import Workers
@@ -153,6 +154,8 @@ def test_the_way_is_in_the_result(server: LocalServer) -> None:
     assert other["target"] == f"http://{server.grpc_url}"
     assert plain["requests_sha256"] == other["requests_sha256"]  # the same tensors, however they are sent
     assert other["request_bytes"] < 1000
+    page = report_page(documents[1])
+    assert f"sent over gRPC to http://{server.grpc_url}, tensors in shared memory (system), by 1 process" in page
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
