@@ -59,7 +59,7 @@ def options() -> set[str]:
 def test_options_and_links_lead_somewhere(page: str, options: set[str]) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text)) <= options | OF_OTHERS
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
