@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repo_builder.comparison import Tolerance
+from repo_builder.comparison import Tolerance, compare
 from repo_builder.compilers.base import Artifact, Target
 from repo_builder.errors import ModelError, VerificationError
 from repo_builder.model import ModelSpec
@@ -15,7 +15,7 @@ from repo_builder.near_ties import with_scores
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.runtime import Session, open_session
 from repo_builder.samples import SampleOptions, Sampler
-from repo_builder.trt.options import Shapes
+from repo_builder.trt.options import Shapes, shape_text
 from repo_builder.trt.profiles import find_profile
 from repo_builder.verify import Reference, Verification, verify
 
@@ -72,7 +72,9 @@ def _refuse_outside(artifact: Artifact, reference: Reference, batch_sizes: tuple
         asked = {**shapes, **values}
         if find_profile(artifact.profiles, asked) is None:
             ranges = (
-                ", ".join(f"{name}:{_text(profile.min[name])} to {_text(profile.max[name])}" for name in profile.min)
+                ", ".join(
+                    f"{name}:{shape_text(profile.min[name])} to {shape_text(profile.max[name])}" for name in profile.min
+                )
                 for profile in artifact.profiles
             )
             raise VerificationError(
@@ -83,11 +85,7 @@ def _refuse_outside(artifact: Artifact, reference: Reference, batch_sizes: tuple
 
 
 def _listed(shapes: Shapes) -> str:
-    return ", ".join(f"{name}:{_text(shape)}" for name, shape in shapes.items())
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+    return ", ".join(f"{name}:{shape_text(shape)}" for name, shape in shapes.items())
 
 
 def open_source(model: OnnxModel, folder: Path, target: Target) -> Session:
@@ -125,6 +123,25 @@ def _open_graph(model: OnnxModel, proto: onnx.ModelProto, folder: Path, *, int8_
         return open_session(candidate, int8_kernels=int8_kernels)
     finally:
         candidate.unlink()
+
+
+def describe_int8_kernels(path: Path, proto: onnx.ModelProto, reference: Reference) -> tuple[str, ...]:
+    """A sentence where ONNX Runtime's 8-bit kernels are far from what the graph ``proto`` at ``path`` says.
+
+    ``reference`` is the source with these kernels.
+    """
+    if not any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
+        return ()
+    inputs, outputs = reference.row(0)
+    exact = open_session(path, int8_kernels=False).run(inputs)
+    reports = [compare(name, outputs[name], exact[name], Tolerance(rtol=1e-2, scale=1e-2)) for name in outputs]
+    return tuple(
+        f"output {report.name!r} is off by up to {report.max_absolute_error:.3g} from what the graph says, by ONNX "
+        "Runtime's 8-bit kernels on this CPU: without VNNI sums of large products saturate, and don't where the model "
+        "is quantised with reduce_range=True"
+        for report in reports
+        if report.mismatched
+    )
 
 
 def known_shapes(samples: SampleOptions, shapes: Shapes) -> SampleOptions:

@@ -83,8 +83,16 @@ class TensorRTCompiler:
 
     @classmethod
     def open(cls, target: Target, options: TensorRTOptions, *, served: bool = True) -> TensorRTCompiler:
-        """Load the target's library; raises MissingExtraError, or CompileError where it does not load."""
-        return cls(load_library(target), options, served)
+        """Load the target's library.
+
+        Raises:
+            MissingExtraError: it is not installed.
+            CompileError: it does not load, or is TensorRT, and there is no GPU for it to build on.
+        """
+        library = load_library(target)
+        if target is Target.TENSORRT:
+            require_gpu("building for TensorRT")
+        return cls(library, options, served)
 
     @property
     def target(self) -> Target:
@@ -148,8 +156,6 @@ class TensorRTCompiler:
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[BuildLog]:
-        if self.target is Target.TENSORRT:
-            require_gpu("building for TensorRT")
         with contextlib.closing(BuildLog(self.library, log_path(self.target), verbose=self.options.verbose)) as log:
             yield log
 

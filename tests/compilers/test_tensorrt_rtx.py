@@ -33,7 +33,7 @@ from repo_builder.model import DataType
 from repo_builder.plans import compile_plan, inspect_plan
 from repo_builder.samples import SampleOptions
 from repo_builder.trt.cuda import find_gpu
-from repo_builder.trt.library import is_installed
+from repo_builder.trt.library import Library, is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.conftest import Cli
 from tests.models import FP32, INT64, Shape, convolution, linear, model, node, quantised, save, weights
@@ -891,6 +891,18 @@ def test_what_rtx_can_not_build_without_a_gpu(tmp_path: Path, options: dict[str,
         publish(tmp_path, convolution(), **options)
     assert hint in (caught.value.hint or "")
     assert nothing_published(tmp_path)
+
+
+def test_tensorrt_without_a_gpu_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.setattr("repo_builder.compilers.tensorrt.load_library", lambda target: Library(None, target))
+    monkeypatch.setattr("repo_builder.trt.cuda.find_gpu", lambda: None)
+    save(convolution(), tmp_path / "net.onnx")
+    for command in ("add", "compile"):
+        result = cli(command, "net.onnx", "--target", "tensorrt")
+        assert result.error == "building for TensorRT needs an NVIDIA GPU, and CUDA finds none here"
+        assert result.err.startswith("error: ")
 
 
 @pytest.mark.skipif(is_installed(Target.TENSORRT), reason="TensorRT is installed here")
