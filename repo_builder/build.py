@@ -29,7 +29,7 @@ from repo_builder.config.problems import find_problems
 from repo_builder.config.proto import enum_name
 from repo_builder.config.render import render_config
 from repo_builder.errors import ConfigError, ModelError, UsageError, told_with
-from repo_builder.gate import check_artifact, known_shapes, open_source
+from repo_builder.gate import check_artifact, describe_int8_kernels, known_shapes, open_source
 from repo_builder.model import DataType, TensorSpec
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
@@ -305,6 +305,9 @@ class Build:
             sizes_to_verify(self.max_batch_size, batchable=self.batching.batchable),
             self.build.tolerance,
         )
+        if self.artifact.platform == Target.ONNXRUNTIME.platform:
+            path = self.version_folder / self.artifact.filename
+            self.notes += describe_int8_kernels(path, self.model.proto, self.reference)
 
     def _write_model_files(self, text: str) -> None:
         (self.model_folder / CONFIG).write_text(text, encoding="utf-8")

@@ -132,10 +132,12 @@ class TestPublished:
         """Its fused kernels are not what the graph says, and no fault of the copy that is served."""
         models.quantised(tmp_path / "net.onnx", batch=1)
 
-        manifest = add(tmp_path / "net.onnx", repository).manifest
+        build = replace(BUILD, samples=SampleOptions(ranges={"x": (2, 4)}))
+        published = add(tmp_path / "net.onnx", repository, build=build)
 
-        assert manifest["batching"]["batchable"]
-        assert manifest["verification"]["outputs"][0]["max_absolute_error"] == 0
+        assert published.manifest["batching"]["batchable"]
+        assert published.manifest["verification"]["outputs"][0]["max_absolute_error"] == 0
+        assert any("is off by up to" in hint and "reduce_range=True" in hint for hint in published.hints)
 
     def test_suggests_a_preset_for_what_looks_like_pictures(self, tmp_path: Path, repository: Path) -> None:
         path = save(models.picture(), tmp_path / "net.onnx")
