@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from repo_builder.compilers.base import Artifact, Progress, Target
 from repo_builder.compilers.exchange import DISK_FULL
 from repo_builder.compilers.tensorrt import TensorRTCompiler, describe_profile
 from repo_builder.config.build import DEFAULT_MAX_BATCH_SIZE
-from repo_builder.errors import CompileError, ModelError, UsageError, told_with
+from repo_builder.errors import CompileError, ModelError, RepoBuilderError, UsageError, told_with
 from repo_builder.onnx_model import read_model
 from repo_builder.passes.batch import static_batching
 from repo_builder.passes.shapes import describe_zero_axes, free_zero_axes
@@ -66,13 +66,12 @@ def compile_plan(
         raise UsageError("--target onnxruntime makes no plan", "tensorrt or tensorrt-rtx")
     if target is Target.AUTO:
         target = Target.TENSORRT if is_installed(Target.TENSORRT) else Target.TENSORRT_RTX
-    if output.exists() and not output.is_file():  # a device would be replaced by the plan
-        what = "a folder" if output.is_dir() else "no ordinary file"
-        raise UsageError(f"{output} is {what}", "name the file: -o model.plan")
+    _refuse_output(output)
     compiler = TensorRTCompiler.open(target, options or TensorRTOptions(), served=False)
     progress(f"reading {source}")
     model = read_model(source)
-    _refuse_source(output, source, *(source.parent / file for file in model.spec.external_files))
+    weights = [source.parent / file for file in model.spec.external_files]
+    _refuse_source(output, source, *weights)
     notes = describe_zero_axes(model.proto)
     model = model.with_graph(free_zero_axes(model.proto))
     batching = static_batching(model)
@@ -80,9 +79,9 @@ def compile_plan(
     real = output.resolve()
     try:
         with tempfile.TemporaryDirectory(prefix=".repo-builder-", dir=real.parent) as folder, told_with(notes):
-            for file in model.spec.external_files:
+            for file, original in zip(model.spec.external_files, weights, strict=True):
                 (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source.parent / file, Path(folder) / file)
+                shutil.copyfile(original, Path(folder) / file)
             artifact = compiler.compile(
                 model,
                 Path(folder),
@@ -92,16 +91,31 @@ def compile_plan(
             )
             (Path(folder) / artifact.filename).replace(real)
     except OSError as error:
-        if error.errno in DISK_FULL:
-            full = f"the disk of {output} is full; nothing was changed"
-            raise CompileError(full, "free some space and run it again") from None
-        raise UsageError(
-            f"{output} can't be written: {error.strerror}", "check the folder and its permissions"
-        ) from None
+        raise _failed(error, output, weights) from None
     if max_batch_size and artifact.max_batch_size != max_batch_size:
         why = "the shapes given say otherwise" if batching.batchable else batching.reason
         notes = (*notes, f"--max-batch-size {max_batch_size}: no effect, {why}")
     return _compiled(output, replace(artifact, hints=(*notes, *artifact.hints)))
+
+
+def _refuse_output(output: Path) -> None:
+    """Raise UsageError for a folder, for a device, which would be replaced by the plan, and where none can be seen."""
+    try:
+        unfit = output.exists() and not output.is_file()
+    except OSError as error:
+        raise _failed(error, output, ()) from None
+    if unfit:
+        what = "a folder" if output.is_dir() else "no ordinary file"
+        raise UsageError(f"{output} is {what}", "name the file: -o model.plan")
+
+
+def _failed(error: OSError, output: Path, weights: Sequence[Path]) -> RepoBuilderError:
+    """What went wrong between the source's ``weights`` and the plan."""
+    if str(error.filename) in map(str, weights):
+        return ModelError(f"{error.filename} can't be read: {error.strerror}", "check its permissions")
+    if error.errno in DISK_FULL:
+        return CompileError(f"the disk of {output} is full; nothing was changed", "free some space and run it again")
+    return UsageError(f"{output} can't be written: {error.strerror}", "check the folder and its permissions")
 
 
 def _refuse_source(output: Path, *files: Path) -> None:

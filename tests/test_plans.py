@@ -10,8 +10,8 @@ import pytest
 
 from repo_builder.trt.cuda import find_gpu
 from tests.conftest import Cli, SmallDisk
-from tests.models import convolution, save
-from tests.support import fill, rtx, untouched
+from tests.models import convolution, save, with_external_data
+from tests.support import fill, rtx, untouched, without_root_rights
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 RTX = ("--target", "tensorrt-rtx")
@@ -57,6 +57,27 @@ def test_a_range_is_asked_for_an_axis_that_the_model_states_as_0(
     assert result.code == 1
     said = " ".join(result.err.split())
     assert "needs a range for the free axes of 'x' [-1, 3, -1, -1]; the model states input 'x' as [-1, 3, 0, 0]" in said
+
+
+@rtx
+@pytest.mark.parametrize(
+    ("closed", "mode", "error"),
+    [
+        ("weights.bin", 0, "weights.bin can't be read: Permission denied"),
+        ("folder", 0o500, "folder/net.plan can't be written: Permission denied"),
+        ("folder", 0, "folder/net.plan can't be written: Permission denied"),
+    ],
+)
+def test_what_may_not_be_read_or_written(closed: str, mode: int, error: str, tmp_path: Path, cli: Cli) -> None:
+    with_external_data(tmp_path, "weights.bin")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / closed).chmod(mode)
+
+    with without_root_rights():
+        result = cli("compile", "net.onnx", "-o", "folder/net.plan", *RTX)
+
+    (tmp_path / closed).chmod(0o700)
+    assert result.error == error
 
 
 @rtx
