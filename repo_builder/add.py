@@ -202,9 +202,10 @@ def _refuse_to_lose_edits(current: Model, options: Mapping[str, Any]) -> None:
     config, merged = current.folder / CONFIG, options["serving"]["config"]
     if not current.edited_by_hand or (merged and merged["sha256"] == file_sha256(config)):
         return
-    since = f"edited by hand since version {current.latest}" if current.latest else "written by hand"
+    ours = current.latest and current.manifest(current.latest)
+    how = f"edited by hand since version {current.latest}" if ours else "written by hand"
     raise RepositoryError(
-        f"{config} was {since}", f"keep your edits with --config {config}, or replace them with --force"
+        f"{config} was {how}", f"keep your edits with --config {config}, or replace them with --force"
     )
 
 

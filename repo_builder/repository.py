@@ -228,6 +228,7 @@ class Repository:
             shutil.copytree(staged / "model", tree)
             if model:
                 _keep(model, tree, model.versions)
+                _give_config(model, tree)
             (staged / "version").rename(tree / str(number))
             put(tree, self.root / name)
         return number
@@ -308,6 +309,14 @@ def _keep(model: Model, tree: Path, versions: tuple[int, ...]) -> None:
     for entry in model.folder.iterdir():
         if entry.name not in gone:
             link_or_copy(entry, tree / entry.name)
+
+
+def _give_config(model: Model, tree: Path) -> None:
+    """Where the latest version is another tool's, put its config.pbtxt inside as in ours: ``remove`` brings it back."""
+    latest = tree / str(model.latest)
+    taken = latest.is_symlink() or any((latest / name).exists() for name in (MANIFEST, *MODEL_FILES))
+    if latest.is_dir() and not taken:
+        _copy_model_files(model.folder, latest)
 
 
 def _copy_model_files(source: Path, target: Path) -> None:

@@ -221,4 +221,7 @@ def _write_error(root: Path, error: OSError) -> RepositoryError:
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
     if any(os.strerror(number) in what for number in (errno.ENOSPC, errno.EDQUOT)):
         return RepositoryError(f"the disk of {root} is full; nothing was changed", "free some space and run it again")
-    return RepositoryError(f"can't write to {root}: {what}; nothing was changed", "check permissions and disk")
+    place = root.resolve()
+    beside = isinstance(error, PermissionError) and Path(str(error.filename)).parent == place.parent
+    hint = f"{place.parent}, which {root} is in, has to be writable too" if beside else "check permissions and disk"
+    return RepositoryError(f"can't write to {root}: {what}; nothing was changed", hint)

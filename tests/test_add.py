@@ -304,6 +304,13 @@ class TestConfigEditedByHand:
         assert f"--config {config}" in str(caught.value.hint)
         assert "--force" in str(caught.value.hint)
 
+    def test_of_another_tool_is_not_overwritten(self, net: Path, repository: Path) -> None:
+        (repository / "net/1").mkdir(parents=True)
+        file(repository / "net/config.pbtxt", "max_batch_size: 3")
+
+        with untouched(repository.parent), pytest.raises(RepositoryError, match=r"config\.pbtxt was written by hand$"):
+            add(net, repository)
+
     def test_is_kept_as_the_hint_says(self, net: Path, repository: Path) -> None:
         add(net, repository)
         options = ServingOptions(config=self.edit(repository), instance_count=1)

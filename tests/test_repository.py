@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -382,6 +383,17 @@ class TestRemove:
 
         assert snapshot(repository) == before
 
+    def test_the_config_of_another_tool_comes_back_too(self, repository: Path) -> None:
+        folder = foreign(repository, "theirs", "1", "2")
+        (folder / "labels.txt").write_text("of theirs")
+        before = snapshot(folder)
+        publish(repository, "theirs", config="ours")
+
+        Repository(repository).remove("theirs", 3)
+
+        kept = {"2/config.pbtxt", "2/labels.txt"}
+        assert {path: data for path, data in snapshot(folder).items() if path not in kept} == before
+
     def test_labels_that_the_earlier_version_did_not_have_go(self, repository: Path) -> None:
         publish(repository)
         before = snapshot(repository)
@@ -674,19 +686,20 @@ class TestDisks:
         assert sorted(entry.name for entry in (disk / "net").iterdir()) == ["1", "2", "config.pbtxt"]
 
     @pytest.mark.usefixtures("file_modes_hold")
-    @pytest.mark.parametrize("what", ["repository", "beside"])
-    def test_read_only(self, what: str, repository: Path) -> None:
+    @pytest.mark.parametrize(("what", "hint"), [("repository", "check perm"), ("beside", "{}, which .* be writable")])
+    def test_read_only(self, what: str, hint: str, repository: Path) -> None:
         publish(repository, "net")
         folder = repository if what == "repository" else repository.parent
         folder.chmod(0o555)
         try:
             with (
                 untouched(repository.parent),
-                pytest.raises(RepositoryError, match=r"can't write to .*Permission denied"),
+                pytest.raises(RepositoryError, match=r"can't write to .*Permission denied") as caught,
             ):
                 publish(repository, "other")
         finally:
             folder.chmod(0o755)
+        assert re.match(hint.format(folder), str(caught.value.hint))
 
 
 def test_waiting_for_the_lock_is_no_failure(repository: Path) -> None:

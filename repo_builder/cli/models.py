@@ -48,7 +48,7 @@ def list_models(
     if json:
         print_json(rows)
     elif not rows:
-        note(f"no models in {repository}; add one: repo-builder add MODEL.onnx")
+        note(f"no models in {repository}; add one: repo-builder add MODEL.onnx --repository {repository}")
     else:
         header = ("NAME", "VERSIONS", "PLATFORM", "MAX BATCH", "SIZE", "VERIFIED")
         table([_cells(row) for row in rows], header)
@@ -81,7 +81,7 @@ def show(
         typer.echo(f"version {number} was not made by repo-builder: it has no manifest")
     if damage:
         say(f"DAMAGED: {_damage_note(name, number, damage)}")
-    if found.edited_by_hand:
+    if found.edited_by_hand and found.latest and found.manifest(found.latest):
         typer.echo("config.pbtxt was edited by hand since the latest version was published")
     typer.echo()
     say(f"# {found.folder / 'config.pbtxt'}")

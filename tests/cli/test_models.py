@@ -118,7 +118,7 @@ class TestList:
         result = cli("list")
 
         assert (result.code, result.out) == (0, "")
-        assert "no models in model_repository; add one: repo-builder add MODEL.onnx" in result.err
+        assert "add one: repo-builder add MODEL.onnx --repository model_repository\n" in result.err
         assert cli("list", "--json").json == []
         assert (tmp_path / "model_repository").exists() == made
 
@@ -193,6 +193,7 @@ class TestShow:
 
         assert "version 1 was not made by repo-builder: it has no manifest" in result.out
         assert 'platform: "tensorrt_plan"' in result.out
+        assert "edited by hand" not in result.out
         assert cli("show", "theirs", "--json").json["manifest"] is None
 
     def test_a_model_of_another_tool_with_a_manifest_of_its_own(self, published: Path, cli: Cli) -> None:
