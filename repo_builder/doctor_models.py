@@ -66,8 +66,9 @@ def _repository(root: Path, host: Host) -> Iterator[Finding]:
     for folder in abandoned(root):
         mend = "the next repo-builder add clears it away, and brings back what it may have moved there"
         yield Finding("repository", Level.WARNING, f"{folder} was left by an add that was killed", mend)
+    add = f"repo-builder add MODEL.onnx --repository {root}"
     if not root.is_dir():
-        mend = "repo-builder add MODEL.onnx makes it; --repository names another"
+        mend = f"{add} makes it; --repository names another"
         what = "is not a folder" if root.exists() else "does not exist"
         yield Finding("repository", Level.WARNING, f"{root} {what}", mend)
         return
@@ -80,7 +81,7 @@ def _repository(root: Path, host: Host) -> Iterator[Finding]:
         yield Finding("repository", Level.WARNING, text, "copy the model into the repository")
     models = repository.models()
     if not models:
-        yield Finding("repository", Level.WARNING, f"{root} has no models", "repo-builder add MODEL.onnx")
+        yield Finding("repository", Level.WARNING, f"{root} has no models", add)
         return
     yield _unreadable(root, host) or ok("repository", f"{root}: {len(models)} model{'s' * (len(models) > 1)}")
     plans = find_plans(repository)
@@ -154,7 +155,8 @@ def _model(model: Model, plans: list[Plan], host: Host, another: str) -> Iterato
         yield Finding(subject, Level.WRONG, error.message, error.hint)
         return
     if not model.versions and config.platform != "ensemble":
-        yield Finding(subject, Level.WRONG, "has no version", "publish it again with repo-builder add")
+        mend = f"a version is a numbered folder, such as {model.name}/1; or publish it again with repo-builder add"
+        yield Finding(subject, Level.WRONG, "has no version", mend)
         return
     gpus = len(host.gpus) or (None if plans else 0)  # of plans without a GPU there is a line of its own
     problems = [*_damages(subject, model), *_configuration(subject, model, config, gpus)]
@@ -163,7 +165,7 @@ def _model(model: Model, plans: list[Plan], host: Host, another: str) -> Iterato
     if problems:
         yield from problems
     else:
-        platform = config.platform or config.backend
+        platform = config.platform or config.backend or "platform by its file"
         yield ok(subject, f"{platform}, version{'s' * (len(model.versions) > 1)} {_numbers(model)}")
 
 

@@ -313,6 +313,17 @@ def test_configurations_that_triton_refuses(machine: Machine, more: str, level: 
     assert found.mend
 
 
+@pytest.mark.parametrize(
+    ("more", "mend"),
+    [("", 'backend: "onnxruntime" in its place'), ('backend: "onnxruntime"', "drop platform from config.pbtxt")],
+)
+def test_a_platform_that_triton_does_not_have(machine: Machine, more: str, mend: str) -> None:
+    machine.model("resnet", platform="onnxruntime", more=more)
+    found = machine.find("model resnet")
+    assert (found.level, found.text) == (Level.WRONG, "platform 'onnxruntime' is none that Triton has")
+    assert mend in str(found.mend)
+
+
 def test_a_warmup_without_its_file(machine: Machine) -> None:
     sample = (
         'name: "w" batch_size: 1 inputs { key: "x" value { data_type: TYPE_FP32 dims: [4] input_data_file: "x.bin" } }'

@@ -21,6 +21,17 @@ LONGEST_DELAY_US = 3_600_000_000
 """An hour.  A request that finds no company waits so long for its answer; no client does."""
 
 
+PLATFORMS = (
+    "onnxruntime_onnx",
+    "tensorrt_plan",
+    "pytorch_libtorch",
+    "ensemble",
+    "tensorflow_graphdef",
+    "tensorflow_savedmodel",
+)
+"""Source: https://github.com/triton-inference-server/core/blob/main/src/constants.h."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is wrong and how to mend it.  Not ``fatal``: another machine or server may well serve it."""
@@ -48,6 +59,7 @@ def find_problems(
         where: what the hints call the place to mend.
     """
     return [
+        *_platform(config, where),
         *_tensors(config, where),
         *_scheduling(config, where),
         *(_graphs(config, where) if _served_by(config, "tensorrt") else ()),
@@ -63,6 +75,14 @@ def find_problems(
 
 def _served_by(config: ModelConfig, *backends: str) -> bool:
     return (config.backend or config.platform.partition("_")[0]) in backends
+
+
+def _platform(config: ModelConfig, where: str) -> Iterator[Problem]:
+    if config.platform not in {"", *PLATFORMS}:
+        mend = f'platforms are {", ".join(PLATFORMS)}; if it is a backend: backend: "{config.platform}" in its place'
+        if config.backend:
+            mend = f"drop platform from {where}: backend is enough"
+        yield Problem(f"platform {config.platform!r} is none that Triton has", mend)
 
 
 def _tensors(config: ModelConfig, where: str) -> Iterator[Problem]:

@@ -160,6 +160,16 @@ RULES = (
         "move what is not a model out of the repository, or publish the model again with repo-builder add",
     ),
     _rule(
+        r"unexpected platform type '(?P<platform>.*?)'",
+        "config.pbtxt has the platform {platform!r}, which Triton does not have",
+        'platform: "onnxruntime_onnx" or "tensorrt_plan"; if it is a backend: backend: "{platform}" in its place',
+    ),
+    _rule(
+        r"unexpected 'platform' and 'backend' pair, got: ?(?P<platform>.*?), (?P<backend>\S+)",
+        "config.pbtxt has the platform {platform!r}, which is not one of backend {backend!r}",
+        "drop platform from config.pbtxt: backend is enough",
+    ),
+    _rule(
         r"unexpected directory name '(?P<folder>.*?)' for model '(?P<name>.*?)'",
         "config.pbtxt is for a model named {name!r}, not {folder!r}",
         "rename the folder, or set or leave out name in config.pbtxt",

@@ -124,6 +124,8 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "needs_gpu": (with_config("KIND_CPU", "KIND_GPU"), "its instance_group asks for a GPU and there is none"),
     "plan": (whole_config(f'platform: "tensorrt_plan"\n{VECTOR_CONFIG}'), "a plan runs on GPUs only, and there is none here"),
     "plan_on_cpu": (whole_config(f'platform: "tensorrt_plan"\n{CONFIG}'), "a plan runs on GPUs only, and there is none here"),
+    "no_platform": (whole_config(f'platform: "python"\n{CONFIG}'), "has the platform 'python', which Triton does not have"),
+    "other_pair": (whole_config(f'platform: "onnx" backend: "onnxruntime"\n{CONFIG}'), "platform 'onnx', which is not one of backend 'onnxruntime'"),
     "no_backend": (whole_config(f'backend: "pytorch"\n{CONFIG}'), "this server has no backend 'pytorch'"),
 }  # fmt: skip
 
