@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,8 @@ class TensorRTCompiler:
             engine = self._build(fill, describe_definition(definition), log, max_batch_size, progress)
             return self._artifact(engine, None, folder, log)
 
-    @contextlib.contextmanager
-    def _log(self) -> Iterator[BuildLog]:
-        with contextlib.closing(BuildLog(self.library, log_path(self.target), verbose=self.options.verbose)) as log:
-            yield log
+    def _log(self) -> contextlib.closing[BuildLog]:
+        return contextlib.closing(BuildLog(self.library, log_path(self.target), verbose=self.options.verbose))
 
     def _write_graph(
         self, model: OnnxModel, path: Path, max_batch_size: int, progress: Progress
