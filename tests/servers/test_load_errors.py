@@ -90,6 +90,31 @@ MESSAGES = {
         "Invalid argument: unable to load model 'ocr', TensorRT backend supports only GPU device",
         "a plan runs on GPUs only, and the server puts it on the CPU",
     ),
+    "plugin without its name": (
+        "1: [pluginV2Runner.cpp::load::290] Error Code 1: Serialization (Serialization assertion creator failed.Cannot "
+        "deserialize plugin since corresponding IPluginCreator not found in Plugin Registry)",
+        "its plan uses a plugin that this server does not have",
+    ),
+    "driver": (
+        "unable to get number of CUDA devices: CUDA driver version is insufficient for CUDA runtime version",
+        "the driver is too old for this server's CUDA",
+    ),
+    "a step of an ensemble, NVIDIA/TensorRT-LLM#1995": (
+        "Invalid argument: ensemble 'ensemble' depends on 'tensorrt_llm' which has no loaded version. Model "
+        "'tensorrt_llm' loading failed with error: version 1 is at UNAVAILABLE state: Invalid argument: unable to find "
+        "backend library for backend '${triton_backend}', try specifying runtime on the model configuration.;",
+        "its step 'tensorrt_llm' is not loaded",
+    ),
+    "a warmup request with any integers as indices": (
+        "Invalid argument: failed to run warmup sample 'rnd': [ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero "
+        "status code returned while running Gather node. Name:'' Status Message: indices element out of data bounds; ",
+        "its warmup request 'rnd' fails: Non-zero status code returned while running Gather node. Name:'' Status Message: "
+        "indices element out of data bounds",
+    ),
+    "the local server without TensorRT": (
+        "Internal: TritonModelException: tensorrt can't be imported: No module named 'tensorrt'",
+        "tensorrt can't be imported: No module named 'tensorrt'",
+    ),
     "a platform as the backend, #5206": (
         "Invalid argument: unable to find 'libtriton_tensorrt_plan.so' for model 'det', searched: /models/det/1, "
         "/models/det, /opt/tritonserver/backends/tensorrt_plan",
@@ -99,7 +124,7 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize(("message", "cause"), MESSAGES.values(), ids=MESSAGES)
-def test_messages_of_tensorrt(message: str, cause: str) -> None:
+def test_messages_of_servers(message: str, cause: str) -> None:
     explanation = explain("det", message)
     assert explanation.cause == cause
     assert explanation.hint
