@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that needs a GPU, most important first.  Run in the project's root on a machine with an NVIDIA GPU, TensorRT and
 # PyTorch:   bash benchmarks/gpu_check.sh [STAGE...]
-# Stages: networks publish tests table polygraphy serve single, and for text: transformers table-transformers, pytorch
+# Stages: networks publish tests table polygraphy serve single cuda_memory, and for text: transformers table-transformers, pytorch
 #
 #   PYTHON          Python with TensorRT and this project (default python3)
 #   TORCH_PYTHON    Python with PyTorch, torchvision and transformers, to export the networks (default python3)
@@ -37,6 +37,7 @@ for stage in "${stages[@]}"; do
     polygraphy) bench polygraphy resnet50 ;;
     serve) bench serve resnet50 --perf-analyzer "${PERF_ANALYZER:-perf_analyzer}" ;;
     single) bench single resnet50 --perf-analyzer "${PERF_ANALYZER:-perf_analyzer}" ;;
+    cuda_memory) bench cuda_memory resnet50 ;;
     *) echo "unknown stage $stage" >&2; failed=2 ;;
   esac
 done

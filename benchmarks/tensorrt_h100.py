@@ -5,6 +5,7 @@
     python benchmarks/tensorrt_h100.py polygraphy --networks /tmp/networks resnet50
     python benchmarks/tensorrt_h100.py serve      --networks /tmp/networks resnet50 --perf-analyzer perf_analyzer
     python benchmarks/tensorrt_h100.py single     --networks /tmp/networks resnet50 --perf-analyzer perf_analyzer
+    python benchmarks/tensorrt_h100.py cuda_memory --networks /tmp/networks resnet50
 
 The networks come from export_networks.py.  Every stage prints what it does and merges its figures into --results, so
 that stages can run one by one.  Latency is the median GPU compute time between CUDA events (trtexec's "GPU Compute
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorrt_load import serve, single
+from tensorrt_load import cuda_memory, serve, single
 from tensorrt_support import BATCHES, LENGTH, options_for, say, scratch, shapes_at, steps, timing_cache
 
 import repo_builder
@@ -171,7 +172,14 @@ def polygraphy(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"gpu_ms": medians, "ratio": ratios, "limit": POLYGRAPHY_LIMIT, "verdict": verdict}
 
 
-STAGES = {"publish": publish, "table": table, "polygraphy": polygraphy, "serve": serve, "single": single}
+STAGES = {
+    "publish": publish,
+    "table": table,
+    "polygraphy": polygraphy,
+    "serve": serve,
+    "single": single,
+    "cuda_memory": cuda_memory,
+}
 
 
 def main() -> int:

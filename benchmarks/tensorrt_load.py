@@ -1,4 +1,4 @@
-"""perf_analyzer on a plan that the local server serves: stages ``serve`` and ``single`` of tensorrt_h100.py."""
+"""Load on a plan that the local server serves: stages ``serve``, ``single`` and ``cuda_memory`` of tensorrt_h100.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import load_support
 from tensorrt_support import BATCHES, options_for, say, scratch, shapes_at, steps, timing_cache
 
 import repo_builder
+from client import run_load
+from client.load.delivery import Delivery, SharedMemory
 from repo_builder.add import BuildOptions, add_model
 from repo_builder.compilers.base import Target
 from repo_builder.config.build import ServingOptions
@@ -98,6 +101,44 @@ def single(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 rows[label] = {**found, "backend_microseconds": json.loads(times.read_text(encoding="utf-8"))}
                 say(f"{published.name} {label}: {json.dumps(rows[label])}")
     return rows
+
+
+def cuda_memory(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """client.bench with pictures in CUDA shared memory, one instance: left there, and brought to the host first."""
+    options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
+    build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {"brought to the host": {}, "left there": {}}
+    with scratch() as folder:
+        published = add_model(model, repository=folder, build=build, progress=steps())
+        config = published.folder / "config.pbtxt"
+        text = config.read_text(encoding="utf-8")
+        for _, (inputs, by_load) in itertools.product(range(2), runs.items()):
+            force = "no" if inputs == "left there" else "yes"
+            config.write_text(text.replace('string_value: "no"', f'string_value: "{force}"'), encoding="utf-8")
+            with repo_builder.serve(folder) as server:
+                for batch, concurrency in ((1, 1), (8, 1), (8, 16)):
+                    found = bench(server.url, published.name, batch, concurrency)
+                    by_load.setdefault(f"batch_{batch}_concurrency_{concurrency}", []).append(found)
+                    say(f"{published.name}, {inputs}, batch {batch}, concurrency {concurrency}: {found}")
+    return {inputs: {load: means(found) for load, found in by_load.items()} for inputs, by_load in runs.items()}
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+
+
+def bench(url: str, name: str, batch: int, concurrency: int) -> dict[str, float]:
+    delivery = Delivery(shared_memory=SharedMemory.CUDA)
+    load = run_load(
+        name, url=url, delivery=delivery, batch=batch, concurrency=concurrency, duration_s=1.2, warmup_s=0.3
+    )
+    found = load.levels[0].statistics
+    if found.response is None or found.errors:
+        raise SystemExit(f"{found.errors} of {found.requests} requests failed")
+    return {
+        "p50_ms": found.response.percentile(0.5).ms.value,
+        "images_per_second": batch * found.throughput.value,
+    }
 
 
 TIMED = """

@@ -164,6 +164,17 @@ def one_at_a_time(results: Mapping[str, Any]) -> str:
     return markdown((*settings, *columns, "process to process", "backend's Python", "GPU"), rows)
 
 
+def in_cuda_memory(results: Mapping[str, Any]) -> str:
+    rows = []
+    for model, by_inputs in results["cuda_memory"].items():
+        for inputs, by_load in by_inputs.items():
+            for load, found in by_load.items():
+                _, batch, _, concurrency = load.split("_")
+                rate, p50 = f"{found['images_per_second']:.0f}", f"{found['p50_ms']:.2f}"
+                rows.append((model, inputs, batch, concurrency, rate, p50))
+    return markdown(("model, FP16", "pictures are", "a request", "requests in flight", "images/s", "p50, ms"), rows)
+
+
 def machine(results: Mapping[str, Any]) -> str:
     gpu = results["machine"]["gpu"]
     return f"{gpu['name']}, driver {gpu['driver']}, TensorRT {results['machine']['tensorrt']}."
@@ -181,6 +192,7 @@ def tables() -> dict[str, str]:
         "served": served(results),
         "stages": stages(results),
         "single": one_at_a_time(results),
+        "cuda_memory": in_cuda_memory(results),
     }
 
 

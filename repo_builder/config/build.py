@@ -58,6 +58,12 @@ class ServingOptions:
             raise UsageError(f"--instance-kind {self.instance_kind} is unknown", "auto, cpu or gpu")
 
 
+INPUTS_TO_HOST = "FORCE_CPU_ONLY_INPUT_TENSORS"
+"""The parameter of Triton's Python backend, through which the local server runs engines, that decides whether what
+clients leave in CUDA shared memory is brought to the CPU first; NVIDIA's tensorrt backend never does
+(https://github.com/triton-inference-server/python_backend#interoperability-and-gpu-support)."""
+
+
 @dataclass(frozen=True)
 class Warmup:
     """One sample that Triton runs before a model counts as ready.
@@ -173,6 +179,8 @@ def build_config(
         if not artifact.gpu_only:
             raise ConfigError("--cuda-graphs: only an engine is launched that way", "use --target tensorrt, or drop it")
         config.optimization.cuda.graphs = True
+    if artifact.gpu_only:
+        config.parameters[INPUTS_TO_HOST].string_value = "no"
     config.version_policy.latest.num_versions = 1
     if options.image:
         image, tensor = fit_to_input(options.image, artifact.inputs)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from repo_builder.config.build import (
+    INPUTS_TO_HOST,
     ServingOptions,
     Warmup,
     build_config,
@@ -51,6 +52,18 @@ class TestBuild:
 
         assert list(config.input[0].dims) == [-1, 4]
         assert not config.HasField("dynamic_batching")
+
+    @pytest.mark.parametrize(
+        ("engine", "mine", "stated"), [(False, False, None), (True, False, "no"), (True, True, "yes")]
+    )
+    def test_what_is_on_the_gpu_stays_there(self, engine: bool, mine: bool, stated: str | None, tmp_path: Path) -> None:
+        text = f'parameters {{ key: "{INPUTS_TO_HOST}" value {{ string_value: "yes" }} }}' if mine else ""
+        options = ServingOptions(config=pbtxt(tmp_path, text))
+
+        config = build_config("net", artifact(gpu_only=engine), options, 8, None)
+
+        found = {name: parameter.string_value for name, parameter in config.parameters.items()}
+        assert found == ({INPUTS_TO_HOST: stated} if stated else {})
 
     @pytest.mark.parametrize("dtype", DataType)
     def test_every_type(self, dtype: DataType) -> None:

@@ -27,7 +27,7 @@ from client.load.workers import Workers
 from client.protocol import Request
 from repo_builder.build import BuildOptions
 from repo_builder.compilers.base import Target
-from repo_builder.config.build import ServingOptions
+from repo_builder.config.build import INPUTS_TO_HOST, ServingOptions
 from repo_builder.servers.local import LocalServer
 from repo_builder.trt.cuda import call, runtime
 from tests import models
@@ -111,9 +111,9 @@ def test_answers_are_those_of_an_ordinary_client(server: LocalServer, delivery: 
     check_answers(server, delivery, seed)
 
 
-def test_inputs_that_stay_on_the_gpu(gpu: None, own_folders: None, tmp_path: Path) -> None:
-    extra = tmp_path / "extra.pbtxt"  # without this Triton copies them to the host for a Python-based backend
-    extra.write_text('parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "no" } }')
+def test_inputs_that_triton_brings_to_the_host(gpu: None, own_folders: None, tmp_path: Path) -> None:
+    extra = tmp_path / "extra.pbtxt"
+    extra.write_text(f'parameters {{ key: "{INPUTS_TO_HOST}" value {{ string_value: "yes" }} }}')
     add(tmp_path, network(), ServingOptions(config=extra), tf32=False)
     with repo_builder.serve(tmp_path / "models") as running:
         for seed in (1, 2):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 import repo_builder
 from client import Client
+from repo_builder.config.build import INPUTS_TO_HOST
 
 MODEL = """
 import json, sys
@@ -52,7 +53,8 @@ def publish(root: Path, datatype: str) -> None:
     (root / datatype / "1" / "model.py").write_text(source)
     (root / datatype / "config.pbtxt").write_text(
         f'backend: "python" max_batch_size: 8 input [ {ports[0]} ] output [ {ports[1]}, {ports[2]} ] '
-        "instance_group { kind: KIND_CPU } dynamic_batching { max_queue_delay_microseconds: 2000 }"
+        "instance_group { kind: KIND_CPU } dynamic_batching { max_queue_delay_microseconds: 2000 } "
+        f'parameters {{ key: "{INPUTS_TO_HOST}" value {{ string_value: "no" }} }}'
     )
 
 
