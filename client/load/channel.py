@@ -9,10 +9,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from client.load.records import Outcome
+from client.text import shortened
 
 BUFFER_BYTES: Final = 256 * 1024
 LONGEST_REFUSAL: Final = 1000
 """Characters that are told of one: ONNX Runtime names the node before it comes to the cause."""
+
+
+def on_one_line(refusal: str) -> str:
+    """What a server said when it refused a request."""
+    return shortened(" ".join(refusal.split()), LONGEST_REFUSAL)
 
 
 @dataclass(frozen=True)

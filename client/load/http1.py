@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from client.load.answers import CHUNKED, Head, join_chunks, parse_head
-from client.load.channel import BUFFER_BYTES, LONGEST_REFUSAL, Answer, Call, Channel
+from client.load.channel import BUFFER_BYTES, LONGEST_REFUSAL, Answer, Call, Channel, on_one_line
 from client.load.descriptions import why_unsound
 from client.load.records import Outcome
-from client.text import shortened
 
 
 @dataclass(frozen=True)
@@ -58,17 +57,16 @@ class Http1Channel(Channel):
                     raise ValueError("the answer's head is too long")
                 self.rest = bytes(memoryview(buffer)[:count])
                 return ()
-            self._kind = self._read_head(call, bytes(memoryview(buffer)[:body]))
+            self._kind = self._read_head(bytes(memoryview(buffer)[:body]))
             self._missing = self._kind.head.length
             if call.keep or not _is_known(self._kind, buffer, body, count):
                 call.kept = bytearray()
         answer = self._read_body(call, self._kind, buffer, body, count)
         return () if answer is None else ((call, answer),)
 
-    def _read_head(self, call: Call, text: bytes) -> Kind:
+    def _read_head(self, text: bytes) -> Kind:
         known = self._heads.get(text)
         if known is None:
-            call.keep = True  # the first of its kind
             head = parse_head(text)
             outcome = Outcome.OK if head.status == 200 else Outcome.of_http(head.status)
             known = Kind(head, Answer(outcome, "", head.header_length, head.encoding))
@@ -132,4 +130,4 @@ def _reason(body: bytes) -> str:
         text = str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         text = body[:LONGEST_REFUSAL].decode(errors="replace")
-    return shortened(" ".join(text.split()), LONGEST_REFUSAL)
+    return on_one_line(text)

@@ -12,10 +12,9 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from client.load.channel import LONGEST_REFUSAL, Answer, Call, Channel
+from client.load.channel import Answer, Call, Channel, on_one_line
 from client.load.descriptions import MESSAGE_PREFIX, SoundMessages
 from client.load.records import Outcome
-from client.text import shortened
 
 if TYPE_CHECKING:
     from hpack import Decoder
@@ -299,8 +298,7 @@ class GrpcChannel(Channel):
             number = int(code)
             name = _CODES[number] if number < len(_CODES) else f"status {number}"
             outcome = Outcome.REFUSED if number in _REFUSED else Outcome.SERVER_ERROR
-            said = shortened(unquote(fields.get("grpc-message", "")), LONGEST_REFUSAL)
-            return Answer(outcome, f"gRPC {name}: {said}")
+            return Answer(outcome, f"gRPC {name}: {on_one_line(unquote(fields.get('grpc-message', '')))}")
         if stream.status.isdecimal() and stream.status != "200":  # a proxy's own answer
             return Answer(Outcome.of_http(int(stream.status)), f"HTTP {stream.status}")
         return _NO_STATUS

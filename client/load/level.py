@@ -46,8 +46,11 @@ class Subject:
     interrupts: Interrupts
 
 
-def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Level, list[Sample]]:
-    """Warm up, wait until nothing is in flight, measure, wait again; the server's counters are read in between."""
+def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Level, Sample | None]:
+    """Warm up, wait until nothing is in flight, measure, wait again; the server's counters are read in between.
+
+    The level, and one of its answers.
+    """
     plan = subject.plan
     window = Window(0.0, plan.window.requests) if load.trace_ns else plan.window
     warmup = _warm_up(subject, load)
@@ -85,7 +88,7 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
         notes=account.notes,
         usage=ServerUsage() if watch.server_ended or server is None else watch.usage,
     )
-    return level, phase.samples
+    return level, next(iter(phase.samples), None)
 
 
 def _warm_up(subject: Subject, load: Load) -> PhaseResult:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from client.client import Client
@@ -130,7 +131,7 @@ def _carry_out(
     observer.run_started(model, client.url, plan, bodies)
     count = plan.workers or default_workers(plan.loads)
     levels: list[Level] = []
-    samples: list[Sample] = []
+    sample: Sample | None = None
     with Workers(prepared.setup, count, interrupts) as workers:
         subject = Subject(client, model, config, plan, prepared, workers, observer, interrupts)
         for index, load in enumerate(plan.loads):
@@ -138,16 +139,16 @@ def _carry_out(
                 where = found_anew(where, family, str(address[0]), client.address.port)
             level, seen = measure_level(subject, load, where)
             levels.append(level)
-            samples += seen
+            sample = sample or seen
             observer.level_ended(level)
             if level.generator.interrupted or level.generator.lost_workers:
                 break
     if interrupts.count and not any(level.statistics.requests for level in levels):
         raise KeyboardInterrupt
     floor = None
-    if plan.floor and samples and not interrupts.count:
+    if plan.floor and sample and not interrupts.count:
         with contextlib.suppress(ClientError):  # a run is worth more than its floor
-            floor = interrupts.dispensable(lambda: _floor(plan, prepared, samples, count))
+            floor = interrupts.dispensable(partial(_floor, plan, prepared, sample, count))
     return RunResult(
         settings=_settings(client, plan, bodies, count),
         model=described[0],
@@ -184,11 +185,11 @@ def _most_in_flight(plan: Plan) -> int:
     return max(load.concurrency or plan.max_connections for load in plan.loads)
 
 
-def _floor(plan: Plan, prepared: Prepared, samples: Sequence[Sample], workers: int) -> Floor | None:
+def _floor(plan: Plan, prepared: Prepared, sample: Sample, workers: int) -> Floor | None:
     if prepared.setup.tls is not None:
         return None  # the server that does nothing has no certificate, and without TLS it would tell another story
     most = max(load.concurrency or 16 for load in plan.loads)
-    return measure_floor(prepared.setup, samples[0], most, workers)
+    return measure_floor(prepared.setup, sample, most, workers)
 
 
 def _settings(client: Client, plan: Plan, bodies: Bodies, workers: int) -> Settings:

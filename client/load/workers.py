@@ -27,7 +27,9 @@ from client.load.records import Failure, Outcome, Phase, PhaseEnd, Ready, Record
 _START_DELAY_NS: Final = 20_000_000
 _STOP_S: Final = 5.0
 _POLL_S: Final = 0.1
-_MAX_SAMPLES: Final = 1000
+MAX_SAMPLES: Final = 1000
+MAX_SAMPLE_BYTES: Final = 64 * 2**20
+"""Of a phase; the first sample is kept however large it is."""
 
 Integers = npt.NDArray[np.int64]
 _OnRecords = Callable[[Records], None]
@@ -78,6 +80,7 @@ class PhaseResult:
     start_ns: int = 0
     store: Store = field(default_factory=Store)
     samples: list[Sample] = field(default_factory=list)
+    sample_bytes: int = 0
     messages: dict[Outcome, str] = field(default_factory=dict)
     ends: list[PhaseEnd] = field(default_factory=list)
     waiting: dict[int, int] = field(default_factory=dict)  # requests without an answer, by worker
@@ -192,7 +195,9 @@ class Workers:
             if on_records is not None:
                 on_records(message)
         elif isinstance(message, Sample):
-            if len(result.samples) < _MAX_SAMPLES:
+            result.sample_bytes += len(message.body) + len(message.outputs or b"")
+            within = len(result.samples) < MAX_SAMPLES and result.sample_bytes <= MAX_SAMPLE_BYTES
+            if within or not result.samples:
                 result.samples.append(message)
         elif isinstance(message, Failure):
             result.messages.setdefault(message.outcome, message.message)

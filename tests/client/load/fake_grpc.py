@@ -53,7 +53,7 @@ class _Fake:
         number = next(self.numbers)
         self.called.set()
         if self.is_turn("refuse", number):
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "refused by the script: ümläut")
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "refused by the script:\n  ümläut")
         if self.is_turn("fail", number):
             context.abort(grpc.StatusCode.INTERNAL, "failed by the script")
         if self.is_turn("late", number):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from client import ClientError, ConnectionFailed, UsageError, run_load
+from client.load import workers
 from client.load.channel import Call
 from client.load.histogram import decode
 from client.load.http1 import Http1Channel
@@ -22,6 +23,7 @@ from client.load.plan import make_plan
 from client.load.records import ClosedLoop, Outcome, Phase, Records, Setup
 from client.load.result import Level, RunResult
 from client.load.run import carry_out
+from client.load.schedule import Load, Window
 from client.load.target import open_client
 from client.load.workers import Workers
 from tests.client.command import command
@@ -40,6 +42,13 @@ def level(script: Script, **options: Any) -> Level:
 
 def kinds(found: Level) -> dict[str, int]:
     return {kind.kind: kind.count for kind in found.statistics.kinds}
+
+
+def setup(address: str, timeout_ns: int = 10**10) -> Setup:
+    """What a worker needs to send empty requests."""
+    host, _, port = address.partition(":")
+    request = b"POST /v2/models/fake/infer HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+    return Setup(socket.AF_INET, (host, int(port)), (request,), timeout_ns)
 
 
 class TestTruth:
@@ -127,11 +136,8 @@ class TestErrors:
         assert 50 < found.statistics.service.max_ms <= 60
 
     def test_a_timeout_is_noticed_when_it_is_over(self) -> None:
-        with fake_server(Script(silent_every=1)) as address:
-            host, _, port = address.partition(":")
-            request = b"POST /v2/models/fake/infer HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
-            with Workers(Setup(socket.AF_INET, (host, int(port)), (request,), timeout_ns=5_000_000), 1) as workers:
-                phase = workers.run([Phase(ClosedLoop(1, 20), 0)])
+        with fake_server(Script(silent_every=1)) as address, Workers(setup(address, 5_000_000), 1) as running:
+            phase = running.run([Phase(ClosedLoop(1, 20), 0)])
         assert phase.store.status.tolist() == [Outcome.TIMEOUT] * 20
         # The shortest, as a busy machine may be late; looking 20 times a second would find each after 40 ms.
         assert 5_000_000 < phase.store.service.min() < 25_000_000
@@ -214,6 +220,24 @@ class TestConnections:
         config = {"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [500_000]}]}
         found = level(Script(config=config), concurrency=2, requests=30)
         assert (found.statistics.requests, found.statistics.errors) == (30, 0)
+
+
+class TestSamples:
+    def test_large_ones_are_few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(workers, "MAX_SAMPLE_BYTES", 1)
+        with fake_server() as address, Workers(setup(address), 1) as running:
+            phase = running.run(Load(concurrency=1).phases(1, Window(0.4), 0))
+        assert len(phase.store) > len(phase.samples) == 1
+
+    def test_a_head_of_its_own_makes_none(self) -> None:
+        channel, call = Http1Channel({}), Call(0)
+        channel.calls.append(call)
+        for number in range(2):
+            channel.begin(call, memoryview(b"POST"))
+            call.sent = 1
+            data = b"HTTP/1.1 200 OK\r\nX-Request-Id: %d\r\nContent-Length: 14\r\n\r\n" % number + b'{"outputs":[]}'
+            ((_, answer),) = channel.take(bytearray(data), len(data), 2)
+            assert (answer.outcome, call.keep) == (Outcome.OK, False)
 
 
 class KillWorkers(Observer):
