@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import onnx
 import pytest
 
+from repo_builder.trt.benchmark import Performance, spread
 from repo_builder.trt.cuda import find_gpu
 from tests.conftest import Cli, SmallDisk
 from tests.models import convolution, save, with_external_data
@@ -45,6 +47,42 @@ def test_nothing_is_built_that_can_not_be_measured(tmp_path: Path, cli: Cli) -> 
         1,
         "error: --benchmark runs the plan, and there is no GPU here",
     )
+
+
+@rtx
+def test_what_was_compiled_and_measured_is_told(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(convolution(), tmp_path / "net.onnx")
+    times = spread([1.0, 2.0, 3.0])
+    monkeypatch.setattr("repo_builder.plans.require_gpu_to_measure", lambda: None)
+    monkeypatch.setattr("repo_builder.plans.benchmark_plan", lambda _plan, **_: Performance(3, 1.0, 3.0, *[times] * 5))
+
+    result = cli("compile", "net.onnx", "--benchmark", *RTX)
+    *_, summary = result.err.splitlines()
+    assert re.fullmatch(r"model\.plan \(\S+ kB\): TensorRT-RTX \S+( on .+)?, built in \S+ s; layers: \d+ FP32", summary)
+    assert result.out.splitlines()[0] == "Throughput: 3 qps"
+
+    told = cli("compile", "net.onnx", "--benchmark", "--json", "--sparsity", "enable", *RTX)
+    assert (told.json["path"], told.json["performance"]["latency"]["median"]) == ("model.plan", 2.0)
+    assert told.err.splitlines()[-1] == "note: --sparsity: no effect, TensorRT-RTX makes the same engine without"
+
+
+@rtx
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+def test_what_inspect_tells_where_nothing_runs_the_plan(tmp_path: Path, cli: Cli) -> None:
+    source = save(convolution(), tmp_path / "net.onnx")
+    cli("compile", source, *RTX)
+    cli("add", source, *RTX, "-r", "models")
+
+    alone, published = cli("inspect", "model.plan"), cli("inspect", "models/net/1/model.plan")
+    assert re.fullmatch(r"plan      TensorRT-RTX \S+, \S+ kB\n", alone.out)
+    assert alone.err.endswith("all else can only be told on a GPU that runs it\n")
+    assert published.err.endswith("this is what the manifest beside it says\n")
+    assert published.out.splitlines()[1:-1] == [
+        "gpu       none",
+        "input     x FP32 [-1, 3, 8, 8]",
+        "output    y FP32 [-1, 4, 1, 1]",
+        "profile 0 x: min [1, 3, 8, 8], opt [8, 3, 8, 8], max [8, 3, 8, 8]",
+    ]
 
 
 @rtx
