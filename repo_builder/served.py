@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MOST_AT_ONCE = 32
 """Requests on their way together, each over a connection of its own."""
 
+_WHICH_REPOSITORY = "name the repository that this server serves: --repository DIR"
+
 TIMEOUT_S = 300.0
 """A first request may wait for an engine's lazy loading, and the batches of a gate are large."""
 
@@ -112,20 +114,22 @@ class ServedModel:
             raise ServerError(
                 f"{self._name!r} on {self.url} has the tensors {', '.join(sorted(there))}; version {self._version} of "
                 f"the repository has {', '.join(sorted(ours))}",
-                "name the repository that this server serves: --repository DIR",
+                _WHICH_REPOSITORY,
             )
 
 
 @contextmanager
 def _told_as_ours() -> Iterator[None]:
-    from client import ClientError
+    from client import ClientError, UnknownModel
 
     try:
         yield
     except ClientError as error:
-        if error.exit_code == UsageError.exit_code:
-            raise UsageError(error.message, error.hint) from None
-        raise ServerError(error.message, error.hint or "repo-builder status lists the servers that run here") from None
+        hint = (error.hint or "repo-builder status lists the servers that run here").replace("--url", "--served")
+        if isinstance(error, UnknownModel):
+            hint = _WHICH_REPOSITORY
+        told = UsageError if error.exit_code == UsageError.exit_code else ServerError
+        raise told(error.message, hint) from None
 
 
 @dataclass(frozen=True)

@@ -306,6 +306,8 @@ def model_states(url: str, log_file: Path, repository: Path) -> tuple[ModelStatu
     if "MODE_EXPLICIT" in log:  # only some were asked for: Triton lists the others too, without a state or a reason
         entries = [entry for entry in entries if entry.keys() & {"state", "reason"} or entry["name"] in unread]
     entries = [entry for entry in entries if not is_stray(entry["name"])]  # a version is being published
+    served = {entry["name"] for entry in entries if entry.get("state") == "READY"} - unread.keys()
+    entries = [entry for entry in entries if not (entry.get("reason") == _UNLOADED and entry["name"] in served)]
     states = [_status(entry, unread, plans) for entry in entries]
     return tuple(sorted((*states, *removed), key=lambda status: (status.name, status.version or 0)))
 

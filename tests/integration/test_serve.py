@@ -557,7 +557,7 @@ def test_polling_takes_up_what_changes(repository: Path) -> None:
         staged.mkdir()
         (staged / "model.onnx").write_bytes((repository / "good/1/model.onnx").read_bytes())
         staged.rename(version)
-        wait_for(lambda: any(status.version == 2 and status.ready for status in server.models))
+        wait_for(lambda: [(status.version, status.ready) for status in server.models] == [(2, True)])
         (repository / "good/config.pbtxt").write_text("x{")
         wait_for(lambda: any("config.pbtxt line 1" in str(status.cause) for status in server.models))
         (repository / "good").rename(repository.parent / "elsewhere")

@@ -128,8 +128,12 @@ def test_another_model_or_version_on_the_server(served: tuple[Path, str], tmp_pa
         add_model(save(linear(classes=classes), source), repository=models, build=BUILD, name="scalar")
     with pytest.raises(ServerError, match=r"has the tensors count, ids; version 1 of the repository has x, y"):
         verify_model("counts", repository=models, served=url)
-    with pytest.raises(ServerError, match="the server has no model 'unknown'"):
+    with pytest.raises(ServerError, match="the server has no model 'unknown'") as caught:
         verify_model("unknown", repository=models, served=url)
+    assert "--repository DIR" in str(caught.value.hint)
+    with pytest.raises(ServerError, match="no server answers") as caught:
+        verify_model("unknown", repository=models, served="http://localhost:1")
+    assert "or say where it is with --served" in str(caught.value.hint)
     with pytest.raises(ServerError, match="model 'scalar' has no version 2; it has 1"):
         verify_model("scalar", repository=models, served=url)
 
