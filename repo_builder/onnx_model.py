@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -49,9 +49,13 @@ def read_model(path: Path) -> OnnxModel:
     inputs, outputs = _ports(proto.graph, path)
     _refuse_unfit_names(path, inputs, outputs)
     _refuse_unknown_operators(path, proto)
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), 0)
-    spec = ModelSpec(path, inputs, outputs, _external_files(path, proto), proto.ir_version, opset)
+    spec = ModelSpec(path, inputs, outputs, _external_files(path, proto), proto.ir_version, opset_of(proto))
     return OnnxModel(proto, spec)
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model uses, 0 if it uses none."""
+    return next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), 0)
 
 
 def is_text(path: Path) -> bool:
@@ -167,19 +171,20 @@ def _refuse_unfit_names(path: Path, inputs: tuple[TensorSpec, ...], outputs: tup
                 )
 
 
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of an If, Loop or Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """``graph`` and every subgraph below it (If, Loop, Scan)."""
+    """``graph`` and every subgraph below it."""
     yield graph
-    yield from _subgraphs(graph.node)
-
-
-def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from graphs_of(attribute.g)
-            for inner in attribute.graphs:
-                yield from graphs_of(inner)
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield from graphs_of(body)
 
 
 def _refuse_unknown_operators(path: Path, proto: onnx.ModelProto) -> None:
@@ -217,7 +222,8 @@ _RETIRED_OPERATORS = {
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     functions_nodes = [node for function in proto.functions for node in function.node]
-    graphs = [*graphs_of(proto.graph), *_subgraphs(functions_nodes)]
+    bodies = (body for node in functions_nodes for body in subgraphs(node))
+    graphs = [graph for outer in (proto.graph, *bodies) for graph in graphs_of(outer)]
     for graph in graphs:
         yield from graph.initializer
         for sparse in graph.sparse_initializer:

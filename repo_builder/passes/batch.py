@@ -5,6 +5,7 @@ Nothing here is taken on trust: :func:`plan_batching` runs the candidate on rows
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,10 +166,7 @@ def with_dynamic_batch(source: onnx.ModelProto) -> onnx.ModelProto:
     Reshape targets that are constants with 1 in front are turned to take their first axis from the data; shapes
     recorded for inner values are dropped, since they no longer hold.
     """
-    import onnx
-
-    proto = onnx.ModelProto()
-    proto.CopyFrom(source)
+    proto = deepcopy(source)
     graph = proto.graph
     del graph.value_info[:]
     initialisers = {tensor.name for tensor in graph.initializer}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from repo_builder.passes.graph import replace_nodes, subgraphs
+from repo_builder.onnx_model import subgraphs
+from repo_builder.passes.graph import own_names, replace_nodes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,7 +42,7 @@ def _fold(
     import numpy as np
     from onnx import numpy_helper
 
-    own = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
+    own = own_names(graph)
     known = {name: value for name, value in outer.items() if name not in own}
     known.update({tensor.name: tensor for tensor in graph.initializer})
     outputs = {value.name for value in graph.output}

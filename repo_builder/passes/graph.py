@@ -1,12 +1,13 @@
-"""What passes over whole graphs share: walking subgraphs, sorting, constants, inferred types."""
+"""What passes over whole graphs share: names, sorting, constants, inferred types."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from repo_builder.errors import ModelError
-from repo_builder.onnx_model import constant_integers
+from repo_builder.onnx_model import constant_integers, graphs_of, subgraphs
 
 if TYPE_CHECKING:
     import onnx
@@ -15,22 +16,26 @@ _SMALL = 1 << 10
 """Bytes; larger constants tell type inference nothing that their shape does not."""
 
 
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The bodies of an If, Loop or Scan."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+def inlined(source: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of ``source`` without local functions, in whose place are their nodes."""
+    from onnx import inliner
+
+    return inliner.inline_local_functions(source) if source.functions else deepcopy(source)
+
+
+def own_names(graph: onnx.GraphProto) -> set[str]:
+    """The tensors that ``graph`` itself has: inputs, constants, and what its nodes make."""
+    return {
+        *(value.name for value in graph.input),
+        *(tensor.name for tensor in graph.initializer),
+        *(tensor.values.name for tensor in graph.sparse_initializer),
+        *(name for node in graph.node for name in node.output),
+    }
 
 
 def all_names(graph: onnx.GraphProto) -> set[str]:
     """Every tensor name in ``graph`` and its subgraphs."""
-    names = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        names.update(node.output)
-        for subgraph in subgraphs(node):
-            names |= all_names(subgraph)
-    return names
+    return {name for inner in graphs_of(graph) for name in own_names(inner)}
 
 
 def fresh_name(stem: str, names: set[str]) -> str:
@@ -76,20 +81,14 @@ def names_read(node: onnx.NodeProto) -> Iterator[str]:
     """Names a node reads, those that its subgraphs capture too; their own names may be those of others elsewhere."""
     yield from node.input
     for graph in subgraphs(node):
-        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-        own |= {tensor.values.name for tensor in graph.sparse_initializer}
-        own.update(name for inner in graph.node for name in inner.output)
+        own = own_names(graph)
         read = [name for inner in graph.node for name in names_read(inner)]
         yield from (name for name in (*read, *(value.name for value in graph.output)) if name not in own)
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     """Make ``nodes``, some of them perhaps the graph's own, all of its nodes."""
-    copies = []
-    for node in nodes:
-        copy = type(node)()
-        copy.CopyFrom(node)
-        copies.append(copy)
+    copies = deepcopy(nodes)
     del graph.node[:]
     graph.node.extend(copies)
 
@@ -144,8 +143,7 @@ def infer_types(proto: onnx.ModelProto) -> None:
     """
     import onnx
 
-    light = onnx.ModelProto()
-    light.CopyFrom(proto)
+    light = deepcopy(proto)
     for tensor in light.graph.initializer:
         if tensor.ByteSize() > _SMALL:
             dims, dtype, name = list(tensor.dims), tensor.data_type, tensor.name

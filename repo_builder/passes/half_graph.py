@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from repo_builder.errors import CompileError
 from repo_builder.model import DataType
-from repo_builder.passes.graph import subgraphs
+from repo_builder.onnx_model import subgraphs
+from repo_builder.passes.graph import inlined
 from repo_builder.passes.precision import HalfValues
 from repo_builder.passes.ranges import FP16_MAX
 from repo_builder.runtime import open_session
@@ -98,10 +99,9 @@ def with_magnitudes(source: onnx.ModelProto, values: HalfValues) -> tuple[onnx.M
 
     Of a body it is the largest of all its turns, and 0 where it had none.
     """
-    from onnx import ModelProto, TensorProto, helper, inliner
+    from onnx import TensorProto, helper
 
-    proto = ModelProto()
-    proto.CopyFrom(inliner.inline_local_functions(source) if source.functions else source)
+    proto = inlined(source)
     proto.graph.initializer.append(helper.make_tensor(_FLAT, TensorProto.INT64, [1], [-1]))
     proto.graph.initializer.append(helper.make_tensor(_ZERO, TensorProto.FLOAT, [1], [0]))
     del proto.graph.output[:]

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
-from repo_builder.passes.graph import fresh_name, replace_nodes, subgraphs
+from repo_builder.onnx_model import opset_of, subgraphs
+from repo_builder.passes.graph import fresh_name, replace_nodes
 from repo_builder.passes.ranges import operator_of, squares
 
 if TYPE_CHECKING:
@@ -110,8 +111,7 @@ def with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model at the opset that BF16 asks for, if ONNX can bring it there, else as it is."""
     from onnx import checker, shape_inference, version_converter
 
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), BF16_OPSET)
-    if opset >= BF16_OPSET:
+    if not 0 < opset_of(proto) < BF16_OPSET:
         return proto
     refusals = (checker.ValidationError, shape_inference.InferenceError, version_converter.ConvertError)
     try:

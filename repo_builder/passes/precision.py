@@ -28,21 +28,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
+from repo_builder.onnx_model import opset_of, subgraphs
 from repo_builder.passes.fold import fold_constants
 from repo_builder.passes.graph import (
     all_names,
     drop_initialiser_inputs,
     fresh_name,
     infer_types,
+    inlined,
     integer_constants,
     lift_constants,
     names_read,
     replace_nodes,
     sizes_of,
     sort_nodes,
-    subgraphs,
 )
-from repo_builder.passes.half_constants import as_half, fits_range, numbers_of
+from repo_builder.passes.half_constants import as_half, numbers_of
 from repo_builder.passes.half_operators import (
     averages_planes,
     fails_behind_a_cast,
@@ -116,10 +117,9 @@ def to_half(
     Raises:
         ModelError: the graph's types contradict each other, or it has a cycle.
     """
-    from onnx import ModelProto, external_data_helper, inliner
+    from onnx import external_data_helper
 
-    proto = ModelProto()
-    proto.CopyFrom(inliner.inline_local_functions(source) if source.functions else source)
+    proto = inlined(source)
     external_data_helper.load_external_data_for_model(proto, str(folder))
     if half is DataType.BF16:
         proto = with_bf16_operators(proto)
@@ -131,10 +131,9 @@ def to_half(
     infer_types(proto)
     names = all_names(proto.graph)
     limit_masks(proto.graph, names)
-    opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in proto.opset_import}
-    if "" not in opsets:  # a model of other domains only: Cast is of this one
+    if not opset_of(proto):  # a model of other domains only: Cast is of this one
         proto.opset_import.add(version=13)
-    model = _Model(half, opsets, names)
+    model = _Model(half, opset_of(proto), names)
     ports = {value.name for value in proto.graph.input} & {value.name for value in proto.graph.output}
     inputs = _float_names(proto.graph.input) - ports if half_inputs else set()
     produced = {name for node in proto.graph.node for name in node.output}
@@ -147,8 +146,8 @@ def to_half(
     return MixedPrecision(proto, model.half_nodes, dict(model.kept), model.already_half, scope.half_values())
 
 
-def _float_names(values: object) -> set[str]:
-    return {value.name for value in values if value.type.tensor_type.elem_type == _FLOAT}  # type: ignore[attr-defined]
+def _float_names(values: Iterable[onnx.ValueInfoProto]) -> set[str]:
+    return {value.name for value in values if value.type.tensor_type.elem_type == _FLOAT}
 
 
 @dataclass
@@ -156,7 +155,7 @@ class _Model:
     """What all scopes of one conversion share."""
 
     half: DataType
-    opsets: Mapping[str, int]
+    opset: int
     names: set[str]
     half_nodes: int = 0
     already_half: int = 0
@@ -288,7 +287,7 @@ class _Scope:
         if not all((*read, *made)):  # not known, or no tensors
             return "unknown types", _NONE, _NONE
         floats = [index for index, value in enumerate(values) if value is not None and value.elem_type == _FLOAT]
-        inputs, outputs = half_ports(node, self.model.opsets.get("", 13), self.model.half, floats)
+        inputs, outputs = half_ports(node, self.model.opset, self.model.half, floats)
         if not inputs or any(self.types.get(node.output[index], _FLOAT) != _FLOAT for index in outputs):
             return "no half precision in ONNX", _NONE, _NONE
         for index in inputs:
@@ -321,8 +320,8 @@ class _Scope:
                 return first.numbers.range
             return Range.WHOLE if first and first.elem_type in _INTEGERS else Range.WIDE
         if operator_of(node) == "ConstantOfShape":
-            fits = all(fits_range(attribute.t, self.model.half) for attribute in node.attribute)
-            return Range.FITS if fits else Range.WIDE
+            fill = next((numbers_of(attribute.t, self.model.half) for attribute in node.attribute), Numbers())
+            return fill.range
         return range_made(node, [value.numbers if value else Numbers() for value in values])
 
     def _addends(self, node: onnx.NodeProto, values: Sequence[_Value | None]) -> int:

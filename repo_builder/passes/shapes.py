@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ def free_zero_axes(source: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not any(dim.dim_value < 1 for dim in _sizes(source)):
         return source
-    proto = _copy(source)
+    proto = deepcopy(source)
     for dim in _sizes(proto):
         if dim.dim_value < 1:
             dim.Clear()
@@ -46,7 +47,7 @@ def state_output_shapes(source: onnx.ModelProto, shapes: Mapping[str, tuple[int,
     """
     if not any(_belied(value, shapes[value.name]) for value in source.graph.output):
         return source
-    proto = _copy(source)
+    proto = deepcopy(source)
     for value in proto.graph.output:
         seen = shapes[value.name]
         shape = value.type.tensor_type.shape
@@ -71,12 +72,6 @@ def _belied(value: onnx.ValueInfoProto, seen: tuple[int, ...]) -> bool:
             for dim, size in zip(tensor.shape.dim, seen, strict=True)
         )
     )
-
-
-def _copy(source: onnx.ModelProto) -> onnx.ModelProto:
-    proto = type(source)()
-    proto.CopyFrom(source)
-    return proto
 
 
 def _sizes(proto: onnx.ModelProto) -> Iterable[onnx.TensorShapeProto.Dimension]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
@@ -32,8 +33,7 @@ def move_uint8_as_fp32(source: onnx.ModelProto) -> onnx.ModelProto:
 
     if not any(value.type.tensor_type.elem_type == _UINT8 for value in source.graph.input):
         return source
-    proto = type(source)()
-    proto.CopyFrom(source)
+    proto = deepcopy(source)
     graph = proto.graph
     sort_nodes(graph)
     names, uint8 = all_names(graph), _inputs_and_constants(graph)

@@ -50,7 +50,7 @@ def tidy_assertion(text: str) -> str:
 
 def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Every node of ``graph``, those of subgraphs behind the node that has them."""
-    from repo_builder.passes.graph import subgraphs
+    from repo_builder.onnx_model import subgraphs
 
     for node in graph.node:
         yield node

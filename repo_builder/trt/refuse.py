@@ -76,14 +76,10 @@ def _refuse_passed_through(library: str, proto: onnx.ModelProto) -> None:
 
 def _refuse_unmade(library: str, graph: onnx.GraphProto, outer: frozenset[str]) -> None:
     """The parser dies of a name in a branch or loop that neither it nor a graph around it, ``outer``, has."""
-    from repo_builder.passes.graph import subgraphs
+    from repo_builder.onnx_model import subgraphs
+    from repo_builder.passes.graph import own_names
 
-    known = outer.union(
-        (value.name for value in graph.input),
-        (tensor.name for tensor in graph.initializer),
-        (tensor.values.name for tensor in graph.sparse_initializer),
-        (name for node in graph.node for name in node.output),
-    )
+    known = outer | own_names(graph)
     for value in graph.output:
         if value.name not in known:
             raise _refusal(library, f"nothing makes the output {value.name!r}")
@@ -128,7 +124,7 @@ def _fault_of_body(node: onnx.NodeProto) -> str:
 
     It takes the turn's number, the condition and the states; it makes the condition, and of each turn the outputs.
     """
-    from repo_builder.passes.graph import subgraphs
+    from repo_builder.onnx_model import subgraphs
 
     body = next(subgraphs(node), None)
     has = (len(body.input), len(body.output)) if body else (0, 0)

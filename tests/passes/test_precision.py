@@ -223,9 +223,13 @@ def test_a_mask_that_is_fp32_already(half: DataType) -> None:
 
 
 @pytest.mark.parametrize("constant", [1e6, 1e-12], ids=["overflows", "vanishes"])
-def test_a_constant_that_does_not_fit(constant: float) -> None:
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_constant_that_does_not_fit(constant: float, filled: bool) -> None:
+    fill = numpy_helper.from_array(floats([constant]))
+    made = [node("Shape", ["x"], ["shape"]), node("ConstantOfShape", ["shape"], ["c"], value=fill)]
     source = model(
         [
+            *(made if filled else []),
             node("MatMul", ["x", "w"], ["m"]),
             node("Abs", ["m"], ["a"]),
             node("Add", ["a", "c"], ["s"]),
@@ -233,7 +237,7 @@ def test_a_constant_that_does_not_fit(constant: float) -> None:
         ],
         {"x": (FP32, ["batch", 4])},
         {"y": (FP32, ["batch", 4])},
-        {"w": np.diag(floats([1, 1, 1, 0])), "c": np.array(constant, np.float32)},
+        {"w": np.diag(floats([1, 1, 1, 0])), **({} if filled else {"c": floats(constant)})},
     )
     result = converted(source)
     assert computes_in(result.proto, "Add") == {TensorProto.FLOAT}
