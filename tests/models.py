@@ -75,11 +75,11 @@ def identity(dtype: DataType, shape: Shape = ("batch", 3), output: Shape = ("bat
     return model([node("Identity", ["x"], ["y"])], {"x": (dtype, shape)}, {"y": (dtype, output)})
 
 
-def convolution(*, height: int | str = 8, width: int | str = 8) -> onnx.ModelProto:
+def convolution(*, batch: int | str = "batch", height: int | str = 8, width: int | str = 8) -> onnx.ModelProto:
     return model(
         [node("Conv", ["x", "w"], ["c"], name="conv"), node("Relu", ["c"], ["r"]), node("GlobalMaxPool", ["r"], ["y"])],
-        {"x": (FP32, ["batch", 3, height, width])},
-        {"y": (FP32, ["batch", 4, 1, 1])},
+        {"x": (FP32, [batch, 3, height, width])},
+        {"y": (FP32, [batch, 4, 1, 1])},
         {"w": weights(4, 3, 3, 3)},
     )
 

@@ -45,12 +45,15 @@ class NetworkInput:
         return len(self.dims) >= 4 and self.dims[1:].count(-1) > 1
 
 
-def inputs_of(tensors: Iterable[TensorSpec]) -> list[NetworkInput]:
-    """The inputs of a network as the model states them; which are shape tensors only the network tells."""
+def inputs_of(tensors: Iterable[TensorSpec], *, batchable: bool) -> list[NetworkInput]:
+    """The inputs of a network as the model states them; which are shape tensors only the network tells.
+
+    With ``batchable`` a batch that is fixed at 1 counts as free: ``add`` frees it where it can.
+    """
     return [
         NetworkInput(
             tensor.name,
-            tensor.dims,
+            (-1, *tensor.dims[1:]) if batchable else tensor.dims,
             names=tuple(axis if isinstance(axis, str) else "" for axis in tensor.shape or ()),
         )
         for tensor in tensors

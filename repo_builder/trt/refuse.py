@@ -29,13 +29,16 @@ def refuse_model(
 ) -> None:
     """Raise what TensorRT can't take of ``model``, told from it alone: before anything runs, which may take long.
 
+    ``batchable`` says that the first axes are a batch, or may prove to be one.
+
     Raises:
         CompileError: the graph can't be parsed; or an axis is free, not the batch, and has no range.
         UsageError: ``profiles`` name what is no input; the batch is too large for any.
     """
     _refuse_graph(LIBRARY_NAMES[target], model.proto)
     inputs, _ = model.ports()
-    refuse_incomplete(inputs_of(inputs), profiles, batchable=batchable, max_batch_size=max_batch_size)
+    named = inputs_of(inputs, batchable=batchable)
+    refuse_incomplete(named, profiles, batchable=batchable, max_batch_size=max_batch_size)
 
 
 def _refuse_graph(library: str, proto: onnx.ModelProto) -> None:

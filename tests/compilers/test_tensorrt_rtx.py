@@ -246,6 +246,7 @@ def test_the_same_again_is_recognised_though_build_times_were_noted(tmp_path: Pa
 
 
 FREE_SIDES, OF_X = convolution(height="height", width="width"), {"X": (1, 3, 8, 8)}
+FREE_SIDES_OF_ONE = convolution(batch=1, height="height", width="width")
 WORDS: tuple[DataType, Shape] = (DataType.STRING, ["batch", "words"])
 FREE_WORDS = model([node("Identity", ["x"], ["y"])], {"x": WORDS}, {"y": WORDS})
 
@@ -255,6 +256,7 @@ FREE_WORDS = model([node("Identity", ["x"], ["y"])], {"x": WORDS}, {"y": WORDS})
     ("proto", "profiles", "error", "message", "hint"),
     [
         (FREE_SIDES, (), CompileError, r"'x' \[-1, 3, -1, -1\]", "--max-shapes x:8x3x512x512"),
+        (FREE_SIDES_OF_ONE, (), CompileError, r"'x' \[-1, 3, -1, -1\]", "--max-shapes x:8x3x512x512"),
         (FREE_SIDES, (Profile(OF_X, OF_X, OF_X),), UsageError, "the model has no input 'X'", "its inputs: x"),
         (FREE_WORDS, (), CompileError, "its input 'x' is STRING", "or use --target onnxruntime"),
     ],
