@@ -74,6 +74,7 @@ class _Fake:
 
     def serve(self, port: int) -> tuple[Any, int]:
         import grpc
+        import tritonclient.grpc  # noqa: F401  (or the first calls would wait for it)
 
         handler = grpc.unary_unary_rpc_method_handler(self.infer)
         options = {

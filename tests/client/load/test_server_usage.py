@@ -21,6 +21,7 @@ from client.load.server_metrics import GpuMeter, metrics_url, read_gpus
 from client.load.server_process import MemoryKind, ServerProcess, find_server, is_local
 from client.load.server_usage import ServerUsage, Watch, Whereabouts, found_anew, locate, model_files
 from client.transport import Url
+from tests.support import wait_for
 
 # The lines of a server with two GPUs; the second one's driver tells no power.
 METRICS = """\
@@ -56,9 +57,7 @@ LISTENER = """
 import os, socket, time
 listener = socket.create_server(("127.0.0.1", 0))
 if os.fork() == 0:
-    end = time.monotonic() + 0.6
-    while time.monotonic() < end: pass
-    time.sleep(60)
+    while True: pass
 print(listener.getsockname()[1], flush=True)
 time.sleep(60)
 """
@@ -139,7 +138,7 @@ class TestMetrics:
 
 @pytest.fixture
 def listener() -> Iterator[tuple[int, int]]:
-    """Process id and port of a process that listens, and whose child works for 0.6 s."""
+    """Process id and port of a process that listens, and whose child works all the time."""
     process = subprocess.Popen(
         [sys.executable, "-c", LISTENER], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -155,6 +154,10 @@ def listener() -> Iterator[tuple[int, int]]:
 
 def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_s(pid: int) -> float:
+    return float(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def children(pid: int) -> list[int]:
@@ -182,13 +185,15 @@ class TestProcess:
     def test_its_children_count(self, listener: tuple[int, int]) -> None:
         pid, port = listener
         where = locate(Url.parse(f"127.0.0.1:{port}"), socket.AF_INET, "127.0.0.1", port)
+        (child,) = children(pid)
+        begin, before_s = time.monotonic(), cpu_s(child)
         with Watch(where) as watch:
-            time.sleep(1.2)
+            wait_for(lambda: cpu_s(child) > before_s + 0.4)
         used = watch.usage.process
         assert used is not None
         assert (used.pid, used.processes) == (pid, 2)
-        assert 0.1 < used.cpu_s < 1.0
-        assert used.cores == pytest.approx(used.cpu_s / 1.2, rel=0.5)
+        assert 0.3 < used.cpu_s < cpu_s(child) - before_s + 0.1
+        assert used.cpu_s / (time.monotonic() - begin) <= used.cores < 1.2
         # The fork shares nearly all of its parent's pages.
         rss = sum(resident(process) for process in (pid, *children(pid)))
         assert used.memory_kind is MemoryKind.PROPORTIONAL
