@@ -23,7 +23,7 @@ _COMPUTED_OTHERWISE = frozenset({
 })  # fmt: skip
 """By ONNX's reference evaluator than by ONNX Runtime, in some opset or for some attribute, as running both showed."""
 _LARGE = 1 << 20
-"""Elements; a node that makes more than that, and more than it reads, is left to the engine's builder."""
+"""Elements; a node that computes more than that, and more than it reads, is left to the engine's builder."""
 
 
 def fold_constants(proto: onnx.ModelProto) -> None:
@@ -91,7 +91,9 @@ def _evaluate(
             arrays: Any = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, feeds)
     except Exception:  # an operator that the evaluator lacks, or one that refuses: whatever Python raises
         return {}
+    if not all(isinstance(array, np.ndarray | np.generic) for array in arrays):
+        return {}
     limit = max(_LARGE, *(array.size for array in feeds.values()), 0)
-    if not all(isinstance(array, np.ndarray | np.generic) and array.size <= limit for array in arrays):
+    if node.op_type != "Constant" and any(array.size > limit for array in arrays):
         return {}
     return {name: np.asarray(array) for name, array in zip(made, arrays, strict=True)}

@@ -102,30 +102,6 @@ def drop_initialiser_inputs(proto: onnx.ModelProto) -> None:
     proto.ir_version = max(proto.ir_version, 4)
 
 
-def lift_constants(graph: onnx.GraphProto) -> None:
-    """Turn the FP32 Constant nodes of ``graph`` and its subgraphs into initialisers, in place."""
-    import numpy as np
-    import onnx
-
-    rest = []
-    for node in graph.node:
-        for subgraph in subgraphs(node):
-            lift_constants(subgraph)
-        attribute = node.attribute[0] if node.op_type == "Constant" and node.attribute else None
-        if attribute is not None and attribute.name == "value" and attribute.t.data_type == onnx.TensorProto.FLOAT:
-            tensor = graph.initializer.add()
-            tensor.CopyFrom(attribute.t)
-            tensor.name = node.output[0]
-        elif attribute is not None and attribute.name in {"value_float", "value_floats"}:
-            value = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-            array = np.array(value, np.float32)
-            graph.initializer.append(onnx.numpy_helper.from_array(array, node.output[0]))
-        else:
-            rest.append(node)
-    if len(rest) != len(graph.node):
-        replace_nodes(graph, rest)
-
-
 def integer_constants(graph: onnx.GraphProto) -> dict[str, list[int]]:
     """The rows of integers that ``graph`` has as constants by name; other Constant nodes have empty ones."""
     found = {tensor.name: constant_integers(tensor) for tensor in graph.initializer if len(tensor.dims) == 1}

@@ -37,7 +37,6 @@ from repo_builder.passes.graph import (
     infer_types,
     inlined,
     integer_constants,
-    lift_constants,
     names_read,
     replace_nodes,
     sizes_of,
@@ -125,7 +124,6 @@ def to_half(
         proto = with_bf16_operators(proto)
         split_hard_swishes(proto.graph, all_names(proto.graph))
     drop_initialiser_inputs(proto)
-    lift_constants(proto.graph)
     sort_nodes(proto.graph)
     fold_constants(proto)
     infer_types(proto)

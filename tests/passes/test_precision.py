@@ -939,6 +939,19 @@ def test_a_large_constant_made_from_little_stays_a_node() -> None:
     assert converted(source).proto.ByteSize() < 10_000
 
 
+def test_a_large_constant_of_a_node_of_its_own_is_a_weight() -> None:
+    source = model(
+        [
+            node("Constant", [], ["w"], value=numpy_helper.from_array(weights(2048, 1024))),
+            node("MatMul", ["x", "w"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 2048])},
+        {"y": (FP32, ["batch", 1024])},
+    )
+    [weight] = converted(source).proto.graph.initializer
+    assert (weight.data_type, list(weight.dims)) == (TensorProto.FLOAT16, [2048, 1024])
+
+
 def test_the_magnitudes_of_what_becomes_half() -> None:
     source = model(
         [
