@@ -60,14 +60,14 @@ def _serve(connection: socket.socket, server: FakeServer) -> None:
 
 
 def _read_request(connection: socket.socket) -> bytes:
-    data = b""
+    data = bytearray()  # which grows in place, where bytes are copied with every part
     while b"\r\n\r\n" not in data:
         data += _receive(connection)
     head, _, body = data.partition(b"\r\n\r\n")
     length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
     while len(body) < length:
         body += _receive(connection)
-    return head + b"\r\n\r\n" + body
+    return bytes(head + b"\r\n\r\n" + body)
 
 
 def _receive(connection: socket.socket) -> bytes:
