@@ -252,11 +252,15 @@ class Build:
     def samples(self) -> SampleOptions:
         """What is known of the inputs, the shapes too that an engine is tuned for.
 
-        An input of fixed sizes has its shape from the model; what a profile gives of it may be its values.
+        An input of fixed sizes has its shape from the model; what a profile gives of it may be its values.  A batch that
+        is fixed at 1 stays 1: the source takes no other.
         """
         profiles = self.build.tensorrt.profiles
-        free = {tensor.name for tensor in self.model.spec.inputs if -1 in tensor.dims}
-        shapes = {name: shape for name, shape in profiles[0].opt.items() if name in free} if profiles else {}
+        tuned = profiles[0].opt if profiles else {}
+        dims = {tensor.name: tensor.dims for tensor in self.model.spec.inputs if -1 in tensor.dims}
+        shapes = {
+            name: (1, *shape[1:]) if dims[name][0] == 1 else shape for name, shape in tuned.items() if name in dims
+        }
         return known_shapes(self.build.samples, shapes)
 
     def _plan_warmup(self) -> Warmup | None:

@@ -287,6 +287,15 @@ def test_a_free_first_axis_that_proves_to_be_no_batch_needs_a_range(tmp_path: Pa
 
 
 @rtx
+def test_a_range_of_batches_for_a_model_that_takes_one_row_only(tmp_path: Path) -> None:
+    row: tuple[DataType, Shape] = (FP32, [1, "n"])
+    nodes = [node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1), node("Sub", ["x", "mean"], ["y"])]
+    corners = [{"x": (batch, width)} for batch, width in ((1, 4), (8, 8), (8, 16))]
+    with pytest.raises(UsageError, match=r"shape x:8x8 does not fit the model's input \[1, -1\]"):
+        publish(tmp_path, model(nodes, {"x": row}, {"y": row}), profiles=(Profile(*corners),))
+
+
+@rtx
 def test_a_size_of_0_is_any_size_and_told(tmp_path: Path) -> None:
     proto = model([node("Relu", ["x"], ["y"])], {"x": (FP32, [0, 4])}, {"y": (FP32, [0, 4])})
     compiled = compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
