@@ -252,8 +252,8 @@ class Build:
     def samples(self) -> SampleOptions:
         """What is known of the inputs, the shapes too that an engine is tuned for.
 
-        An input of fixed sizes has its shape from the model; what a profile gives of it may be its values.  A batch that
-        is fixed at 1 stays 1: the source takes no other.
+        An input of fixed sizes has its shape from the model; what a profile gives of it may be its values.  A batch
+        that is fixed at 1 stays 1: the source takes no other.
         """
         profiles = self.build.tensorrt.profiles
         tuned = profiles[0].opt if profiles else {}
