@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from repo_builder.cli.trtexec import explain_dashes
 from repo_builder.errors import UsageError
 
 if TYPE_CHECKING:
@@ -229,6 +231,8 @@ def takes_tensorrt_options(command: Callable[..., None]) -> Callable[..., None]:
     added = inspect.signature(tensorrt_options)
 
     def run(**given: Any) -> None:
+        if dashes := explain_dashes(sys.argv):
+            raise dashes
         asked = {name: given.pop(name) for name in added.parameters}
         if asked["onnx"] and Path(asked["onnx"]) != Path(given["model"]):
             raise UsageError(f"--onnx {asked['onnx']} and {given['model']} are two models", "name one")

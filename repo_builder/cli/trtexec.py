@@ -53,9 +53,22 @@ _MENDS = {
 
 _MEND_OF = {f"--{name}": mend for mend, names in _MENDS.items() for name in names}
 
+_DASHES = "\N{EN DASH}\N{EM DASH}"
+
+
+def explain_dashes(arguments: Sequence[str]) -> UsageError | None:
+    """What to say of options whose hyphens a web page has made one dash of; None where there are none."""
+    dashed = [text for text in arguments if text.startswith(tuple(_DASHES))]
+    if not dashed:
+        return None
+    meant = " ".join("--" + text.lstrip(f"{_DASHES}-") for text in dashed)
+    return UsageError(f"{', '.join(dashed)}: begins with a dash, and options begin with two hyphens", meant)
+
 
 def explain(unknown: str, arguments: Sequence[str], command: str) -> UsageError | None:
     """What to say of ``unknown``, which ``command`` lacks, and of all others like it; None if trtexec lacks it, too."""
+    if dashes := explain_dashes(arguments):
+        return dashes
     if unknown not in _MEND_OF:
         return None
     given = [name for name in dict.fromkeys(text.partition("=")[0] for text in arguments) if name in _MEND_OF]

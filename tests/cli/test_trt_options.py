@@ -125,6 +125,20 @@ def test_options_that_only_trtexec_has_are_told_at_once_each_with_its_mend(cli: 
     assert cli("add", "net.onnx", "--fp16=yes").error == "Option '--fp16' does not take a value."
 
 
+@pytest.mark.parametrize(
+    ("line", "mend"),
+    [
+        (["--onnx=net.onnx", "\N{EN DASH}fp16"], "--fp16"),
+        (["\N{EM DASH}onnx=net.onnx"], "--onnx=net.onnx"),
+        (["net.onnx", "\N{EN DASH}fp16", "\N{EN DASH}-best"], "--fp16 --best"),
+    ],
+)
+def test_hyphens_that_a_web_page_has_made_a_dash_of(line: list[str], mend: str, cli: Cli) -> None:
+    told = cli("compile", *line)
+    assert told.error.endswith(": begins with a dash, and options begin with two hyphens")
+    assert told.hint == mend
+
+
 def test_no_option_of_ours_is_called_trtexecs_alone() -> None:
     commands: Any = typer.main.get_command(app)
     for command in ("add", "compile"):
