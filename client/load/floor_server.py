@@ -122,7 +122,7 @@ class _GrpcServer(_Server):
 
 def main(fd: int, *, grpc: bool) -> None:
     """Be the server: the parent sends the answer on the socket ``fd``, is told the port, and ends this by leaving."""
-    with Connection(fd) as control:
+    with Connection(fd) as control, contextlib.suppress(OSError):  # the parent sees that its requests fail
         server = (_GrpcServer if grpc else _Server)(control.recv_bytes())
         control.send(server.port)
         server.serve_forever(control)

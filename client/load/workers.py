@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -228,12 +229,13 @@ def start_child(module: str, fd: int, *arguments: str) -> subprocess.Popen[bytes
     """Start ``python -m module FD ...``, which is to be told by ``fd`` alone when to end.
 
     Ctrl-C and ``timeout`` signal the whole group: those signals are blocked in the child from its first instruction.
+    It may open as many files as the system lets it, as each connection is one: shells begin with 1024.
     """
     # The child must find this very package, wherever this process found it.
     path = os.pathsep.join([str(Path(client.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", module, str(fd), *arguments],
             pass_fds=[fd],
             env={**os.environ, "PYTHONPATH": path},
@@ -241,3 +243,6 @@ def start_child(module: str, fd: int, *arguments: str) -> subprocess.Popen[bytes
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (most, most))
+    return child

@@ -172,10 +172,14 @@ class TestOutput:
             assert "each load: 10 requests; warm-up: none" in file.read_text()
             assert "sent over HTTP by 1 process" in file.read_text()
 
-    def test_floor(self) -> None:
+    def test_floor_and_more_connections_than_a_shell_lets_files_be_open(self) -> None:
         with fake_server(Script(delays_s=(0.002,))) as url:
-            done = command("bench", MODEL, "-u", url, "--warmup", "0", "--requests", 30, "--json", "--quiet")
-        floor = json.loads(done.stdout)["floor"]
+            line = f"ulimit -S -n 64; exec {sys.executable} -m client.bench {MODEL} -u {url} --warmup 0 --json --quiet"
+            done = subprocess.run(["bash", "-c", f"{line} --concurrency 99 -n 300"], capture_output=True, timeout=60)
+        document = json.loads(done.stdout)
+        assert (document["levels"][0]["errors"], done.stderr) == (0, b"")
+        floor = document["floor"]
+        assert floor["concurrency"] == 99
         assert 0 < floor["p50_ms"] <= floor["p99_ms"]
         assert floor["p50_ms"] < 50
         assert floor["throughput"] > 50
