@@ -111,10 +111,10 @@ def _refuse_output(output: Path) -> None:
 
 def _failed(error: OSError, output: Path, weights: Sequence[Path]) -> RepoBuilderError:
     """What went wrong between the source's ``weights`` and the plan."""
-    if str(error.filename) in map(str, weights):
-        return ModelError(f"{error.filename} can't be read: {error.strerror}", "check its permissions")
     if error.errno in DISK_FULL:
         return CompileError(f"the disk of {output} is full; nothing was changed", "free some space and run it again")
+    if str(error.filename) in map(str, weights):
+        return ModelError(f"{error.filename} can't be read: {error.strerror}", "check its permissions")
     return UsageError(f"{output} can't be written: {error.strerror}", "check the folder and its permissions")
 
 

@@ -119,11 +119,14 @@ def test_what_may_not_be_read_or_written(closed: str, mode: int, error: str, tmp
 
 
 @rtx
-def test_a_full_disk_for_the_plan(tmp_path: Path, cli: Cli, small_disk: SmallDisk) -> None:
+@pytest.mark.parametrize("weights", ["within", "beside"])
+def test_a_full_disk_for_the_plan(weights: str, tmp_path: Path, cli: Cli, small_disk: SmallDisk) -> None:
+    beside = weights == "beside"
+    source = with_external_data(tmp_path, "weights.bin") if beside else save(convolution(), tmp_path / "net.onnx")
     disk = small_disk(64)
     fill(disk)
 
-    result = cli("compile", save(convolution(), tmp_path / "net.onnx"), "-o", disk / "net.plan", *RTX)
+    result = cli("compile", source, "-o", disk / "net.plan", *RTX)
 
     assert result.code == 1
     assert f"error: the disk of {disk / 'net.plan'} is full; nothing was changed" in result.err
