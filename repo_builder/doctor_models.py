@@ -21,12 +21,14 @@ from repo_builder.compatibility import (
     serves,
     version_text,
 )
+from repo_builder.config.check import check_tensors
 from repo_builder.config.problems import find_problems
 from repo_builder.config.proto import ModelConfig, read_config
-from repo_builder.errors import RepoBuilderError, RepositoryError
+from repo_builder.errors import ConfigError, RepoBuilderError, RepositoryError
 from repo_builder.findings import Finding, Level, ok
 from repo_builder.host import Host
-from repo_builder.repository import CONFIG, Model, Repository
+from repo_builder.model import DataType, TensorSpec
+from repo_builder.repository import CONFIG, MANIFEST, Model, Repository
 from repo_builder.servers.mounted import links_outside
 from repo_builder.staging import abandoned
 
@@ -160,6 +162,8 @@ def _model(model: Model, plans: list[Plan], host: Host, another: str) -> Iterato
         return
     gpus = len(host.gpus) or (None if plans else 0)  # of plans without a GPU there is a line of its own
     problems = [*_damages(subject, model), *_configuration(subject, model, config, gpus)]
+    if model.edited_by_hand:
+        problems += [Finding(subject, Level.WRONG, text, _CORRECT) for text in _contradictions(model, config)]
     problems += [*_missing_files(subject, model, config), *_missing_plans(subject, plans, host)]
     problems += [problem for plan in plans for problem in _plan(subject, plan, host, another)]
     if problems:
@@ -185,6 +189,28 @@ def _configuration(subject: str, model: Model, config: ModelConfig, gpus: int | 
     for problem in find_problems(config, versions=model.versions, gpus=gpus):
         here = problem not in anywhere  # a GPU that this machine lacks
         yield Finding(subject, Level.WRONG if problem.fatal or here else Level.WARNING, problem.text, problem.hint)
+
+
+_CORRECT = f"correct {CONFIG}, or publish it again with repo-builder add --force"
+
+
+def _contradictions(model: Model, config: ModelConfig) -> Iterator[str]:
+    """What an edited config.pbtxt says of the latest version that its manifest says otherwise."""
+    manifest = (model.manifest(model.latest) if model.latest else None) or {}
+    try:
+        for role in ("input", "output"):
+            entries = manifest.get(f"{role}s", ())
+            tensors = tuple(TensorSpec(it["name"], DataType[it["datatype"]], tuple(it["shape"])) for it in entries)
+            check_tensors(config, role, tensors)
+        profiles = (manifest.get("engine") or {}).get("profiles", ())
+        most = min((shape[0] for profile in profiles for shape in profile["max"].values() if shape), default=None)
+    except ConfigError as error:
+        yield error.message
+    except (AttributeError, KeyError, TypeError):
+        yield f"the {MANIFEST} of version {model.latest} is not whole"
+    else:
+        if most is not None and most < config.max_batch_size:
+            yield f"{CONFIG} has max_batch_size: {config.max_batch_size}, the plan takes {most} at most"
 
 
 def _missing_files(subject: str, model: Model, config: ModelConfig) -> Iterator[Finding]:

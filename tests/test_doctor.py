@@ -324,6 +324,26 @@ def test_a_platform_that_triton_does_not_have(machine: Machine, more: str, mend:
     assert mend in str(found.mend)
 
 
+@pytest.mark.parametrize(
+    ("dims", "profiles", "text"),
+    [
+        (4, [], ""),
+        (5, [], "input 'x' has dims [4] in the model, [5] in the config"),
+        (4, [{"max": {"x": [6, 4]}}], "config.pbtxt has max_batch_size: 8, the plan takes 6 at most"),
+        (4, [{}], "the manifest.json of version 1 is not whole"),
+    ],
+)
+def test_a_config_edited_until_it_is_not_the_models(machine: Machine, dims: int, profiles: object, text: str) -> None:
+    version = machine.model("net", more=f'input [{{ name: "x" data_type: TYPE_FP32 dims: [{dims}] }}]')
+    tensors = [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+    manifest = {"schema": MANIFEST_SCHEMA, "files": {}, "inputs": tensors, "engine": {"profiles": profiles}}
+    (version / MANIFEST).write_text(json.dumps(manifest))
+    (version / "config.pbtxt").write_text("as published")
+    found = machine.find("model net")
+    assert found.level is (Level.WRONG if text else Level.OK)
+    assert found.text.endswith(text)
+
+
 def test_a_warmup_without_its_file(machine: Machine) -> None:
     sample = (
         'name: "w" batch_size: 1 inputs { key: "x" value { data_type: TYPE_FP32 dims: [4] input_data_file: "x.bin" } }'

@@ -57,7 +57,7 @@ def check_config(
         raise ConfigError("config has ensemble_scheduling, but the model is no ensemble", "drop it from --config")
     _check_batching(config, artifact)
     for role, tensors in (("input", artifact.inputs), ("output", artifact.outputs)) if built else ():
-        _check_tensors(config, role, tensors)
+        check_tensors(config, role, tensors)
     if artifact.platform == Target.TENSORRT.platform:
         _check_plan(config, artifact, built=built)
     _check_entries(config)
@@ -103,7 +103,8 @@ def _check_entries(config: ModelConfig) -> None:
                 )
 
 
-def _check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ...]) -> None:
+def check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ...]) -> None:
+    """Hold the entries of ``role``, input or output, to the model's own ``tensors``; raises ConfigError."""
     entries = {entry.name: entry for entry in getattr(config, role)}
     for tensor in tensors:
         entry = entries.get(tensor.name)
