@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -118,12 +119,11 @@ def _read_result(path: Path, label: str) -> Saved:
 def compare(before: Saved, after: Saved) -> Comparison:
     """Compare the loads that both runs have, in the order of the first; :class:`InputError` if there is none."""
     try:
-        levels = {load_name(level["load"]): level for level in after.document["levels"]}
-        pairs = [(load_name(old["load"]), old) for old in before.document["levels"]]
+        first, second = _by_load(before), _by_load(after)
         found = tuple(
-            LevelChange(name, tuple(_changes(old, levels[name])), _invalid((before, old), (after, levels[name])))
-            for name, old in pairs
-            if name in levels
+            LevelChange(name, tuple(_changes(old, second[name])), _invalid((before, old), (after, second[name])))
+            for name, old in first.items()
+            if name in second
         )
         differences = tuple(_differences(before, after))
     except KeyError as error:
@@ -138,6 +138,16 @@ def compare(before: Saved, after: Saved) -> Comparison:
     return Comparison(before, after, found, differences)
 
 
+def _by_load(saved: Saved) -> dict[str, dict[str, Any]]:
+    """The levels of a run by their loads; of the same load, the second one is called so."""
+    found: dict[str, dict[str, Any]] = {}
+    for level in saved.document["levels"]:
+        name = load_name(level["load"])
+        names = itertools.chain([name], (f"{name} ({turn})" for turn in itertools.count(2)))
+        found[next(name for name in names if name not in found)] = level
+    return found
+
+
 def _differences(before: Saved, after: Saved) -> Iterator[str]:
     pairs = (
         ("the model's configurations", "model", ("config_sha256",)),
@@ -146,6 +156,9 @@ def _differences(before: Saved, after: Saved) -> Iterator[str]:
         ("the machines of the generators", "environment", ("cpu", "cpus", "hostname")),
         ("the servers", "environment", ("server",)),
     )
+    for saved, other in ((before, after), (after, before)):
+        known = _by_load(other)
+        yield from (f"only {saved.label} has {load}" for load in _by_load(saved) if load not in known)
     if before.model != after.model:
         yield f"the models differ: {printable(before.model)}, and {printable(after.model)}"
     for what, part, names in pairs:

@@ -12,14 +12,17 @@ from client.load.comparison import LevelChange, Saved, compare, slower
 STEADY = {"value": 100.0, "low": 99.9, "high": 100.1}
 
 
-def saved(throughput: dict[str, Any] = STEADY, p90: dict[str, Any] = STEADY) -> Saved:
+def saved(
+    throughput: dict[str, Any] = STEADY, p90: dict[str, Any] = STEADY, concurrencies: tuple[int, ...] = (4,)
+) -> Saved:
     level = {
-        "load": {"kind": "closed", "concurrency": 4, "rate": None, "poisson": False},
         "throughput_requests_per_s": throughput,
         "response_time": {"mean_ms": STEADY, "percentiles": [{"name": "p90", "ms": p90, "supported": True}]},
         "reasons": [],
     }
-    document = {"model": {"name": "m", "version": "1"}, "settings": {}, "environment": {}, "levels": [level]}
+    loads = [{"kind": "closed", "concurrency": number, "rate": None, "poisson": False} for number in concurrencies]
+    levels = [{**level, "load": load} for load in loads]
+    document = {"model": {"name": "m", "version": "1"}, "settings": {}, "environment": {}, "levels": levels}
     return Saved(Path("run.json"), document, "run.json")
 
 
@@ -51,3 +54,9 @@ def test_slower_is_what_lies_beyond_the_limit_with_all_of_its_interval(
 def test_a_limit_of_nothing_takes_what_is_no_noise() -> None:
     assert slower(change(p90={"value": 107.0, "low": 102.4, "high": 111.7}), 0.0)
     assert not slower(change(p90={"value": 102.0, "low": 99.0, "high": 105.0}), 0.0)
+
+
+def test_each_load_has_its_own_and_what_only_one_run_has_is_told() -> None:
+    found = compare(saved(concurrencies=(4, 1, 4, 8)), saved(concurrencies=(4, 4, 1)))
+    assert [level.load for level in found.levels] == ["concurrency 4", "concurrency 1", "concurrency 4 (2)"]
+    assert found.differences == ("only run.json has concurrency 8",)
