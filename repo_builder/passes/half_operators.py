@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
-from repo_builder.onnx_model import opset_of, subgraphs
+from repo_builder.onnx_model import graphs_of, opset_of, subgraphs
 from repo_builder.passes.graph import fresh_name, replace_nodes
 from repo_builder.passes.ranges import operator_of, squares
 
@@ -28,6 +28,10 @@ _REFUSED_IN_BF16 = frozenset({
     "ConvTranspose", "GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish",
 })  # fmt: skip
 """What TensorRT-RTX 1.7 takes in FP32 and FP16 alone, of some 120 operators built one by one."""
+_CHANGED = {"GroupNormalization": 21, "Hardmax": 13}
+"""The opset from which they mean something else; ONNX's converter does not see to that, as running it showed."""
+_RESIZE_BY_MODE = 11
+"""The opset from which a Resize says how it finds its pixels; before, it and Upsample do so in one way alone."""
 
 
 def half_ports(
@@ -109,13 +113,20 @@ def _formal(formals: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -
 
 def with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model at the opset that BF16 asks for, if ONNX can bring it there, else as it is."""
-    from onnx import checker, shape_inference, version_converter
+    from onnx import checker, helper, shape_inference, version_converter
 
-    if not 0 < opset_of(proto) < BF16_OPSET:
+    opset = opset_of(proto)
+    operators = {node.op_type for graph in graphs_of(proto.graph) for node in graph.node}
+    if not 0 < opset < BF16_OPSET or any(opset < _CHANGED.get(operator, 0) for operator in operators):
         return proto
     refusals = (checker.ValidationError, shape_inference.InferenceError, version_converter.ConvertError)
     try:
         raised: onnx.ModelProto = version_converter.convert_version(proto, BF16_OPSET)
+        for graph in graphs_of(raised.graph) if opset < _RESIZE_BY_MODE else ():
+            for node in graph.node:
+                if node.op_type == "Resize":
+                    modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+                    node.attribute.extend(helper.make_attribute(*mode) for mode in modes.items())
         checker.check_model(raised, full_check=True)
     except (RuntimeError, ValueError, *refusals):  # RuntimeError: no adapter; ValueError: more than 2 GiB
         return proto

@@ -141,6 +141,30 @@ def test_bf16_of_a_graph_that_onnx_cannot_bring_to_a_newer_opset() -> None:
     assert result.proto.opset_import[0].version == 17
 
 
+@pytest.mark.parametrize(
+    ("operator", "opset", "raised"), [("Upsample", 9, 22), ("Resize", 10, 22), ("Hardmax", 12, 12)]
+)
+def test_what_a_newer_opset_means_otherwise_stays_what_it_was(operator: str, opset: int, raised: int) -> None:
+    """ONNX's converter leaves the axes of Hardmax, and where the pixels of a Resize lie, to the newer defaults."""
+    resize = node(operator, ["p", "scales"], ["y"], mode="linear")
+    source = model(
+        [
+            node("MaxPool", ["x"], ["p"], kernel_shape=[1, 1]),
+            node("Hardmax", ["p"], ["y"], axis=1) if operator == "Hardmax" else resize,
+        ],
+        {"x": (FP32, [2, 3, 8, 8])},
+        {"y": (FP32, [2, 3, 8, 8] if operator == "Hardmax" else [2, 3, 16, 16])},
+        {"scales": floats([1, 1, 2, 2])},
+        opset=opset,
+    )
+    result = converted(source, BF16)
+    assert result.proto.opset_import[0].version == raised
+    if raised == 22:
+        assert computes_in(result.proto, "Resize") == {TensorProto.BFLOAT16}
+        limit = 2.0**-7 * float(np.abs(X).max())
+        np.testing.assert_allclose(in_half(result.proto, x=X)[0], run(source, x=X)[0], atol=limit)
+
+
 def test_attention_mask_of_the_smallest_float() -> None:
     """Rows masked whole are a uniform average in FP32; -3.4e38 turned into -inf would make them NaN."""
     source = model(
