@@ -122,11 +122,10 @@ def with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
     refusals = (checker.ValidationError, shape_inference.InferenceError, version_converter.ConvertError)
     try:
         raised: onnx.ModelProto = version_converter.convert_version(proto, BF16_OPSET)
-        for graph in graphs_of(raised.graph) if opset < _RESIZE_BY_MODE else ():
-            for node in graph.node:
-                if node.op_type == "Resize":
-                    modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-                    node.attribute.extend(helper.make_attribute(*mode) for mode in modes.items())
+        resizes = [node for graph in graphs_of(raised.graph) for node in graph.node if node.op_type == "Resize"]
+        for node in resizes if opset < _RESIZE_BY_MODE else ():
+            node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+            node.attribute.append(helper.make_attribute("nearest_mode", "floor"))
         checker.check_model(raised, full_check=True)
     except (RuntimeError, ValueError, *refusals):  # RuntimeError: no adapter; ValueError: more than 2 GiB
         return proto
