@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -54,7 +55,8 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
     plan = subject.plan
     window = Window(0.0, plan.window.requests) if load.trace_ns else plan.window
     warmup = _warm_up(subject, load)
-    before = subject.interrupts.dispensable(lambda: _counters(subject))
+    read = partial(subject.interrupts.dispensable, partial(_counters, subject))
+    before = None if warmup.broken_off else read()
     subject.observer.level_started(load, window)
     started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     watch = Watch(where)
@@ -62,7 +64,7 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
     if not warmup.broken_off:
         with watch:
             phase = _press(subject, load, window)
-    after = subject.interrupts.dispensable(lambda: _counters(subject))
+    after = None if warmup.broken_off else read()
     last_s = (int(phase.store.done.max()) - phase.start_ns) / 1e9 if len(phase.store) else 0.0
     statistics = _statistics(phase, load, window)
     anew = watch.server_ended and after is not None
