@@ -88,10 +88,13 @@ class TensorRTCompiler:
         Raises:
             MissingExtraError: it is not installed.
             CompileError: it does not load, or is TensorRT, and there is no GPU for it to build on.
+            UsageError: a timing cache for TensorRT-RTX.
         """
         library = load_library(target)
         if target is Target.TENSORRT:
             require_gpu("building for TensorRT")
+        elif options.timing_cache:
+            raise UsageError("--timing-cache: TensorRT-RTX measures no tactics at build time", "drop it")
         return cls(library, options, served)
 
     @property
@@ -228,7 +231,8 @@ class TensorRTCompiler:
         with held():
             config = configure(self.library, builder, network, self.options, profiles)
         gpu = find_gpu()
-        cache = self._timing_cache(config, gpu)
+        measures = self.target is Target.TENSORRT
+        cache = TimingCache(self.library, config, gpu, self.options.timing_cache) if measures else None
         times = BuildTimes(f"{self.identity()} {what} {self.options.half}")
         expected = times.last()
         label = "building the engine" + (f" (last time {expected:.0f} s)" if expected and expected > 1 else "")
@@ -237,7 +241,7 @@ class TensorRTCompiler:
         memory = build(self.library, builder, network, config, log, lambda detail: progress(f"{label}\t{detail}"))
         seconds = time.monotonic() - began
         times.note(seconds)
-        lost = cache.save() if cache else ""
+        hints = tuple(filter(None, (cache.save() if cache else "", *idle)))
         plan = bytes(memory)
         del kept
         keep_newest(log.path.parent)
@@ -249,15 +253,7 @@ class TensorRTCompiler:
                 else inspect_build(self.library, network, profiles, log.engine_text)
             )
         self._check_precision(info)
-        hints = (*filter(None, (lost,)), *idle)
         return _Engine(plan, info, runnable, obstacle, largest, seconds, cache.hit if cache else None, gpu, hints)
-
-    def _timing_cache(self, config: Any, gpu: Gpu | None) -> TimingCache | None:
-        if self.target is not Target.TENSORRT_RTX:
-            return TimingCache(self.library, config, gpu, self.options.timing_cache)
-        if self.options.timing_cache:
-            raise UsageError("--timing-cache: TensorRT-RTX measures no tactics at build time", "drop it")
-        return None
 
     def _deserialise(self, plan: bytes, gpu: Gpu | None, log: BuildLog) -> tuple[Any, str]:
         """The engine ready to run, or why it can't be had here."""

@@ -133,7 +133,7 @@ def test_plugins_and_a_timing_cache_are_there(build_image: str, source: Path, tm
     published = add_model(source, repository=tmp_path / "models", build=replace(build, tensorrt=options))
     [file] = published.manifest["engine"]["plugins"]
     assert (published.folder / "1" / file).read_bytes() == library.read_bytes()
-    options = TensorRTOptions(timing_cache=tmp_path / "timing/a.cache")  # mounted, and then refused: RTX has none
+    options = TensorRTOptions(timing_cache=tmp_path / "timing/a.cache")  # refused in the container: RTX has none
     with pytest.raises(UsageError, match="--timing-cache: TensorRT-RTX measures no tactics"):
         add_model(source, repository=tmp_path / "models", build=replace(build, tensorrt=options), force=True)
 
