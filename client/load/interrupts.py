@@ -52,11 +52,12 @@ class Interrupts:
         self._last_s = time.monotonic()
         try:
             self._dispensable = True
-            found = work()
-            self._dispensable = False
+            try:
+                return work()
+            finally:
+                self._dispensable = False
         except KeyboardInterrupt:
             return None
-        return found
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

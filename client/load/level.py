@@ -53,7 +53,7 @@ def measure_level(subject: Subject, load: Load, where: Whereabouts) -> tuple[Lev
     The level, and one of its answers.
     """
     plan = subject.plan
-    window = Window(0.0, plan.window.requests) if load.trace_ns else plan.window
+    window = Window(0.0, plan.window.requests or len(load.trace_ns)) if load.trace_ns else plan.window
     warmup = _warm_up(subject, load)
     read = partial(subject.interrupts.dispensable, partial(_counters, subject))
     before = None if warmup.broken_off else read()

@@ -34,6 +34,9 @@ def test_a_late_one_ends_what_can_be_done_without(monkeypatch: pytest.MonkeyPatc
         assert work() == "done"
         assert found.dispensable(work) is None
         assert work() == "done"
+        with pytest.raises(ZeroDivisionError):
+            found.dispensable(lambda: 1 // 0)
+        assert work() == "done"
         found.release()
         with pytest.raises(KeyboardInterrupt):
             work()
