@@ -15,6 +15,7 @@ from repo_builder.near_ties import with_scores
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.runtime import Session, open_session
 from repo_builder.samples import SampleOptions, Sampler
+from repo_builder.staging import link_or_copy
 from repo_builder.trt.options import Shapes, shape_text
 from repo_builder.trt.profiles import find_profile
 from repo_builder.verify import Reference, Verification, verify
@@ -117,6 +118,10 @@ def _open_graph(model: OnnxModel, proto: onnx.ModelProto, folder: Path, *, int8_
         return open_session(model.spec.path, int8_kernels=int8_kernels)
     import onnx
 
+    for file in model.spec.external_files:  # no links: ONNX Runtime refuses those that lead out of the folder
+        if not (folder / file).exists():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy((model.spec.path.parent / file).resolve(), folder / file)
     candidate = folder / "source.onnx"  # sizes of 0 made free: ONNX Runtime refuses the file itself
     onnx.save(proto, candidate)
     try:

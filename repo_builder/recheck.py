@@ -217,9 +217,6 @@ class _Gate:
         model = read_model(source)
         model = model.with_graph(free_zero_axes(model.proto))
         with tempfile.TemporaryDirectory(prefix="repo-builder-") as folder:
-            for file in model.spec.external_files:
-                (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
-                (Path(folder) / file).symlink_to((source.parent / file).resolve())
             session = open_source(model, Path(folder), recorded.target)
         ranges = index_ranges(model.proto)
         reference = Reference.open(model.spec, session, Sampler(model.spec.inputs, samples, ranges))

@@ -199,3 +199,18 @@ def test_the_best_values_themselves_are_no_matter_of_ties(tmp_path: Path) -> Non
     with pytest.raises(VerificationError) as caught:
         verify(lambda inputs: {"best": source.session.run(inputs)["best"][:, ::-1]}, source, (1,), A_QUARTER, seed=0)
     assert caught.value.hint == "if that is close enough for you, allow it with --rtol and --atol"
+
+
+def test_scores_of_a_model_whose_weights_are_elsewhere(tmp_path: Path) -> None:
+    whole = save(nearest_colour(), tmp_path / "whole.onnx")
+    onnx.save_model(
+        onnx.load(whole), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0
+    )
+    (tmp_path / "data").mkdir()
+    (tmp_path / "net.data").rename(tmp_path / "data" / "net.data")
+    (tmp_path / "net.data").symlink_to("data/net.data")
+    (tmp_path / "empty").mkdir()
+
+    session = open_source(read_model(tmp_path / "net.onnx"), tmp_path / "empty", Target.TENSORRT)
+
+    assert [spec.name for spec in session.rankings] == ["index/scores"]

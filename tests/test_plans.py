@@ -36,6 +36,20 @@ def test_what_the_plan_is_made_from_is_not_overwritten(output: str, tmp_path: Pa
     assert "which the plan is made from\n\nhint: name another file: -o model.plan" in result.err
 
 
+@rtx
+def test_weights_that_are_links_as_in_hugging_face_s_cache(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    path = tmp_path / "blobs" / "net.onnx"
+    onnx.save_model(convolution(), path, save_as_external_data=True, location="net.data", size_threshold=0)
+    for name in ("net.onnx", "net.data"):
+        (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{name}")
+
+    result = cli("compile", "snapshot/net.onnx", "--fp16", "-o", "net.plan", *RTX)
+
+    assert (result.code, (tmp_path / "net.plan").is_file()) == (0, True), result.err
+
+
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
 def test_nothing_is_built_that_can_not_be_measured(tmp_path: Path, cli: Cli) -> None:
     save(convolution(), tmp_path / "net.onnx")

@@ -180,7 +180,7 @@ class TensorRTCompiler:
             converted = to_half(
                 proto,
                 half,
-                model.spec.path.parent,
+                path.parent,  # with real files: onnx refuses links, which Hugging Face's cache has
                 half_inputs=self.options.half_inputs,
                 half_outputs=self.options.half_outputs,
             )
