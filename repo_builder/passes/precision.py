@@ -262,6 +262,8 @@ class _Scope:
         for index, name in enumerate(node.output):
             if name:
                 self._define(node, index, numbers, half=index in outputs)
+            if operator_of(node) == "Cast" and self.model.half.onnx in {value.elem_type for value in values if value}:
+                self.values[name].names.setdefault(self.model.half.onnx, node.input[0])  # there and back is exact
 
     def _count(self, node: onnx.NodeProto, read: Sequence[_Value | None], reason: str, *, half: bool) -> None:
         types = {value.elem_type for value in read if value is not None}

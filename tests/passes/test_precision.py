@@ -562,6 +562,39 @@ def test_a_graph_that_is_half_already_is_not_changed() -> None:
     assert [n.op_type for n in again.proto.graph.node] == [n.op_type for n in source.graph.node]
 
 
+def test_what_was_half_in_the_source_is_not_cast_back() -> None:
+    """In a branch, too: of casts there and back ONNX Runtime 1.31 drops both, and then lacks what the branch reads."""
+    branch = (
+        [node("MatMul", ["f", "w"], ["chosen"])],
+        [helper.make_tensor_value_info("chosen", FP32.onnx, ["batch", 4])],
+    )
+    source = model(
+        [
+            node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+            node("Cast", ["h"], ["f"], to=TensorProto.FLOAT),
+            node(
+                "If",
+                ["flag"],
+                ["z"],
+                then_branch=helper.make_graph(branch[0], "then", [], branch[1]),
+                else_branch=helper.make_graph(branch[0], "else", [], branch[1]),
+            ),
+            node("MatMul", ["f", "w"], ["m"]),
+            node("Add", ["z", "m"], ["y"]),
+        ],
+        {"x": (FP32, ["batch", 4]), "flag": (DataType.BOOL, [])},
+        {"y": (FP32, ["batch", 4]), "f": (FP32, ["batch", 4])},
+        {"w": weights(4, 4)},
+    )
+    for half_outputs in (False, True):
+        result = converted(source, half_outputs=half_outputs)
+        [product] = [n for n in result.proto.graph.node if n.op_type == "MatMul"]
+        assert product.input[0] == ("f" if half_outputs else "h")
+        inputs = {"x": weights(2, 4), "flag": np.array(True)}
+        for expected, actual in zip(run(source, **inputs), run(result.proto, **inputs), strict=True):
+            np.testing.assert_allclose(actual, expected, atol=5e-3 * float(np.abs(expected).max()))
+
+
 def normalised(*nodes: onnx.NodeProto, scale: float = 500, **constants: npt.NDArray[Any]) -> onnx.ModelProto:
     """``nodes`` make ``d`` from ``h``, which is ``x`` times ``scale`` in half; a matrix product reads it."""
     return model(
