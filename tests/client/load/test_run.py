@@ -250,7 +250,7 @@ class KillWorkers(Observer):
 
 
 def test_what_was_measured_before_a_worker_died_is_kept() -> None:
-    plan = make_plan(concurrency=[2, 4], duration_s=60, warmup_s=0, floor=False)
+    plan = make_plan(concurrency=[2, 4], duration_s=60, warmup_s=0, workers=1, floor=False)
     with fake_server() as url, open_client(url, plan.delivery, plan.timeout_s) as client, Interrupts() as interrupts:
         result = carry_out(client, None, "", plan, KillWorkers(), interrupts)
     (found,) = result.levels
