@@ -107,9 +107,9 @@ def settle(actual: Array, expected: Array, ranking: tuple[Array, int], tolerance
         tolerance: scores that are no further apart than it allows them to be off, both together, are near ties.
 
     Returns:
-        The rows of ``expected``, in the place of each that differs one of a near tie that does not.  Of those that
-        are near ties of what was not chosen, ``tolerance.flips`` of all rows may be any other.  ``expected`` itself
-        where that does not explain what differs, or where the rows are none of this ranking.
+        The rows of ``expected``, each once, in the place of each that differs one of a near tie that does not.  Of
+        those that are near ties of what was not chosen, ``tolerance.flips`` of all rows may be any other.
+        ``expected`` itself where that does not explain what differs, or where the rows are none of this ranking.
     """
     import numpy as np
 
@@ -124,15 +124,19 @@ def settle(actual: Array, expected: Array, ranking: tuple[Array, int], tolerance
         array.astype(np.float64).reshape(groups, chosen, -1)
         for array in (actual, expected, tolerance.allowed(expected))
     )
-    settled = expected.reshape(want.shape).copy()
+    originals = expected.reshape(want.shape)
+    settled = originals.copy()
     unknown, most = 0, math.floor(tolerance.flips * groups * chosen)
-    for group, row in np.argwhere(~_agree(got, want, room).all(-1)):
+    taken = _agree(got, want, room).all(-1)
+    for group, row in np.argwhere(~taken):
         (near,) = np.nonzero(_agree(scores[group], scores[group, row], slack[group] + slack[group, row]))
         rivals = near[near < chosen]
-        (same,) = np.nonzero(_agree(got[group, row], want[group, rivals], room[group, rivals]).all(-1))
+        rivals = rivals[~taken[group, rivals]]
+        same = rivals[_agree(got[group, row], want[group, rivals], room[group, rivals]).all(-1)]
         if same.size:
-            settled[group, row] = expected.reshape(want.shape)[group, rivals[same[0]]]
-        elif rivals.size < near.size and unknown < most and not np.isnan(got[group, row]).any():
+            settled[group, row] = originals[group, same[0]]
+            taken[group, same[0]] = True
+        elif chosen in near and unknown < most and not np.isnan(got[group, row]).any():
             settled[group, row] = actual.reshape(want.shape)[group, row]
             unknown += 1
         else:

@@ -117,10 +117,10 @@ def test_a_near_tie_may_fall_either_way(largest: int, size: int, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("output", "row", "value"),
-    [("boxes", 0, 7), ("boxes", 1, 7), ("numbers", 0, 1), ("numbers", 2, 5), ("boxes", 3, 7)],
+    [("boxes", 0, 7), ("boxes", 1, 7), ("numbers", 0, 1), ("numbers", 2, 5), ("boxes", 3, 7), ("numbers", 1, 1)],
 )
 def test_anything_else_is_refused(output: str, row: int, value: float, tmp_path: Path) -> None:
-    """Other boxes, and numbers of boxes with other scores."""
+    """Other boxes, numbers of boxes with other scores, and of a near tie the same one twice."""
     source = reference(top_four(), tmp_path, scores=SCORES, all=weights(1, 6, 4))
 
     with pytest.raises(VerificationError, match=f"output '{output}' is not what ONNX Runtime computes") as caught:
