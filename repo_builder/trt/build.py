@@ -323,7 +323,7 @@ def _build_error(library: Library, log: BuildLog, failure: BaseException | None)
     elif "cuda_success" in lowered and find_gpu() is None:
         hint = f"drop --refit and --strip-weights, which need a GPU here, or build on a machine with one; {hint}"
     elif "no runners" in lowered:
-        hint = f"it has no kernel for that: export that part otherwise, or use --target onnxruntime; {hint}"
+        hint = f"it has no kernel for that: export that part otherwise, or serve it by add --target onnxruntime; {hint}"
     elif "myelincheckexception" in lowered:
-        hint = f"a fault of its own: it may build in another precision, or use --target onnxruntime; {hint}"
+        hint = f"a fault of its own: it may build in another precision, or serve it by add --target onnxruntime; {hint}"
     return CompileError(f"{library.name} can't build the engine: {said}", hint)

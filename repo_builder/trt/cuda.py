@@ -93,7 +93,7 @@ def require_gpu(purpose: str) -> Gpu:
         raise CompileError(
             f"{purpose} needs an NVIDIA GPU, and CUDA finds none here",
             "run it on a machine with a GPU and its driver; --target tensorrt-rtx builds without one, "
-            "--target onnxruntime serves on the CPU",
+            "add --target onnxruntime serves on the CPU",
         )
     return gpu
 

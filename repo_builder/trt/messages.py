@@ -23,6 +23,11 @@ _ASSERTION = re.compile(
 
 UNSUPPORTED = "operator not supported"
 
+REFUSED_LAYER = (
+    "the graph is wrong there, or TensorRT stricter than others: export the model again, or --target onnxruntime"
+)
+"""The mend where TensorRT names a layer that it does not take."""
+
 UNNAMED = "node_of_"
 """TensorRT names a node without a name after its first output, with this in front."""
 

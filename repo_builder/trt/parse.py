@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from repo_builder.errors import CompileError
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
-from repo_builder.trt.messages import UNNAMED, UNSUPPORTED, name_of, node_in, nodes_of, tidy, tidy_assertion
+from repo_builder.trt.messages import (
+    REFUSED_LAYER,
+    UNNAMED,
+    UNSUPPORTED,
+    name_of,
+    node_in,
+    nodes_of,
+    tidy,
+    tidy_assertion,
+)
 from repo_builder.trt.options import QUANTISED_FOR_TENSORRT
 
 if TYPE_CHECKING:
@@ -37,11 +46,11 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     problems = [problem for error in errors for problem in _describe(error, proto, log)]
     listed = _listed([*problems, *_unsupported(parser, proto)]) or list(map(tidy, log.errors)) or ["it gave no reason"]
-    hint = "the graph is wrong there, or TensorRT stricter than others: export the model again, or --target onnxruntime"
+    hint = REFUSED_LAYER
     if any(problem.operator in _QUANTISERS for problem in problems):
-        hint = f"{QUANTISED_FOR_TENSORRT}, or use --target onnxruntime"
+        hint = f"{QUANTISED_FOR_TENSORRT}, or serve it by add --target onnxruntime"
     elif any(UNSUPPORTED in problem for problem in listed):
-        hint = "export those parts otherwise, give their layers with --plugin LIB.so, or use --target onnxruntime"
+        hint = "export those parts otherwise, give their layers with --plugin LIB.so, or serve it by add --target onnxruntime"
     raise CompileError(f"{library.name} {library.version} can't take the model: {'; '.join(listed)}", hint)
 
 

@@ -64,7 +64,7 @@ def _refuse_types(library: str, proto: onnx.ModelProto) -> None:
     stated = [(role, name, DataType.from_onnx(number)) for role, name, number in types]
     never = [f"its {role} {name!r} is {dtype.value}" for role, name, dtype in stated if dtype in _NEVER]
     if never:
-        hint = "give it another type in the model and convert outside, or use --target onnxruntime"
+        hint = "give it another type in the model and convert outside, or serve it by add --target onnxruntime"
         raise _refusal(library, ", ".join(never), hint)
 
 
@@ -73,7 +73,7 @@ def _refuse_passed_through(library: str, proto: onnx.ModelProto) -> None:
     outputs = {value.name for value in proto.graph.output}
     for value in proto.graph.input:
         if value.name in outputs:
-            hint = "export it without that output, which only repeats the input, or use --target onnxruntime"
+            hint = "export it without that output, which only repeats the input, or serve it by add --target onnxruntime"
             raise _refusal(library, f"its input {value.name!r} is one of its outputs, too", hint)
 
 

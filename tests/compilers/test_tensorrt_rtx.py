@@ -258,7 +258,7 @@ FREE_WORDS = model([node("Identity", ["x"], ["y"])], {"x": WORDS}, {"y": WORDS})
         (FREE_SIDES, (), CompileError, r"'x' \[-1, 3, -1, -1\]", "--max-shapes x:8x3x512x512"),
         (FREE_SIDES_OF_ONE, (), CompileError, r"'x' \[-1, 3, -1, -1\]", "--max-shapes x:8x3x512x512"),
         (FREE_SIDES, (Profile(OF_X, OF_X, OF_X),), UsageError, "the model has no input 'X'", "its inputs: x"),
-        (FREE_WORDS, (), CompileError, "its input 'x' is STRING", "or use --target onnxruntime"),
+        (FREE_WORDS, (), CompileError, "its input 'x' is STRING", "or serve it by add --target onnxruntime"),
     ],
 )
 def test_what_the_file_tells_is_refused_before_anything_runs(
