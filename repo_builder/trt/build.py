@@ -20,7 +20,7 @@ from repo_builder.trt.cuda import Gpu, find_gpu, why_unusable
 from repo_builder.trt.interrupts import held
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
-from repo_builder.trt.messages import tidy
+from repo_builder.trt.messages import REFUSED_LAYER, tidy
 from repo_builder.trt.options import MIB, Profile, TensorRTOptions
 
 TICK_S = 0.5
@@ -326,4 +326,6 @@ def _build_error(library: Library, log: BuildLog, failure: BaseException | None)
         hint = f"it has no kernel for that: export that part otherwise, or serve it by add --target onnxruntime; {hint}"
     elif "myelincheckexception" in lowered:
         hint = f"a fault of its own: it may build in another precision, or serve it by add --target onnxruntime; {hint}"
+    elif re.search(r"\bI\w+Layer ", said):
+        hint = f"{REFUSED_LAYER}; {hint}"
     return CompileError(f"{library.name} can't build the engine: {said}", hint)

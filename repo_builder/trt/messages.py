@@ -24,7 +24,8 @@ _ASSERTION = re.compile(
 UNSUPPORTED = "operator not supported"
 
 REFUSED_LAYER = (
-    "the graph is wrong there, or TensorRT stricter than others: export the model again, or --target onnxruntime"
+    "the graph is wrong there, or TensorRT stricter than others: export the model again, or serve it by add --target "
+    "onnxruntime"
 )
 """The mend where TensorRT names a layer that it does not take."""
 

@@ -664,8 +664,10 @@ def test_a_node_that_fails_in_the_build_is_named(tmp_path: Path) -> None:
         {"y": (FP32, None)},
         {"axis": np.array([0])},
     )
-    with pytest.raises(CompileError, match=r"can't build the engine: node /model/If_3 \(If\): .*equal ranks"):
+    said = r"can't build the engine: node /model/If_3 \(If\): .*equal ranks"
+    with pytest.raises(CompileError, match=said) as caught:
         publish(tmp_path, proto)
+    assert "TensorRT stricter than others" in (caught.value.hint or "")
     assert nothing_published(tmp_path)
 
 
