@@ -26,7 +26,7 @@ _CSV_SERVER: Final = (
 _CSV_QUANTILES: Final = (0.50, 0.90, 0.95, 0.99)
 _MEMORY: Final = {MemoryKind.PROPORTIONAL: "shared pages once (PSS)", MemoryKind.RESIDENT: "resident (RSS)"}
 TWO_TIMES: Final = "response time counts from when a request was due, service time from when it was sent"
-_MESSAGE: Final = 120
+_MESSAGE: Final = 240
 """Characters of an error's message in its table; the document has all of it."""
 
 

@@ -137,6 +137,8 @@ def explain_batching(window: ServerWindow, config: Batching, sent: Sent) -> str:
     most, mean = config.max_batch_size, window.mean_batch
     if not window.executions:
         return "Dynamic batching: the model was not executed."
+    if not window.inferences:
+        return "Dynamic batching: it can't be told what it did, since no request succeeded."
     if most == 0:
         return "Dynamic batching is off: the model has no batch axis (max_batch_size is 0)."
     if not config.dynamic:

@@ -121,6 +121,7 @@ SENT = Sent(batch=1, in_flight=512, seconds=10.0)
         (window({1: 1000}), replace(DYNAMIC, dynamic=False), SENT, "has no dynamic_batching"),
         (window({8: 1000}), DYNAMIC, replace(SENT, batch=8), "two requests of 8 don't fit in a batch of 8"),
         (window({}), DYNAMIC, SENT, "was not executed"),
+        (replace(window({1: 1000}), inferences=0), DYNAMIC, SENT, "no request succeeded"),
     ],
 )
 def test_says_whether_batching_works(measured: ServerWindow, config: Batching, sent: Sent, sentence: str) -> None:
