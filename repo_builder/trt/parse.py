@@ -50,7 +50,7 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     if any(problem.operator in _QUANTISERS for problem in problems):
         hint = f"{QUANTISED_FOR_TENSORRT}, or serve it by add --target onnxruntime"
     elif any(UNSUPPORTED in problem for problem in listed):
-        hint = "export those parts otherwise, give their layers with --plugin LIB.so, or serve it by add --target onnxruntime"
+        hint = "export them otherwise, give their layers with --plugin LIB.so, or serve it by add --target onnxruntime"
     raise CompileError(f"{library.name} {library.version} can't take the model: {'; '.join(listed)}", hint)
 
 

@@ -73,7 +73,7 @@ def _refuse_passed_through(library: str, proto: onnx.ModelProto) -> None:
     outputs = {value.name for value in proto.graph.output}
     for value in proto.graph.input:
         if value.name in outputs:
-            hint = "export it without that output, which only repeats the input, or serve it by add --target onnxruntime"
+            hint = "export it without that output, which repeats the input, or serve it by add --target onnxruntime"
             raise _refusal(library, f"its input {value.name!r} is one of its outputs, too", hint)
 
 
