@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +49,12 @@ class Choice:
 
 def with_scores(source: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Choice]]:
     """``source`` with what its choices compare as further outputs, and the choice behind each output that has one."""
-    from onnx import ModelProto, ValueInfoProto, helper
+    from onnx import ValueInfoProto, helper
 
     choosers = _choosers(source.graph)
     if not choosers:
         return source, {}
-    proto = ModelProto()
-    proto.CopyFrom(source)
+    proto = deepcopy(source)
     made: dict[str, Choice] = {}
     for node in choosers.values():
         index = node.output[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -128,8 +129,7 @@ def free_unequal_axes(source: onnx.ModelProto, given: Sequence[Profile], max_bat
     unequal = {name for name, sizes in ranges.items() if name and (name == "?" or len(sizes) > 1)}
     if not unequal:
         return source
-    proto = type(source)()
-    proto.CopyFrom(source)
+    proto = deepcopy(source)
     for value in proto.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in unequal:
