@@ -41,8 +41,9 @@ def move_uint8_as_fp32(source: onnx.ModelProto) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         operator = operator_of(node)
-        data = node.input if operator in _COMPARES | {"Concat"} else node.input[:1]
-        same = operator in _MOVES | _COMPARES and uint8.issuperset(data)
+        first = node.input[:3:2] if operator == "Pad" else node.input[:1]  # and what it pads with
+        data = node.input if operator in _COMPARES | {"Concat"} else first
+        same = operator in _MOVES | _COMPARES and uint8.issuperset(filter(None, data))
         for name in node.input if same else ():
             if name in uint8 and name not in in_fp32:
                 in_fp32[name] = fresh_name(f"{name}_fp32", names)

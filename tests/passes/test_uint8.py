@@ -56,11 +56,14 @@ def test_the_numbers_stay_the_same() -> None:
     source = preprocessing(
         node("Equal", ["planes", "white"], ["is_white"]),
         node("Where", ["is_white", "planes", "white"], ["chosen"]),
+        node("Cast", ["scale"], ["computed"], to=TensorProto.UINT8),
+        node("Pad", ["planes", "margins", "computed"], ["framed"]),
         node("Split", ["planes"], ["red", "green", "blue"], axis=1),
         node("Concat", ["chosen", "red"], ["both"], axis=1),
         node("Shape", ["both"], ["shape"]),
         outputs={
             "chosen": (UINT8, ["batch", 3, 10, 8]),
+            "framed": (UINT8, ["batch", 5, 10, 8]),
             "green": (UINT8, ["batch", 1, 10, 8]),
             "both": (UINT8, ["batch", 4, 10, 8]),
             "shape": (DataType.INT64, [4]),
