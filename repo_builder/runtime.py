@@ -37,6 +37,9 @@ _ORT_TYPES = {
 }
 
 
+_SHOWN = 8
+
+
 class RunError(Exception):
     """ONNX Runtime loaded the model but could not run it on the given inputs."""
 
@@ -153,7 +156,7 @@ def _load_error(path: Path, message: str) -> ModelError:
     if name:
         domain = name.rpartition(":")[0]
         return ModelError(
-            f"ONNX Runtime has no operator {name!r}, which {path} uses",
+            f"ONNX Runtime has no operator {_listed(path, name)}, which {path} uses",
             f"export the model without operators of the domain {domain!r}, or, for TensorRT, give their layers with "
             "--plugin LIB.so --no-verify",
         )
@@ -164,6 +167,29 @@ def _load_error(path: Path, message: str) -> ModelError:
             f"export it with an older onnx; or set model.ir_version = {too_new[2]} and onnx.save it",
         )
     return ModelError(f"ONNX Runtime can't load {path}: {message}", "export the model again, or with another opset")
+
+
+def _listed(path: Path, name: str) -> str:
+    """The operator ``name`` with its nodes; of a domain that is the model's own, all of them."""
+    import onnx
+
+    from repo_builder.trt.messages import name_of, nodes_of
+
+    proto = onnx.load(path, load_external_data=False)
+    functions = {f"{function.domain}:{function.name}" for function in proto.functions}
+    domain = name.rpartition(":")[0]
+    own = domain not in {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+    nodes: dict[str, list[str]] = {name: []}
+    for node in nodes_of(proto.graph):
+        operator = f"{node.domain or 'ai.onnx'}:{node.op_type}"
+        if operator == name or (own and node.domain == domain and operator not in functions):
+            nodes.setdefault(operator, []).append(name_of(node))
+    return "; ".join(map(_with_nodes, nodes, nodes.values()))
+
+
+def _with_nodes(operator: str, names: list[str]) -> str:
+    shown = ", ".join([*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)])
+    return f"{operator!r} ({shown})" if names else repr(operator)
 
 
 def _ort_value(spec: TensorSpec, array: npt.NDArray[Any]) -> Any:

@@ -155,11 +155,16 @@ class TestErrors:
 
     @pytest.mark.parametrize("domains", [{}, {"mine": 1}], ids=["not imported", "imported"])
     def test_of_an_operator_that_it_does_not_have(self, domains: dict[str, int], tmp_path: Path) -> None:
-        proto = model(
-            [node("Mix", ["x"], ["y"], domain="mine")], {"x": (FP32, [1])}, {"y": (FP32, [1])}, domains=domains
-        )
+        nodes = [
+            node("Mix", ["x"], ["m"], domain="mine", name="/mix"),
+            node("Mix", ["m"], ["n"], domain="mine", name="/again"),
+            node("Turn", ["n"], ["y"], domain="mine"),
+        ]
+        proto = model(nodes, {"x": (FP32, [1])}, {"y": (FP32, [1])}, domains=domains)
 
-        with pytest.raises(ModelError, match="has no operator 'mine:Mix'") as caught:
+        with pytest.raises(
+            ModelError, match=r"has no operator 'mine:Mix' \(/mix, /again\); 'mine:Turn' \(y\), which"
+        ) as caught:
             open_session(save(proto, tmp_path / "net.onnx"))
         assert "domain 'mine'" in str(caught.value.hint)
 
