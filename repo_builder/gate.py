@@ -116,18 +116,28 @@ def open_source(model: OnnxModel, folder: Path, target: Target) -> Session:
 def _open_graph(model: OnnxModel, proto: onnx.ModelProto, folder: Path, *, int8_kernels: bool) -> Session:
     if proto is model.proto and not model.changed:
         return open_session(model.spec.path, int8_kernels=int8_kernels)
-    import onnx
-
-    for file in model.spec.external_files:  # no links: ONNX Runtime refuses those that lead out of the folder
-        if not (folder / file).exists():
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy((model.spec.path.parent / file).resolve(), folder / file)
     candidate = folder / "source.onnx"  # sizes of 0 made free: ONNX Runtime refuses the file itself
-    onnx.save(proto, candidate)
     try:
+        _write_graph(model, proto, candidate)
         return open_session(candidate, int8_kernels=int8_kernels)
     finally:
-        candidate.unlink()
+        candidate.unlink(missing_ok=True)
+
+
+def _write_graph(model: OnnxModel, proto: onnx.ModelProto, path: Path) -> None:
+    """Write ``proto`` with the model's external data beside it: no links, which ONNX Runtime may refuse to follow."""
+    import onnx
+    from google.protobuf.message import EncodeError
+
+    try:
+        for file in model.spec.external_files:
+            if not (target := path.parent / file).exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy((model.spec.path.parent / file).resolve(), target)
+        onnx.save(proto, path)
+    except (OSError, ValueError, EncodeError) as error:  # the latter two where it is more than protobuf's 2 GiB
+        why = f"{path} can't be written: {getattr(error, 'strerror', None) or error}"
+        raise ModelError(why, "make room there; verify works in a temporary folder, another by TMPDIR") from None
 
 
 def describe_int8_kernels(path: Path, proto: onnx.ModelProto, reference: Reference) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,3 +216,19 @@ def test_scores_of_a_model_whose_weights_are_elsewhere(tmp_path: Path) -> None:
     session = open_source(read_model(tmp_path / "net.onnx"), tmp_path / "empty", Target.TENSORRT)
 
     assert [spec.name for spec in session.rankings] == ["index/scores"]
+
+
+def test_where_there_is_no_room_for_the_scores_the_model_is_opened_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = read_model(save(nearest_colour(), tmp_path / "net.onnx"))
+
+    def full(_proto: onnx.ModelProto, path: Path) -> None:
+        path.write_bytes(b"begun")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(onnx, "save", full)
+    session = open_source(source, tmp_path, Target.TENSORRT)
+
+    assert ([spec.name for spec in session.outputs], session.choices) == (["colours"], {})
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
