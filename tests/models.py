@@ -210,8 +210,6 @@ def quantised(path: Path, batch: int | str = "batch") -> onnx.ModelProto:
         {"x": (FP32, [batch, 16])},
         {"product": (FP32, [batch, 8])},
         {"w": weights(16, 16) + 3, "v": weights(16, 8, seed=1)},
-        opset=21,
-        ir_version=10,
     )
     settings = {"ActivationSymmetric": True, "QuantizeBias": False}
     quantize_static(save(proto, path), path, Rows(), quant_format=QuantFormat.QDQ, extra_options=settings)

@@ -39,7 +39,7 @@ def configure(
     trt = library.module
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets the finished engine be inspected
-    for flag, option in _flags(library, options):
+    for flag, option in _flags(library, network, options):
         config.set_flag(_member(library, trt.BuilderFlag, flag, option))
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -62,12 +62,13 @@ def configure(
     return config
 
 
-def _flags(library: Library, options: TensorRTOptions) -> list[tuple[str, str]]:
-    """The builder flags that ``options`` ask for, each with the option that does."""
+def _flags(library: Library, network: Any, options: TensorRTOptions) -> list[tuple[str, str]]:
+    """The builder flags that ``options`` and the network ask for, each with the option that does."""
     chooses = not is_strongly_typed(library, options)
     asked = {
         ("FP16", "--fp16"): chooses and options.fp16,
         ("BF16", "--bf16"): chooses and options.bf16,
+        ("INT8", "--int8"): chooses and _is_quantised(library, network),
         ("OBEY_PRECISION_CONSTRAINTS", "--strict"): chooses and options.strict,
         ("SPARSE_WEIGHTS", "--sparsity"): options.sparsity,
         ("REFIT", "--refit"): options.refit,
@@ -75,6 +76,14 @@ def _flags(library: Library, options: TensorRTOptions) -> list[tuple[str, str]]:
         ("VERSION_COMPATIBLE", "--version-compatible"): options.version_compatible,
     }
     return [flag for flag, wanted in asked.items() if wanted]
+
+
+def _is_quantised(library: Library, network: Any) -> bool:
+    """Whether QuantizeLinear or DequantizeLinear nodes say where to compute in INT8, which the builder has to allow."""
+    kinds = library.module.LayerType
+    return any(
+        network.get_layer(index).type in {kinds.QUANTIZE, kinds.DEQUANTIZE} for index in range(network.num_layers)
+    )
 
 
 def is_strongly_typed(library: Library, options: TensorRTOptions) -> bool:

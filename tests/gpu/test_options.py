@@ -22,7 +22,7 @@ from repo_builder.runtime import open_session
 from repo_builder.samples import SampleOptions
 from repo_builder.trt.options import Profile
 from tests.gpu.test_tensorrt import add, network, options
-from tests.models import FP32, INT64, Tensors, model, node, save
+from tests.models import FP32, INT64, Tensors, model, node, quantised, save
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("tensorrt_on_a_gpu", "own_folders")]
 
@@ -82,6 +82,14 @@ def test_an_option_that_this_library_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--strip-weights"):
         add(tmp_path, network(), strip_weights=True)
     assert not (tmp_path / "models" / "net").exists()
+
+
+def test_a_quantised_model(tmp_path: Path) -> None:
+    published = add(tmp_path, quantised(tmp_path / "quantised.onnx"))
+    assert published.manifest["engine"]["layers_by_precision"].get("INT8", 0) >= 2
+    with repo_builder.serve(tmp_path / "models") as server:
+        served = verify_model("net", repository=tmp_path / "models", source=tmp_path / "net.onnx", served=server.url)
+    assert served.verification.outputs[0].mismatched == 0
 
 
 def test_tensors_of_every_kind(tmp_path: Path) -> None:
