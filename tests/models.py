@@ -191,7 +191,7 @@ def with_external_data(folder: Path, location: str, *, name: str = "net.onnx") -
     return save(proto, folder / name)
 
 
-def quantised(path: Path, batch: int | str = "batch") -> onnx.ModelProto:
+def quantised(path: Path, batch: int | str = "batch", *, opset: int = 21) -> onnx.ModelProto:
     """x FP32 [batch, 16] -> y [batch, 8] in INT8, quantised by ONNX Runtime and written to ``path``.
 
     Its first products are large and of one sign; its output is quantised twice, coarsely at last.
@@ -210,6 +210,7 @@ def quantised(path: Path, batch: int | str = "batch") -> onnx.ModelProto:
         {"x": (FP32, [batch, 16])},
         {"product": (FP32, [batch, 8])},
         {"w": weights(16, 16) + 3, "v": weights(16, 8, seed=1)},
+        opset=opset,
     )
     settings = {"ActivationSymmetric": True, "QuantizeBias": False}
     quantize_static(save(proto, path), path, Rows(), quant_format=QuantFormat.QDQ, extra_options=settings)

@@ -85,7 +85,7 @@ def test_an_option_that_this_library_does_not_have(tmp_path: Path) -> None:
 
 
 def test_a_quantised_model(tmp_path: Path) -> None:
-    published = add(tmp_path, quantised(tmp_path / "quantised.onnx"))
+    published = add(tmp_path, quantised(tmp_path / "quantised.onnx", opset=17))
     assert published.manifest["engine"]["layers_by_precision"].get("INT8", 0) >= 2
     with repo_builder.serve(tmp_path / "models") as server:
         served = verify_model("net", repository=tmp_path / "models", source=tmp_path / "net.onnx", served=server.url)
