@@ -203,7 +203,7 @@ def _refuse_cut(path: Path) -> None:
         )
 
 
-def inspect_plan(path: Path, plugins: tuple[Path, ...] = ()) -> dict[str, Any]:
+def inspect_plan(path: Path, plugins: tuple[Path, ...] = (), *, version_compatible: bool = False) -> dict[str, Any]:
     """What is in a plan, as JSON data: library, version, size, and, where it can be had, tensors, profiles and layers.
 
     A GPU that runs the plan tells all of it; elsewhere a manifest beside the plan tells what was noted at its build,
@@ -220,7 +220,7 @@ def inspect_plan(path: Path, plugins: tuple[Path, ...] = ()) -> dict[str, Any]:
         "version": version,
     }
     try:
-        info = load_plan(path, plugins).info
+        info = load_plan(path, plugins, version_compatible=version_compatible).info
     except CompileError as error:
         return {**facts, **_from_manifest(path), "not_opened": error.message}
     return {

@@ -67,6 +67,9 @@ def inspect_command(
     plugin: Annotated[
         list[Path] | None, typer.Option(metavar="LIB.so", help="Custom layers that it needs.", show_default=False)
     ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Run the TensorRT that a plan built so brings along.")
+    ] = False,
     json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001  (read by main)
 ) -> None:
@@ -75,7 +78,7 @@ def inspect_command(
     from repo_builder.plans import inspect_plan
     from repo_builder.trt.library import LIBRARY_NAMES
 
-    facts = inspect_plan(plan, tuple(plugin or ()))
+    facts = inspect_plan(plan, tuple(plugin or ()), version_compatible=version_compatible)
     if json:
         print_json(facts)
         return

@@ -11,7 +11,7 @@ import pytest
 from repo_builder.compilers.base import Target
 from repo_builder.errors import CompileError
 from repo_builder.model import DataType, TensorSpec
-from repo_builder.plans import benchmark_plan
+from repo_builder.plans import benchmark_plan, inspect_plan
 from repo_builder.runtime import RunError
 from repo_builder.trt import cuda
 from repo_builder.trt.benchmark import format_summary, measure
@@ -121,7 +121,7 @@ def test_a_measurement_without_memory_left(bench: Bench, monkeypatch: pytest.Mon
         measure(bench.engine, bench.info, {"x": (4, 4)})
 
 
-def test_a_plan_that_brings_its_runtime_is_measured_where_that_may_run(
+def test_a_plan_that_brings_its_runtime_is_opened_where_that_may_run(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Runtime:
@@ -141,5 +141,9 @@ def test_a_plan_that_brings_its_runtime_is_measured_where_that_may_run(
     plan.write_bytes(b"ftrt" + bytes(20) + bytes((8, 6, 0, 0)))
     benchmark_plan(plan, version_compatible=True)
     assert measured == [(bench.engine, bench.info, {"x": (4, 4)})]
+    assert [inspect_plan(plan, version_compatible=allowed)["source"] for allowed in (True, False)] == [
+        "engine",
+        "header",
+    ]
     with pytest.raises(CompileError, match="refuses"):
         benchmark_plan(plan)
