@@ -115,14 +115,18 @@ class Model:
         return None
 
     def change(self, version: int) -> str | None:
-        """What became of a version's files, by their SHA-256 as far as the manifest has them; None if nothing."""
+        """What became of a version's files, by their SHA-256 as far as the manifest has them; None if nothing.
+
+        Raises:
+            RepositoryError: one can't be read.
+        """
         for file, digest in ((self.manifest(version) or {}).get("sha256") or {}).items():
             path = self.folder / str(version) / file
             try:
                 if file_sha256(path) != digest:
                     return f"{file} is another file than the one published"
             except OSError as error:
-                return f"{file} can't be read: {error.strerror}"
+                raise RepositoryError(f"{path} can't be read: {error.strerror}", "check its permissions") from None
         return None
 
     def size(self, version: int) -> int:

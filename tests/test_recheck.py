@@ -15,7 +15,7 @@ from repo_builder.errors import ModelError, RepositoryError, UsageError, Verific
 from repo_builder.repository import Repository
 from tests.conftest import Cli
 from tests.models import linear, lookup, mean_over_rows, save, two_outputs, weights, with_external_data
-from tests.support import snapshot, untouched
+from tests.support import snapshot, untouched, without_root_rights
 
 BUILD = BuildOptions(target=Target.ONNXRUNTIME)
 
@@ -88,6 +88,13 @@ def test_every_file_of_a_version_is_held_to_its_hash(tmp_path: Path, repository:
     (repository / "net/1/weights.bin").write_bytes(weights(4, 3, seed=9).tobytes())
     with pytest.raises(VerificationError, match=r"weights\.bin is another file"):
         verify_model("net", repository=repository, source=net)
+    (repository / "net/1/weights.bin").chmod(0)
+    with (
+        without_root_rights(),
+        pytest.raises(RepositoryError, match=r"weights\.bin can't be read: Permission") as caught,
+    ):
+        verify_model("net", repository=repository, source=net)
+    assert caught.value.hint == "check its permissions"
     (repository / "net/1/weights.bin").unlink()
     with pytest.raises(VerificationError, match=r"net@1 is damaged: weights\.bin is missing"):
         verify_model("net", repository=repository, source=net)
