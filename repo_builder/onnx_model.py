@@ -187,6 +187,14 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from graphs_of(body)
 
 
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of ``graph``, those of subgraphs behind the node that has them."""
+    for node in graph.node:
+        yield node
+        for body in subgraphs(node):
+            yield from nodes_of(body)
+
+
 def _refuse_unknown_operators(path: Path, proto: onnx.ModelProto) -> None:
     """Name every operator that ONNX does not define, all at once.
 
@@ -196,15 +204,14 @@ def _refuse_unknown_operators(path: Path, proto: onnx.ModelProto) -> None:
 
     own = {(function.domain, function.name) for function in proto.functions}
     unknown: dict[str, str] = {}
-    for graph in graphs_of(proto.graph):
-        for node in graph.node:
-            domain = "" if node.domain == "ai.onnx" else node.domain
-            if (
-                domain in {"", "ai.onnx.ml"}
-                and (node.domain, node.op_type) not in own
-                and not (onnx.defs.has(node.op_type, domain) or node.op_type in _RETIRED_OPERATORS)
-            ):
-                unknown.setdefault(node.op_type, node.name or next(iter(node.output), ""))
+    for node in nodes_of(proto.graph):
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if (
+            domain in {"", "ai.onnx.ml"}
+            and (node.domain, node.op_type) not in own
+            and not (onnx.defs.has(node.op_type, domain) or node.op_type in _RETIRED_OPERATORS)
+        ):
+            unknown.setdefault(node.op_type, node.name or next(iter(node.output), ""))
     if unknown:
         listed = ", ".join(f"{operator} (node {node!r})" for operator, node in unknown.items())
         raise ModelError(

@@ -37,9 +37,6 @@ _ORT_TYPES = {
 }
 
 
-_SHOWN = 8
-
-
 class RunError(Exception):
     """ONNX Runtime loaded the model but could not run it on the given inputs."""
 
@@ -173,7 +170,8 @@ def _listed(path: Path, name: str) -> str:
     """The operator ``name`` with its nodes; of a domain that is the model's own, all of them."""
     import onnx
 
-    from repo_builder.trt.messages import name_of, nodes_of
+    from repo_builder.onnx_model import nodes_of
+    from repo_builder.trt.messages import listed_nodes, name_of
 
     proto = onnx.load(path, load_external_data=False)
     functions = {f"{function.domain}:{function.name}" for function in proto.functions}
@@ -184,12 +182,9 @@ def _listed(path: Path, name: str) -> str:
         operator = f"{node.domain or 'ai.onnx'}:{node.op_type}"
         if operator == name or (own and node.domain == domain and operator not in functions):
             nodes.setdefault(operator, []).append(name_of(node))
-    return "; ".join(map(_with_nodes, nodes, nodes.values()))
-
-
-def _with_nodes(operator: str, names: list[str]) -> str:
-    shown = ", ".join([*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)])
-    return f"{operator!r} ({shown})" if names else repr(operator)
+    return "; ".join(
+        f"{operator!r} ({listed_nodes(names)})" if names else repr(operator) for operator, names in nodes.items()
+    )
 
 
 def _ort_value(spec: TensorSpec, array: npt.NDArray[Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from repo_builder.comparison import Tolerance
 from repo_builder.errors import ModelError, VerificationError
-from repo_builder.onnx_model import OnnxModel, graphs_of
+from repo_builder.onnx_model import OnnxModel, nodes_of
 from repo_builder.passes.graph import integer_constants
 from repo_builder.runtime import Session, open_session
 from repo_builder.verify import Reference, verify
@@ -116,7 +116,7 @@ def _obstacle_of_outputs(reference: Reference) -> str | None:
 
 def _branches(proto: onnx.ModelProto) -> bool:
     """Whether values decide which nodes run."""
-    return any(node.op_type in {"If", "Loop"} for graph in graphs_of(proto.graph) for node in graph.node)
+    return any(node.op_type in {"If", "Loop"} for node in nodes_of(proto.graph))
 
 
 def _outputs_need_batch(reference: Reference) -> bool:

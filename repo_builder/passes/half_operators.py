@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
-from repo_builder.onnx_model import graphs_of, opset_of, subgraphs
+from repo_builder.onnx_model import nodes_of, opset_of, subgraphs
 from repo_builder.passes.graph import fresh_name, replace_nodes
 from repo_builder.passes.ranges import operator_of, squares
 
@@ -116,13 +116,13 @@ def with_bf16_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
     from onnx import checker, helper, shape_inference, version_converter
 
     opset = opset_of(proto)
-    operators = {node.op_type for graph in graphs_of(proto.graph) for node in graph.node}
+    operators = {node.op_type for node in nodes_of(proto.graph)}
     if not 0 < opset < BF16_OPSET or any(opset < _CHANGED.get(operator, 0) for operator in operators):
         return proto
     refusals = (checker.ValidationError, shape_inference.InferenceError, version_converter.ConvertError)
     try:
         raised: onnx.ModelProto = version_converter.convert_version(proto, BF16_OPSET)
-        resizes = [node for graph in graphs_of(raised.graph) for node in graph.node if node.op_type == "Resize"]
+        resizes = [node for node in nodes_of(raised.graph) if node.op_type == "Resize"]
         for node in resizes if opset < _RESIZE_BY_MODE else ():
             node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
             node.attribute.append(helper.make_attribute("nearest_mode", "floor"))

@@ -62,8 +62,10 @@ def why_unusable() -> str | None:
     """CUDA's name for why it can't work on the GPU, such as that no memory is left there; None if it can."""
     try:
         call("cudaFree", 0)  # which does nothing but what every first call does: set up this process's context
-    except (CudaError, RuntimeError, MissingExtraError) as error:
-        return str(error) if isinstance(error, CudaError) else None
+    except CudaError as error:
+        return str(error)
+    except (RuntimeError, MissingExtraError):
+        return None
     return None
 
 

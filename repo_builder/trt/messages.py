@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from repo_builder.onnx_model import nodes_of
 
 if TYPE_CHECKING:
     import onnx
@@ -28,6 +30,8 @@ REFUSED_LAYER = (
     "onnxruntime"
 )
 """The mend where TensorRT names a layer that it does not take."""
+
+_SHOWN = 8
 
 UNNAMED = "node_of_"
 """TensorRT names a node without a name after its first output, with this in front."""
@@ -54,19 +58,15 @@ def tidy_assertion(text: str) -> str:
     return (found["text"] or found["said"]) if found else text
 
 
-def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of ``graph``, those of subgraphs behind the node that has them."""
-    from repo_builder.onnx_model import subgraphs
-
-    for node in graph.node:
-        yield node
-        for body in subgraphs(node):
-            yield from nodes_of(body)
-
-
 def name_of(node: onnx.NodeProto) -> str:
     """What to call a node: by its name, or else by what it makes first."""
     return node.name.removeprefix(UNNAMED) or next(filter(None, node.output), "")
+
+
+def listed_nodes(names: Sequence[str]) -> str:
+    """``a, b, c``, cut where a line of names would become a page of them."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def described(node: onnx.NodeProto) -> str:

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repo_builder.errors import CompileError
+from repo_builder.onnx_model import nodes_of
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.messages import (
     REFUSED_LAYER,
     UNNAMED,
     UNSUPPORTED,
+    listed_nodes,
     name_of,
     node_in,
-    nodes_of,
     tidy,
     tidy_assertion,
 )
@@ -24,8 +25,6 @@ from repo_builder.trt.options import QUANTISED_FOR_TENSORRT
 
 if TYPE_CHECKING:
     import onnx
-
-_SHOWN = 8
 
 _QUANTISERS = {"QuantizeLinear", "DequantizeLinear"}
 
@@ -96,8 +95,7 @@ def _listed(problems: Iterable[_Problem]) -> list[str]:
 def _sentence(names: list[str], operator: str, said: str) -> str:
     if not operator:
         return said
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"node{'s' * (len(names) > 1)} {', '.join(names[:_SHOWN])}{more} ({operator}): {said}"
+    return f"node{'s' * (len(names) > 1)} {listed_nodes(names)} ({operator}): {said}"
 
 
 def _is_attention(node: onnx.NodeProto) -> bool:
