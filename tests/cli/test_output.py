@@ -36,17 +36,10 @@ def shown_on_a_terminal(columns: int, talk: Callable[[], None], monkeypatch: pyt
     ("error", "how"), [(None, ""), (KeyboardInterrupt(), "stopped after "), (ValueError(), "failed after ")]
 )
 def test_how_a_step_ended(error: BaseException | None, how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def work() -> None:
-        with Steps() as progress:
-            progress("building the engine (last time 100 s)")
-            if error:
-                raise error
-
-    if error:
-        with pytest.raises(type(error)):
-            work()
-    else:
-        work()
+    with pytest.raises(type(error)) if error else contextlib.nullcontext(), Steps() as progress:
+        progress("building the engine (last time 100 s)")
+        if error:
+            raise error
     line = capsys.readouterr().err
     assert re.fullmatch(rf"  building the engine \(last time 100 s\) +{how}0\.0 s\n", line)
     assert len(line) == 80

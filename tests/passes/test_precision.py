@@ -73,6 +73,10 @@ def in_half(proto: onnx.ModelProto, **inputs: npt.NDArray[Any]) -> list[npt.NDAr
     return [np.asarray(output) for output in outputs]
 
 
+def branch_of(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+    return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4])])
+
+
 def convolution() -> onnx.ModelProto:
     return model(
         [node("Conv", ["x", "w", "b"], ["c"]), node("Relu", ["c"], ["r"]), node("GlobalAveragePool", ["r"], ["y"])],
@@ -141,19 +145,19 @@ def test_bf16_of_a_graph_that_onnx_cannot_bring_to_a_newer_opset() -> None:
     assert result.proto.opset_import[0].version == 17
 
 
-@pytest.mark.parametrize(
-    ("operator", "opset", "raised"), [("Upsample", 9, 22), ("Resize", 10, 22), ("Hardmax", 12, 12)]
-)
-def test_what_a_newer_opset_means_otherwise_stays_what_it_was(operator: str, opset: int, raised: int) -> None:
+@pytest.mark.parametrize(("last", "side", "opset", "raised"), [
+    (node("Upsample", ["p", "scales"], ["y"], mode="linear"), 16, 9, 22),
+    (node("Resize", ["p", "scales"], ["y"], mode="linear"), 16, 10, 22),
+    (node("Hardmax", ["p"], ["y"], axis=1), 8, 12, 12),
+])  # fmt: skip
+def test_what_a_newer_opset_means_otherwise_stays_what_it_was(
+    last: onnx.NodeProto, side: int, opset: int, raised: int
+) -> None:
     """ONNX's converter leaves the axes of Hardmax, and where the pixels of a Resize lie, to the newer defaults."""
-    resize = node(operator, ["p", "scales"], ["y"], mode="linear")
     source = model(
-        [
-            node("MaxPool", ["x"], ["p"], kernel_shape=[1, 1]),
-            node("Hardmax", ["p"], ["y"], axis=1) if operator == "Hardmax" else resize,
-        ],
+        [node("MaxPool", ["x"], ["p"], kernel_shape=[1, 1]), last],
         {"x": (FP32, [2, 3, 8, 8])},
-        {"y": (FP32, [2, 3, 8, 8] if operator == "Hardmax" else [2, 3, 16, 16])},
+        {"y": (FP32, [2, 3, side, side])},
         {"scales": floats([1, 1, 2, 2])},
         opset=opset,
     )
@@ -564,10 +568,6 @@ def test_a_graph_that_is_half_already_is_not_changed() -> None:
 
 def test_what_was_half_in_the_source_is_not_cast_back() -> None:
     """In a branch, too: of casts there and back ONNX Runtime 1.31 drops both, and then lacks what the branch reads."""
-    branch = (
-        [node("MatMul", ["f", "w"], ["chosen"])],
-        [helper.make_tensor_value_info("chosen", FP32.onnx, ["batch", 4])],
-    )
     source = model(
         [
             node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
@@ -576,8 +576,8 @@ def test_what_was_half_in_the_source_is_not_cast_back() -> None:
                 "If",
                 ["flag"],
                 ["z"],
-                then_branch=helper.make_graph(branch[0], "then", [], branch[1]),
-                else_branch=helper.make_graph(branch[0], "else", [], branch[1]),
+                then_branch=branch_of("then", node("MatMul", ["f", "w"], ["then"])),
+                else_branch=branch_of("else", node("MatMul", ["f", "w"], ["else"])),
             ),
             node("MatMul", ["f", "w"], ["m"]),
             node("Add", ["z", "m"], ["y"]),
@@ -785,12 +785,9 @@ def test_a_mean_over_pictures_is_a_pooling(axes: list[int], opset: int, half: bo
             mean,
         ],
         {"x": (FP32, ["batch", 3, 8, 8])},
-        {"y": (FP32, None)},
+        {"y": (FP32, [None] * 4)},
         {"w": weights(4, 3, 3, 3)},
         opset=opset,
-    )
-    source.graph.output[0].type.tensor_type.shape.dim.extend(
-        onnx.TensorShapeProto.Dimension(dim_param=f"size_{axis}") for axis in range(4)
     )
     result = converted(source)
     assert computes_in(result.proto, "ReduceMean") == {TensorProto.FLOAT16 if half else TensorProto.FLOAT}
@@ -881,17 +878,13 @@ def test_scattering_moves_or_adds(reduction: str, kept: int) -> None:
 
 def test_a_hard_swish_is_split_for_bf16() -> None:
     """TensorRT takes it in FP16 and FP32 alone, and its parts in BF16 too."""
-
-    def body(name: str) -> onnx.GraphProto:
-        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        return helper.make_graph([node("HardSwish", ["h"], [name])], name, [], [output])
-
+    one, other = (branch_of(name, node("HardSwish", ["h"], [name])) for name in ("one", "other"))
     source = model(
         [
             node("MatMul", ["x", "w"], ["m"]),
             node("HardSwish", ["m"], ["h"]),
             node("Identity", ["h"], ["h_gate"]),
-            node("If", ["flag"], ["y"], then_branch=body("one"), else_branch=body("other")),
+            node("If", ["flag"], ["y"], then_branch=one, else_branch=other),
         ],
         {"x": (FP32, ["batch", 4]), "flag": (DataType.BOOL, [])},
         {"y": (FP32, ["batch", 4]), "h_gate": (FP32, ["batch", 4])},
@@ -1065,10 +1058,6 @@ def test_infinities_of_the_source_itself_are_not_refused(tmp_path: Path) -> None
 
 def louder(source: str, made: str) -> onnx.NodeProto:
     return node("Mul", [source, "thirty"], [made], name="/louder")
-
-
-def branch_of(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
-    return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4])])
 
 
 LOUDER = node(

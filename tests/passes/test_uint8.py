@@ -48,6 +48,7 @@ def preprocessing(*more: onnx.NodeProto, outputs: Tensors | None = None) -> onnx
             "white": np.array(255, np.uint8),
             "w": weights(4, 3, 3, 3),
         },
+        opset=18,
     )
 
 
@@ -58,7 +59,7 @@ def test_the_numbers_stay_the_same() -> None:
         node("Where", ["is_white", "planes", "white"], ["chosen"]),
         node("Cast", ["scale"], ["computed"], to=TensorProto.UINT8),
         node("Pad", ["planes", "margins", "computed"], ["framed"]),
-        node("Split", ["planes"], ["red", "green", "blue"], axis=1),
+        node("Split", ["planes"], ["red", "green", "blue"], axis=1, num_outputs=3),
         node("Concat", ["chosen", "red"], ["both"], axis=1),
         node("Shape", ["both"], ["shape"]),
         outputs={
@@ -69,8 +70,6 @@ def test_the_numbers_stay_the_same() -> None:
             "shape": (DataType.INT64, [4]),
         },
     )
-    source.graph.node[-3].attribute.append(onnx.helper.make_attribute("num_outputs", 3))
-    source.opset_import[0].version = 18
     before = source.SerializeToString(deterministic=True)
     moved = move_uint8_as_fp32(source)
     onnx.checker.check_model(moved, full_check=True)

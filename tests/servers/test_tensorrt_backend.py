@@ -32,6 +32,8 @@ from tests.servers.fake_gpu import (
 )
 from tests.support import compile_library, was_loaded
 
+GRAPHS = {"cuda": {"graphs": True}}
+
 
 class Tensor:
     """Stands for ``pb_utils.Tensor``."""
@@ -237,7 +239,7 @@ def test_what_lies_on_the_gpu_stays_there(backend: ModuleType, monkeypatch: pyte
     assert kinds == [of.cudaMemcpyDeviceToDevice, of.cudaMemcpyHostToDevice, of.cudaMemcpyDeviceToHost]
 
 
-@pytest.mark.parametrize("optimization", [{}, {"cuda": {"graphs": True}}])
+@pytest.mark.parametrize("optimization", [{}, GRAPHS])
 def test_what_a_request_alone_has_on_the_gpu_is_used_in_place(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, optimization: dict[str, Any]
 ) -> None:
@@ -421,9 +423,6 @@ def test_cuda_graphs_are_captured_once_for_the_batch_sizes_of_the_config(
     assert instance.cuda.calls["cudaGraphLaunch"] == 3
 
 
-GRAPHS = {"cuda": {"graphs": True}}
-
-
 @pytest.mark.parametrize(
     ("batching", "launched"),
     [({}, [1, 2, 3, 4, 7]), ({"dynamic_batching": {"preferred_batch_size": [2]}}, [1, 2, 7])],
@@ -518,7 +517,7 @@ def test_a_size_that_is_an_input_s_value_is_each_request_s_own(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Without CUDA graphs, which would keep the first one."""
-    instance = cropping(backend, monkeypatch, tmp_path, optimization={"cuda": {"graphs": True}})
+    instance = cropping(backend, monkeypatch, tmp_path, optimization=GRAPHS)
     widths = [2, 4, 3, 4]
     requests = [Request(x=rows(1, 5, start), width=np.array([width], np.int32)) for start, width in enumerate(widths)]
     for _ in range(2):

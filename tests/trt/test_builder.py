@@ -16,10 +16,9 @@ from repo_builder.trt.build import configure, make_builder
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.options import TensorRTOptions
-from tests.servers.fake_gpu import ILogger, Severity
+from tests.servers.fake_gpu import CODES, FakeCuda, ILogger, Severity
 
 FAILURE = "6: CUDA initialization failure with error: 2"
-FULL = SimpleNamespace(cudaFree=lambda _: (SimpleNamespace(value=2, name="cudaErrorMemoryAllocation"),))
 
 
 @pytest.mark.parametrize(("said", "told"), [(FAILURE, FAILURE), (None, "cudaErrorMemoryAllocation")])
@@ -31,7 +30,8 @@ def test_a_builder_that_does_not_start_says_why(
             logger.log(Severity.ERROR, f"{said}. Please check your CUDA installation")
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    monkeypatch.setattr(cuda, "runtime", lambda: FULL)
+    monkeypatch.setattr(FakeCuda, "do_cudaFree", lambda *_: CODES.cudaErrorMemoryAllocation)
+    monkeypatch.setattr(cuda, "runtime", FakeCuda)
     library = Library(SimpleNamespace(__version__="8.6.0", ILogger=ILogger, Builder=builder), Target.TENSORRT)
     with contextlib.closing(BuildLog(library, tmp_path / "build.log")) as log, pytest.raises(CompileError) as caught:
         make_builder(library, log)

@@ -43,6 +43,16 @@ class Builder:
         self.left.set()
 
 
+class Deaf(Builder):
+    """A library that goes on although asked to stop, and is interrupted again."""
+
+    def build_serialized_network(self, network: Any, config: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        while config.progress_monitor.step_complete("phase", 0):
+            time.sleep(0.01)
+        super().build_serialized_network(network, SimpleNamespace())
+
+
 def start(builder: Builder, config: Any, said: list[str]) -> None:
     module = SimpleNamespace(IProgressMonitor=object)
     with pytest.raises(KeyboardInterrupt):
@@ -55,31 +65,17 @@ def test_the_library_has_stopped_before_the_interrupt_goes_on() -> None:
     assert builder.left.is_set()
 
 
-def test_what_can_not_be_stopped_is_not_waited_for() -> None:
-    builder = Builder()
-    try:
-        start(builder, SimpleNamespace(), [])
-        assert not builder.left.is_set()
-    finally:
-        builder.release.set()
-    assert builder.left.wait(LONG_S)
-
-
-def test_whoever_interrupts_again_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "config"), [
+    (Builder, SimpleNamespace()),
+    (Deaf, SimpleNamespace(progress_monitor=None)),
+])  # fmt: skip
+def test_what_can_not_be_stopped_or_is_interrupted_again_is_not_waited_for(
+    kind: type[Builder], config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("repo_builder.trt.build.TICK_S", 0.01)
-
-    class Deaf(Builder):
-        def build_serialized_network(self, _network: Any, config: Any) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-            while config.progress_monitor.step_complete("phase", 0):
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGINT)
-            self.release.wait(LONG_S)
-            self.left.set()
-
-    builder = Deaf()
+    builder = kind()
     try:
-        start(builder, SimpleNamespace(progress_monitor=None), [])
+        start(builder, config, [])
         assert not builder.left.is_set()
     finally:
         builder.release.set()
