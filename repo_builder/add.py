@@ -24,7 +24,16 @@ from repo_builder.config.proto import ModelConfig
 from repo_builder.errors import ConfigError, ModelError, RepositoryError, UsageError
 from repo_builder.network import ReferenceFunction
 from repo_builder.onnx_model import is_text, read_model
-from repo_builder.repository import CONFIG, MANIFEST, MANIFEST_SCHEMA, Model, Repository, check_name, file_sha256
+from repo_builder.repository import (
+    CONFIG,
+    MANIFEST,
+    MANIFEST_SCHEMA,
+    Model,
+    Repository,
+    batch_limit,
+    check_name,
+    file_sha256,
+)
 from repo_builder.trt.definition import Definition
 
 __all__ = ["BuildOptions", "Published", "add_model", "default_name"]
@@ -227,8 +236,7 @@ def _refuse_versions_apart(current: Model | None, config: ModelConfig, manifest:
                     f"version_policy keeps version {version} in service, whose {key} are not those of the new one",
                     "drop version_policy from --config, or publish it as another model with --name",
                 )
-        limits = [profile["max"] for profile in (there.get("engine") or {}).get("profiles", ())]
-        smallest = min((shape[0] for limit in limits for shape in limit.values() if shape), default=None)
+        smallest = batch_limit(there)
         if smallest is not None and smallest < config.max_batch_size:
             raise ConfigError(
                 f"version_policy keeps version {version} in service, which takes batches of up to {smallest}",

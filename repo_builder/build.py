@@ -31,7 +31,7 @@ from repo_builder.config.render import render_config
 from repo_builder.errors import ConfigError, ModelError, UsageError, told_with
 from repo_builder.gate import check_artifact, describe_int8_kernels, known_shapes, open_source
 from repo_builder.model import DataType, TensorSpec
-from repo_builder.onnx_model import OnnxModel
+from repo_builder.onnx_model import OnnxModel, bring_external_data
 from repo_builder.passes.batch import Batching, plan_batching, static_batching
 from repo_builder.passes.shapes import describe_zero_axes, free_zero_axes, state_output_shapes
 from repo_builder.repository import CONFIG, MANIFEST
@@ -197,9 +197,7 @@ class Build:
                     "model repository",
                     "save the model again with another name for its external data",
                 )
-            target = self.version_folder / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.model.spec.path.parent / file, target)
+        bring_external_data(self.model.spec, self.version_folder)
 
     def _prepare(self, target: Target) -> Batching:
         """Bring the graph into a shape that Triton's backends understand, and find its batch axis."""

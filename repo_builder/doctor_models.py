@@ -27,8 +27,7 @@ from repo_builder.config.proto import ModelConfig, read_config
 from repo_builder.errors import ConfigError, RepoBuilderError, RepositoryError
 from repo_builder.findings import Finding, Level, ok
 from repo_builder.host import Host
-from repo_builder.model import DataType, TensorSpec
-from repo_builder.repository import CONFIG, MANIFEST, Model, Repository
+from repo_builder.repository import CONFIG, MANIFEST, Model, Repository, batch_limit, read_tensors
 from repo_builder.servers.mounted import links_outside
 from repo_builder.staging import abandoned
 
@@ -199,14 +198,11 @@ def _contradictions(model: Model, config: ModelConfig) -> Iterator[str]:
     manifest = (model.manifest(model.latest) if model.latest else None) or {}
     try:
         for role in ("input", "output"):
-            entries = manifest.get(f"{role}s", ())
-            tensors = tuple(TensorSpec(it["name"], DataType[it["datatype"]], tuple(it["shape"])) for it in entries)
-            check_tensors(config, role, tensors)
-        profiles = (manifest.get("engine") or {}).get("profiles", ())
-        most = min((shape[0] for profile in profiles for shape in profile["max"].values() if shape), default=None)
+            check_tensors(config, role, read_tensors(manifest.get(f"{role}s", ())))
+        most = batch_limit(manifest)
     except ConfigError as error:
         yield error.message
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         yield f"the {MANIFEST} of version {model.latest} is not whole"
     else:
         if most is not None and most < config.max_batch_size:

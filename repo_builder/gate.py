@@ -12,7 +12,7 @@ from repo_builder.compilers.base import Artifact, Target
 from repo_builder.errors import ModelError, VerificationError
 from repo_builder.model import ModelSpec
 from repo_builder.near_ties import with_scores
-from repo_builder.onnx_model import OnnxModel
+from repo_builder.onnx_model import OnnxModel, bring_external_data
 from repo_builder.runtime import Session, open_session
 from repo_builder.samples import SampleOptions, Sampler
 from repo_builder.staging import link_or_copy
@@ -130,10 +130,7 @@ def _write_graph(model: OnnxModel, proto: onnx.ModelProto, path: Path) -> None:
     from google.protobuf.message import EncodeError
 
     try:
-        for file in model.spec.external_files:
-            if not (target := path.parent / file).exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy((model.spec.path.parent / file).resolve(), target)
+        bring_external_data(model.spec, path.parent, lambda file, target: link_or_copy(file.resolve(), target))
         onnx.save(proto, path)
     except (OSError, ValueError, EncodeError) as error:  # the latter two where it is more than protobuf's 2 GiB
         why = f"{path} can't be written: {getattr(error, 'strerror', None) or error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -69,6 +70,15 @@ class DataType(Enum):
 
             return np.dtype(ml_dtypes.bfloat16)
         return np.dtype(self.numpy)
+
+
+def refit(shape: Sequence[int], have: Sequence[int], want: Sequence[int]) -> tuple[int, ...]:
+    """``shape``, of the dims ``have``, in the dims ``want`` as Triton's ``reshape`` brings it there.
+
+    Free sizes, -1 in the dims, keep their order; one that is left over is 1.
+    """
+    free = iter([size for size, axis in zip(shape, have, strict=False) if axis < 0])
+    return tuple(next(free, 1) if axis < 0 else axis for axis in want)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -51,6 +52,14 @@ def read_model(path: Path) -> OnnxModel:
     _refuse_unknown_operators(path, proto)
     spec = ModelSpec(path, inputs, outputs, _external_files(path, proto), proto.ir_version, opset_of(proto))
     return OnnxModel(proto, spec)
+
+
+def bring_external_data(spec: ModelSpec, folder: Path, bring: Callable[[Path, Path], object] = shutil.copyfile) -> None:
+    """Put what a model keeps outside its file beside a graph in ``folder``, unless it is there."""
+    for file in spec.external_files:
+        if not (target := folder / file).exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            bring(spec.path.parent / file, target)
 
 
 def opset_of(proto: onnx.ModelProto) -> int:

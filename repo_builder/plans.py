@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from repo_builder.compilers.exchange import DISK_FULL
 from repo_builder.compilers.tensorrt import TensorRTCompiler, describe_profile
 from repo_builder.config.build import DEFAULT_MAX_BATCH_SIZE
 from repo_builder.errors import CompileError, ModelError, RepoBuilderError, UsageError, told_with
-from repo_builder.onnx_model import read_model
+from repo_builder.onnx_model import bring_external_data, read_model
 from repo_builder.passes.batch import static_batching
 from repo_builder.passes.shapes import describe_zero_axes, free_zero_axes
 from repo_builder.repository import manifest_in
@@ -79,9 +78,7 @@ def compile_plan(
     real = output.resolve()
     try:
         with tempfile.TemporaryDirectory(prefix=".repo-builder-", dir=real.parent) as folder, told_with(notes):
-            for file, original in zip(model.spec.external_files, weights, strict=True):
-                (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(original, Path(folder) / file)
+            bring_external_data(model.spec, Path(folder))
             artifact = compiler.compile(
                 model,
                 Path(folder),

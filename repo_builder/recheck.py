@@ -15,11 +15,11 @@ from repo_builder.comparison import Tolerance
 from repo_builder.compilers.base import Artifact, Progress, Target
 from repo_builder.errors import CompileError, ModelError, RepositoryError, UsageError, VerificationError
 from repo_builder.gate import check_artifact, known_shapes, open_source
-from repo_builder.model import DataType, ModelSpec, TensorSpec
+from repo_builder.model import ModelSpec
 from repo_builder.network import FunctionSession, ReferenceFunction
 from repo_builder.onnx_model import read_model
 from repo_builder.passes.shapes import free_zero_axes
-from repo_builder.repository import Repository, file_sha256
+from repo_builder.repository import Repository, file_sha256, read_tensors
 from repo_builder.runtime import open_session
 from repo_builder.samples import SampleOptions, Sampler, index_ranges
 from repo_builder.served import ServedModel
@@ -160,8 +160,8 @@ class _Recorded:
         artifact = Artifact(
             platform=manifest["platform"],
             filename="",
-            inputs=tuple(map(_tensor, manifest["inputs"])),
-            outputs=tuple(map(_tensor, manifest["outputs"])),
+            inputs=read_tensors(manifest["inputs"]),
+            outputs=read_tensors(manifest["outputs"]),
             max_batch_size=manifest["max_batch_size"],
             run=None,
             tolerance=_tolerance_of(target, tensorrt),
@@ -343,8 +343,3 @@ def _tolerance_of(target: Target, options: Mapping[str, Any]) -> Tolerance:
     from repo_builder.compilers.tensorrt import tolerance_of
 
     return tolerance_of(TensorRTOptions(fp16=options["fp16"], bf16=options["bf16"], tf32=options["tf32"]))
-
-
-def _tensor(entry: Mapping[str, Any]) -> TensorSpec:
-    shape = tuple(None if size < 0 else int(size) for size in entry["shape"])
-    return TensorSpec(entry["name"], DataType[entry["datatype"]], shape)

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.errors import RepositoryError, UsageError
+from repo_builder.model import DataType, TensorSpec
 from repo_builder.staging import discard, link_or_copy, locked, made, open_staging, put, writing
 
 CONFIG = "config.pbtxt"
@@ -63,6 +64,24 @@ def parse_reference(text: str) -> tuple[str, int | None]:
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a model name", "NAME or NAME@NUMBER; repo-builder list shows the names")
     return name, int(version) if at else None
+
+
+def read_tensors(entries: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    """What a manifest lists as inputs or outputs; raises KeyError, TypeError or ValueError where it is damaged."""
+    return tuple(
+        TensorSpec(
+            entry["name"],
+            DataType[entry["datatype"]],
+            tuple(None if size < 0 else int(size) for size in entry["shape"]),
+        )
+        for entry in entries
+    )
+
+
+def batch_limit(manifest: Mapping[str, Any]) -> int | None:
+    """The largest batch that every profile of a version's engine takes; None where nothing is noted of it."""
+    profiles = (manifest.get("engine") or {}).get("profiles", ())
+    return min((shape[0] for profile in profiles for shape in profile["max"].values() if shape), default=None)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from repo_builder.compilers.base import Artifact
 from repo_builder.errors import ServerError, UsageError
+from repo_builder.model import refit
 from repo_builder.runtime import RunError
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ class ServedModel:
         self.url = self._client.url
         try:
             with _told_as_ours():
-                self._metadata = self._client.metadata(name, self._version)
+                metadata = self._client.metadata(name, self._version)
                 config = self._client.configuration(name, self._version)
-            self.max_batch_size = self._metadata.max_batch_size
-            self._refuse_another_model()
+            self.max_batch_size = metadata.max_batch_size
+            self._refuse_another_model({tensor.name for tensor in (*metadata.inputs, *metadata.outputs)})
             tensors = (*artifact.inputs, *artifact.outputs)
             self._layouts = {tensor.name: _Layout.read(config, tensor) for tensor in tensors}
         except BaseException:
@@ -107,8 +108,8 @@ class ServedModel:
         batches = statistics["model_stats"][0].get("batch_stats", [])
         return {int(entry["batch_size"]): int(entry["compute_infer"]["count"]) for entry in batches}
 
-    def _refuse_another_model(self) -> None:
-        there = {tensor.name for tensor in (*self._metadata.inputs, *self._metadata.outputs)}
+    def _refuse_another_model(self, there: set[str]) -> None:
+        """Raise ServerError where the tensors ``there`` are not this version's."""
         ours = {tensor.name for tensor in (*self._artifact.inputs, *self._artifact.outputs)}
         if there != ours:
             raise ServerError(
@@ -155,8 +156,7 @@ def _reshaped(array: npt.NDArray[Any], have: tuple[int, ...], want: tuple[int, .
     """``array`` of the dims ``have`` as ``want`` has them, free sizes in their order; as it is where it has others."""
     if have == want or array.ndim != len(have):
         return array
-    free = iter([size for size, axis in zip(array.shape, have, strict=True) if axis < 0])
-    shape = [next(free, 1) if axis < 0 else axis for axis in want]
+    shape = refit(array.shape, have, want)
     return array.reshape(shape) if math.prod(shape) == array.size else array
 
 

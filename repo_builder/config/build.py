@@ -12,7 +12,7 @@ from repo_builder.config.image import PARAMETER, ImagePreprocessing, fit_to_inpu
 from repo_builder.config.problems import INT32_MAX, LONGEST_DELAY_US, MOST_INSTANCES
 from repo_builder.config.proto import ModelConfig, enum_name, messages, new_config, read_config, stated_max_batch_size
 from repo_builder.errors import ConfigError, UsageError
-from repo_builder.model import DataType, TensorSpec
+from repo_builder.model import DataType, TensorSpec, refit
 
 DEFAULT_MAX_BATCH_SIZE = 8
 LABELS = "labels.txt"
@@ -268,8 +268,7 @@ def _dims_of_request(entry: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """What a request has where the model, behind the input's reshape, has ``shape``: free sizes stay in their order."""
     if not entry.HasField("reshape"):
         return shape or (1,)
-    free = iter([size for size, axis in zip(shape, entry.reshape.shape, strict=False) if axis < 0])
-    return tuple(next(free, 1) if axis < 0 else axis for axis in entry.dims)
+    return refit(shape, entry.reshape.shape, entry.dims)
 
 
 def merge_config(config: Any, extra: Any) -> None:
