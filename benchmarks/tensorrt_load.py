@@ -29,11 +29,18 @@ from repo_builder.servers import installation
 from repo_builder.trt.benchmark import measure
 
 
+def fp16_build(model: Path, arguments: argparse.Namespace) -> BuildOptions:
+    """The FP16 engine of the table, with what that measured."""
+    options = options_for(model, arguments, fp16=True)
+    return BuildOptions(
+        target=Target.TENSORRT, tensorrt=dataclasses.replace(options, timing_cache=timing_cache(model, "fp16"))
+    )
+
+
 def serve(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """perf_analyzer on the served model, by instances and transport, beside what the engine alone does."""
     rows: dict[str, Any] = {}
-    options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
-    build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
+    build = fp16_build(model, arguments)
     serving = ServingOptions(
         max_batch_size=max(BATCHES), max_queue_delay_us=200, instance_count=1, preferred_batch_sizes=()
     )
@@ -41,7 +48,7 @@ def serve(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         published = add_model(model, repository=folder, build=build, serving=serving, progress=steps())
         loaded = load_plan(published.folder / "1" / "model.plan")
         for batch in (1, max(BATCHES)):
-            result = measure(loaded.engine, loaded.info, shapes_at(batch, options.profiles[0].opt))
+            result = measure(loaded.engine, loaded.info, shapes_at(batch, build.tensorrt.profiles[0].opt))
             rows[f"engine_gpu_ms_batch_{batch}"] = result.compute.median
         rows["engine_images_per_second"] = max(BATCHES) / rows[f"engine_gpu_ms_batch_{max(BATCHES)}"] * 1e3
         del loaded
@@ -74,14 +81,13 @@ def load(server: Any, name: str, engine_rate: float, arguments: argparse.Namespa
 def single(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """perf_analyzer with one request in flight, by queue delay, launch and transport, beside the engine's GPU time."""
     rows: dict[str, Any] = {}
-    options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
-    build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
+    build = fp16_build(model, arguments)
     serving = ServingOptions(max_queue_delay_us=200, instance_count=1, cuda_graphs=True, preferred_batch_sizes=())
     with scratch() as folder:
         published = add_model(model, repository=folder / "models", build=build, serving=serving, progress=steps())
         loaded = load_plan(published.folder / "1" / "model.plan")
         rows["engine_gpu_ms"] = measure(
-            loaded.engine, loaded.info, shapes_at(1, options.profiles[0].opt)
+            loaded.engine, loaded.info, shapes_at(1, build.tensorrt.profiles[0].opt)
         ).compute.median
         del loaded
         config = published.folder / "config.pbtxt"
@@ -105,8 +111,7 @@ def single(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def cuda_memory(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """client.bench with pictures in CUDA shared memory, one instance: left there, and brought to the host first."""
-    options = dataclasses.replace(options_for(model, arguments, fp16=True), timing_cache=timing_cache(model, "fp16"))
-    build = BuildOptions(target=Target.TENSORRT, tensorrt=options)
+    build = fp16_build(model, arguments)
     runs: dict[str, dict[str, list[dict[str, float]]]] = {"brought to the host": {}, "left there": {}}
     with scratch() as folder:
         published = add_model(model, repository=folder, build=build, progress=steps())
@@ -117,7 +122,7 @@ def cuda_memory(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             config.write_text(text.replace('string_value: "no"', f'string_value: "{force}"'), encoding="utf-8")
             with repo_builder.serve(folder) as server:
                 for batch, concurrency in ((1, 1), (8, 1), (8, 16)):
-                    found = bench(server.url, published.name, batch, concurrency)
+                    found = in_cuda_memory(server.url, published.name, batch, concurrency)
                     by_load.setdefault(f"batch_{batch}_concurrency_{concurrency}", []).append(found)
                     say(f"{published.name}, {inputs}, batch {batch}, concurrency {concurrency}: {found}")
     return {inputs: {load: means(found) for load, found in by_load.items()} for inputs, by_load in runs.items()}
@@ -127,10 +132,16 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
 
 
-def bench(url: str, name: str, batch: int, concurrency: int) -> dict[str, float]:
-    delivery = Delivery(shared_memory=SharedMemory.CUDA)
+def in_cuda_memory(url: str, name: str, batch: int, concurrency: int) -> dict[str, float]:
     load = run_load(
-        name, url=url, delivery=delivery, batch=batch, concurrency=concurrency, duration_s=1.2, warmup_s=0.3
+        name,
+        url=url,
+        delivery=Delivery(shared_memory=SharedMemory.CUDA),
+        batch=batch,
+        concurrency=concurrency,
+        duration_s=1.2,
+        warmup_s=0.3,
+        floor=False,
     )
     found = load.levels[0].statistics
     if found.response is None or found.errors:

@@ -131,8 +131,9 @@ def random_arrays(
                 raise UsageError(f"{option} {name} has no use: --input gives its values", f"leave out {option} {name}")
     if not model.batched and batch not in {None, 1}:
         raise UsageError(f"--batch {batch}: model {model.name!r} has no batch axis", "--batch 1")
-    random = [tensor for tensor in model.inputs if tensor.name not in given]
-    random = [tensor for tensor in random if not tensor.optional or tensor.name in shapes]
+    random = [
+        tensor for tensor in model.inputs if tensor.name not in given and (not tensor.optional or tensor.name in shapes)
+    ]
     if free := [tensor for tensor in random if -1 in tensor.shape and tensor.name not in shapes]:
         raise UsageError(
             f"model {model.name!r} has free axes: {', '.join(map(str, free))}", " ".join(map(_shape_flag, free))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -125,7 +125,7 @@ def compare(before: Saved, after: Saved) -> Comparison:
             for name, old in first.items()
             if name in second
         )
-        differences = tuple(_differences(before, after))
+        differences = tuple(_differences(before, after, first, second))
     except KeyError as error:
         raise InputError(f"{before.path} or {after.path} lacks {error}", WRITES_ONE) from None
     except (AttributeError, TypeError, ValueError) as error:
@@ -148,7 +148,8 @@ def _by_load(saved: Saved) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _differences(before: Saved, after: Saved) -> Iterator[str]:
+def _differences(before: Saved, after: Saved, first: Collection[str], second: Collection[str]) -> Iterator[str]:
+    """What two runs with the loads ``first`` and ``second`` have not in common."""
     pairs = (
         ("the model's configurations", "model", ("config_sha256",)),
         ("the requests", "settings", ("requests_sha256",)),
@@ -156,9 +157,8 @@ def _differences(before: Saved, after: Saved) -> Iterator[str]:
         ("the machines of the generators", "environment", ("cpu", "cpus", "hostname")),
         ("the servers", "environment", ("server",)),
     )
-    for saved, other in ((before, after), (after, before)):
-        known = _by_load(other)
-        yield from (f"only {saved.label} has {load}" for load in _by_load(saved) if load not in known)
+    for saved, own, other in ((before, first, second), (after, second, first)):
+        yield from (f"only {saved.label} has {load}" for load in own if load not in other)
     if before.model != after.model:
         yield f"the models differ: {printable(before.model)}, and {printable(after.model)}"
     for what, part, names in pairs:
