@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,12 @@ def convolution(*, batch: int | str = "batch", height: int | str = 8, width: int
     )
 
 
-def mean_over_rows() -> onnx.ModelProto:
+def mean_over_rows(shape: Shape = ("batch", 4)) -> onnx.ModelProto:
     """Every row's answer depends on the other rows."""
     return model(
         [node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1), node("Sub", ["x", "mean"], ["y"])],
-        {"x": (FP32, ["batch", 4])},
-        {"y": (FP32, ["batch", 4])},
+        {"x": (FP32, shape)},
+        {"y": (FP32, shape)},
     )
 
 
@@ -179,6 +179,21 @@ def lookup(rows: int = 10) -> onnx.ModelProto:
     )
 
 
+def places(rows: int | str = "n") -> onnx.ModelProto:
+    """Where the input is not zero: as many columns as there are such places."""
+    return model([node("NonZero", ["x"], ["places"])], {"x": (FP32, [rows, 4])}, {"places": (INT64, [2, "k"])})
+
+
+def beginning() -> onnx.ModelProto:
+    """The first columns of the input, negated: how many is the value of another one."""
+    return model(
+        [node("Slice", ["x", "start", "end", "axis"], ["cut"]), node("Neg", ["cut"], ["y"])],
+        {"x": (FP32, [4, 6]), "end": (INT64, [1])},
+        {"y": (FP32, [4, "n"])},
+        {"start": np.array([0]), "axis": np.array([1])},
+    )
+
+
 def with_external_data(folder: Path, location: str, *, name: str = "net.onnx") -> Path:
     """:func:`linear` whose weights the file says are in ``location``; they are written to ``folder``/weights.bin."""
     proto = linear()
@@ -191,19 +206,22 @@ def with_external_data(folder: Path, location: str, *, name: str = "net.onnx") -
     return save(proto, folder / name)
 
 
+class Batches:
+    """What ONNX Runtime is to calibrate with, batch by batch."""
+
+    def __init__(self, batches: Iterable[Constants]) -> None:
+        self._left = iter(batches)
+
+    def get_next(self) -> Constants | None:
+        return next(self._left, None)
+
+
 def quantised(path: Path, batch: int | str = "batch", *, opset: int = 21) -> onnx.ModelProto:
     """x FP32 [batch, 16] -> y [batch, 8] in INT8, quantised by ONNX Runtime and written to ``path``.
 
     Its first products are large and of one sign; its output is quantised twice, coarsely at last.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-
-    class Rows(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = [{"x": row + 3} for row in np.split(weights(16, 16), 16)]
-
-        def get_next(self) -> Mapping[str, npt.NDArray[np.float32]] | None:
-            return self.left.pop() if self.left else None
+    from onnxruntime.quantization import QuantFormat, quantize_static
 
     proto = model(
         [node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "v"], ["product"])],
@@ -213,7 +231,8 @@ def quantised(path: Path, batch: int | str = "batch", *, opset: int = 21) -> onn
         opset=opset,
     )
     settings = {"ActivationSymmetric": True, "QuantizeBias": False}
-    quantize_static(save(proto, path), path, Rows(), quant_format=QuantFormat.QDQ, extra_options=settings)
+    rows = Batches({"x": row + 3} for row in np.split(weights(16, 16), 16))
+    quantize_static(save(proto, path), path, rows, quant_format=QuantFormat.QDQ, extra_options=settings)
     proto = onnx.load(path)
     (scale,) = (numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name == "product_scale")
     proto.graph.initializer.append(numpy_helper.from_array(np.float32(20) * scale, "coarse"))

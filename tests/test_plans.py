@@ -13,7 +13,7 @@ from repo_builder.trt.benchmark import Performance, spread
 from repo_builder.trt.cuda import find_gpu
 from tests.conftest import Cli, SmallDisk
 from tests.models import convolution, save, with_external_data
-from tests.support import fill, rtx, untouched, without_root_rights
+from tests.support import fill, rtx, untouched
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 RTX = ("--target", "tensorrt-rtx")
@@ -38,11 +38,9 @@ def test_what_the_plan_is_made_from_is_not_overwritten(output: str, tmp_path: Pa
 
 @rtx
 def test_weights_that_are_links_as_in_hugging_face_s_cache(tmp_path: Path, cli: Cli) -> None:
-    (tmp_path / "blobs").mkdir()
+    with_external_data(tmp_path / "blobs", "weights.bin")
     (tmp_path / "snapshot").mkdir()
-    path = tmp_path / "blobs" / "net.onnx"
-    onnx.save_model(convolution(), path, save_as_external_data=True, location="net.data", size_threshold=0)
-    for name in ("net.onnx", "net.data"):
+    for name in ("net.onnx", "weights.bin"):
         (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{name}")
 
     result = cli("compile", "snapshot/net.onnx", "--fp16", "-o", "net.plan", *RTX)
@@ -112,6 +110,7 @@ def test_a_range_is_asked_for_an_axis_that_the_model_states_as_0(
 
 
 @rtx
+@pytest.mark.usefixtures("file_modes_hold")
 @pytest.mark.parametrize(
     ("closed", "mode", "error"),
     [
@@ -125,8 +124,7 @@ def test_what_may_not_be_read_or_written(closed: str, mode: int, error: str, tmp
     (tmp_path / "folder").mkdir()
     (tmp_path / closed).chmod(mode)
 
-    with without_root_rights():
-        result = cli("compile", "net.onnx", "-o", "folder/net.plan", *RTX)
+    result = cli("compile", "net.onnx", "-o", "folder/net.plan", *RTX)
 
     (tmp_path / closed).chmod(0o700)
     assert result.error == error

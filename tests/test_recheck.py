@@ -15,7 +15,7 @@ from repo_builder.errors import ModelError, RepositoryError, UsageError, Verific
 from repo_builder.repository import Repository
 from tests.conftest import Cli
 from tests.models import linear, lookup, mean_over_rows, save, two_outputs, weights, with_external_data
-from tests.support import snapshot, untouched, without_root_rights
+from tests.support import snapshot, untouched
 
 BUILD = BuildOptions(target=Target.ONNXRUNTIME)
 
@@ -82,6 +82,7 @@ def test_one_flipped_bit_is_found_before_anything_runs(source: Path, repository:
     assert not steps
 
 
+@pytest.mark.usefixtures("file_modes_hold")
 def test_every_file_of_a_version_is_held_to_its_hash(tmp_path: Path, repository: Path) -> None:
     net = with_external_data(tmp_path / "source", "weights.bin")
     add_model(net, repository=repository, build=BUILD)
@@ -89,10 +90,7 @@ def test_every_file_of_a_version_is_held_to_its_hash(tmp_path: Path, repository:
     with pytest.raises(VerificationError, match=r"weights\.bin is another file"):
         verify_model("net", repository=repository, source=net)
     (repository / "net/1/weights.bin").chmod(0)
-    with (
-        without_root_rights(),
-        pytest.raises(RepositoryError, match=r"weights\.bin can't be read: Permission") as caught,
-    ):
+    with pytest.raises(RepositoryError, match=r"weights\.bin can't be read: Permission") as caught:
         verify_model("net", repository=repository, source=net)
     assert caught.value.hint == "check its permissions"
     (repository / "net/1/weights.bin").unlink()

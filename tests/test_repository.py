@@ -32,6 +32,15 @@ def foreign(root: Path, name: str = "theirs", *versions: str) -> Path:
     return folder
 
 
+def fails_with(number: int) -> Callable[..., None]:
+    """A call of the system that fails with this errno."""
+
+    def raise_it(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return raise_it
+
+
 @pytest.mark.parametrize("name", ["a", "resnet50", "a.b-c_d", "_x", "0", "a" * 200])
 def test_names(name: str) -> None:
     assert check_name(name) == name
@@ -110,12 +119,9 @@ class TestPublish:
         assert (repository / "net/1/model.onnx").stat().st_ino == inode
 
     def test_on_a_filesystem_without_hard_links(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def link(*_: object, **__: object) -> None:
-            raise OSError(errno.EPERM, "no links here")
-
         publish(repository)
         before = snapshot(repository / "net/1")
-        monkeypatch.setattr(os, "link", link)
+        monkeypatch.setattr(os, "link", fails_with(errno.EPERM))
         publish(repository)
 
         assert snapshot(repository / "net/1") == before
@@ -221,11 +227,8 @@ class TestPublish:
     def test_what_fails_in_the_last_step_changes_nothing(
         self, repository: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(*_: object) -> bool:
-            raise OSError(errno.EIO, "Input/output error")
-
         publish(repository)
-        monkeypatch.setattr(staging, "_exchange", fail)
+        monkeypatch.setattr(staging, "_exchange", fails_with(errno.EIO))
 
         with untouched(repository.parent), pytest.raises(RepositoryError, match="Input/output error"):
             publish(repository, config="two")
@@ -597,14 +600,10 @@ class TestDisks:
         self, version: int | None, left: list[str] | None, repository: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No folder is to be made, which takes a block: only space that is given back helps."""
-
-        def full(*_: object, **__: object) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
         publish(repository)
         publish(repository, config="two")
         beside = set(repository.parent.iterdir())
-        monkeypatch.setattr(os, "mkdir", full)
+        monkeypatch.setattr(os, "mkdir", fails_with(errno.ENOSPC))
 
         Repository(repository).remove("net", version)
 
@@ -629,16 +628,9 @@ class TestDisks:
 
     def test_full_in_the_last_step(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """What copies a folder gathers its errors into one of another kind."""
-
-        def fail(number: int) -> Callable[..., None]:
-            def raise_it(*_: object, **__: object) -> None:
-                raise OSError(number, os.strerror(number))
-
-            return raise_it
-
         publish(repository)
-        monkeypatch.setattr(os, "link", fail(errno.EPERM))
-        monkeypatch.setattr(shutil, "copy2", fail(errno.ENOSPC))
+        monkeypatch.setattr(os, "link", fails_with(errno.EPERM))
+        monkeypatch.setattr(shutil, "copy2", fails_with(errno.ENOSPC))
 
         with untouched(repository.parent), pytest.raises(RepositoryError, match="is full; nothing was changed"):
             publish(repository, config="two")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from repo_builder.add import BuildOptions, add_model
 from repo_builder.compilers import choose_compiler
@@ -36,7 +36,22 @@ from repo_builder.trt.cuda import find_gpu
 from repo_builder.trt.library import Library, is_installed
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.conftest import Cli
-from tests.models import FP32, INT64, Shape, convolution, linear, model, node, quantised, save, weights
+from tests.models import (
+    FP32,
+    INT64,
+    Batches,
+    Shape,
+    beginning,
+    convolution,
+    linear,
+    mean_over_rows,
+    model,
+    node,
+    quantised,
+    save,
+    value,
+    weights,
+)
 from tests.support import compile_library, rtx
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -150,13 +165,7 @@ def test_axes_of_one_name_may_differ(tmp_path: Path, names: tuple[str, str]) -> 
 
 @rtx
 def test_a_shape_tensors_profile_has_values(tmp_path: Path) -> None:
-    proto = model(
-        [node("Slice", ["x", "start", "end", "axis"], ["y"])],
-        {"x": (FP32, [4, 6]), "end": (INT64, [1])},
-        {"y": (FP32, [4, "n"])},
-        {"start": np.array([0]), "axis": np.array([1])},
-    )
-    source = save(proto, tmp_path / "net.onnx")
+    source = save(beginning(), tmp_path / "net.onnx")
     profiles = (Profile({"end": (1,)}, {"end": (3,)}, {"end": (6,)}),)
     asked = replace(build(profiles=profiles), samples=SampleOptions(ranges={"end": (0, 0)}))
     with pytest.raises(VerificationError, match=r"no profile of the engine takes x:4x6, end:0; it takes end:1 to 6"):
@@ -288,11 +297,9 @@ def test_a_free_first_axis_that_proves_to_be_no_batch_needs_a_range(tmp_path: Pa
 
 @rtx
 def test_a_range_of_batches_for_a_model_that_takes_one_row_only(tmp_path: Path) -> None:
-    row: tuple[DataType, Shape] = (FP32, [1, "n"])
-    nodes = [node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1), node("Sub", ["x", "mean"], ["y"])]
     corners = [{"x": (batch, width)} for batch, width in ((1, 4), (8, 8), (8, 16))]
     with pytest.raises(UsageError, match=r"shape x:8x8 does not fit the model's input \[1, -1\]"):
-        publish(tmp_path, model(nodes, {"x": row}, {"y": row}), profiles=(Profile(*corners),))
+        publish(tmp_path, mean_over_rows((1, "n")), profiles=(Profile(*corners),))
 
 
 @rtx
@@ -522,7 +529,7 @@ def test_nodes_that_wait_for_each_other(tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def branch(name: str, nodes: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
-    return onnx.helper.make_graph(nodes, name, [], [onnx.helper.make_tensor_value_info(output, FP32.onnx, None)])
+    return onnx.helper.make_graph(nodes, name, [], [value(output, FP32, None)])
 
 
 @rtx
@@ -552,8 +559,7 @@ def test_an_if_without_outputs_is_passed_over(tmp_path: Path) -> None:
     nothing = onnx.helper.make_graph([node("Neg", ["x"], ["n"])], "nothing", [], [])
     empty = node("If", ["c"], [], name="/assert", then_branch=nothing, else_branch=nothing)
     proto = model([empty, node("Relu", ["x"], ["y"])], {"c": (DataType.BOOL, []), "x": (FP32, [4])}, {"y": (FP32, [4])})
-    source = tmp_path / "net.onnx"
-    source.write_bytes(proto.SerializeToString())
+    source = save(proto, tmp_path / "net.onnx")
     assert compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX).outputs == ("y FP32 [4]",)
 
 
@@ -585,14 +591,14 @@ def unmade_output(proto: onnx.ModelProto) -> None:
 
 
 def scan_without_output(proto: onnx.ModelProto) -> None:
-    row = [onnx.helper.make_tensor_value_info("row", TensorProto.FLOAT, [4])]
+    row = [value("row", FP32, [4])]
     body = onnx.helper.make_graph([], "body", row, row)
     proto.graph.node.append(node("Scan", ["h"], [], name="/scan", body=body, num_scan_inputs=1))
 
 
 def loop_without_its_condition(proto: onnx.ModelProto) -> None:
     body = branch("body", [node("Neg", ["s"], ["n"])], "n")
-    body.input.extend(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("i", "go", "s"))
+    body.input.extend(value(name, FP32, [4]) for name in ("i", "go", "s"))
     proto.graph.node.append(node("Loop", ["", "", "h"], ["z"], name="/loop", body=body))
 
 
@@ -605,9 +611,9 @@ def negative_size(proto: onnx.ModelProto) -> None:
 
 
 def cut_constant(proto: onnx.ModelProto) -> None:
-    value = onnx.helper.make_tensor("v", TensorProto.FLOAT, [4], [1, 2, 3, 4])
-    del value.float_data[2:]
-    proto.graph.node.append(node("Constant", [], ["k"], value=value, name="/k"))
+    tensor = onnx.helper.make_tensor("v", TensorProto.FLOAT, [4], [1, 2, 3, 4])
+    del tensor.float_data[2:]
+    proto.graph.node.append(node("Constant", [], ["k"], value=tensor, name="/k"))
 
 
 @rtx
@@ -639,8 +645,7 @@ def test_a_broken_graph(
         {"w": weights(4, 4)},
     )
     broken(proto)
-    source = tmp_path / "net.onnx"
-    source.write_bytes(proto.SerializeToString())
+    source = save(proto, tmp_path / "net.onnx")
     with pytest.raises(CompileError, match=said):
         compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=TensorRTOptions(**options))
     assert capfd.readouterr().err == ""
@@ -731,16 +736,6 @@ def test_a_nameless_node_that_fails_in_the_build_is_named(tmp_path: Path, option
         compile_plan(source, tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=asked)
 
 
-class Pictures:
-    """Two batches to calibrate with."""
-
-    def __init__(self) -> None:
-        self._left = iter([{"x": weights(2, 3, 8, 8)}, {"x": weights(2, 3, 8, 8)}])
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self._left, None)
-
-
 @rtx
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_quantised_as_the_hint_says_becomes_an_int8_engine(tmp_path: Path) -> None:
@@ -752,15 +747,16 @@ def test_a_model_quantised_as_the_hint_says_becomes_an_int8_engine(tmp_path: Pat
         {"y": (FP32, ["batch", 4, 6, 6])},
         {"w": weights(4, 3, 3, 3), "b": weights(4)},
     )
-    source, quantised, plan = save(proto, tmp_path / "net.onnx"), tmp_path / "int8.onnx", tmp_path / "int8.plan"
-    quantize_static(source, quantised, Pictures(), quant_format=QuantFormat.QDQ)
+    source, int8, plan = save(proto, tmp_path / "net.onnx"), tmp_path / "int8.onnx", tmp_path / "int8.plan"
+    pictures = [{"x": weights(2, 3, 8, 8)}] * 2
+    quantize_static(source, int8, Batches(pictures), quant_format=QuantFormat.QDQ)
     with pytest.raises(CompileError, match=r"\(DequantizeLinear\): input has type Int32") as caught:
-        compile_plan(quantised, plan, target=Target.TENSORRT_RTX)
+        compile_plan(int8, plan, target=Target.TENSORRT_RTX)
     told = re.search(r"extra_options=(\{.*?\})", caught.value.hint or "")
     assert told
     settings = ast.literal_eval(told[1])
-    quantize_static(source, quantised, Pictures(), quant_format=QuantFormat.QDQ, extra_options=settings)
-    assert compile_plan(quantised, plan, target=Target.TENSORRT_RTX).engine["layers_by_precision"]["INT8"]
+    quantize_static(source, int8, Batches(pictures), quant_format=QuantFormat.QDQ, extra_options=settings)
+    assert compile_plan(int8, plan, target=Target.TENSORRT_RTX).engine["layers_by_precision"]["INT8"]
 
 
 @rtx
@@ -769,7 +765,7 @@ def test_a_quantised_model_is_held_to_what_its_graph_says(tmp_path: Path) -> Non
     proto = quantised(tmp_path / "net.onnx", batch=1)
     proto.graph.initializer.append(numpy_helper.from_array(weights(16, 16), "u"))
     proto.graph.node.append(node("MatMul", ["x", "u"], ["plain"]))
-    proto.graph.output.append(helper.make_tensor_value_info("plain", TensorProto.FLOAT, [1, 16]))
+    proto.graph.output.append(value("plain", FP32, [1, 16]))
     manifest = publish(tmp_path, proto, fp16=True).manifest
     assert {"FP16", "INT8"} <= set(manifest["engine"]["layers_by_precision"])
     assert "no value leaves FP16's range" in manifest["unverified"]
@@ -879,12 +875,12 @@ def test_options_that_make_no_difference_say_so(tmp_path: Path) -> None:
     plain, hints = build_plan()
     assert not any("no effect" in hint for hint in hints)
     idle = {"sparsity": True, "hardware_compatibility": "ampere_plus", "builder_optimization_level": 5}
-    for option, value in idle.items():
-        plan, hints = build_plan(**{option: value})
+    for option, given in idle.items():
+        plan, hints = build_plan(**{option: given})
         assert plan == plain
         assert any(f"--{option.replace('_', '-')}: no effect" in hint for hint in hints)
-    for option, value in {"tf32": False, "memory_pools": {"workspace": 64}, "compute_capabilities": ("8.6",)}.items():
-        plan, hints = build_plan(**{option: value})
+    for option, given in {"tf32": False, "memory_pools": {"workspace": 64}, "compute_capabilities": ("8.6",)}.items():
+        plan, hints = build_plan(**{option: given})
         assert plan != plain
         assert not any("no effect" in hint for hint in hints)
 

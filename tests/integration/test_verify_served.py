@@ -15,7 +15,7 @@ from repo_builder.errors import ServerError, VerificationError
 from repo_builder.model import DataType
 from repo_builder.samples import SampleOptions
 from tests.conftest import Cli
-from tests.models import FP32, INT64, STRING, identity, linear, mean_over_rows, model, node, save, weights
+from tests.models import FP32, INT64, STRING, identity, linear, mean_over_rows, model, node, places, save, weights
 from tests.servers.repositories import write_identity
 
 BUILD = BuildOptions(target=Target.ONNXRUNTIME)
@@ -37,11 +37,6 @@ def counts() -> onnx.ModelProto:
         {"count": (INT64, ["batch"])},
         {"last": np.array([1])},
     )
-
-
-def places() -> onnx.ModelProto:
-    """Where the input is not zero."""
-    return model([node("NonZero", ["x"], ["places"])], {"x": (FP32, ["n", 4])}, {"places": (INT64, [2, "k"])})
 
 
 def scalar() -> onnx.ModelProto:
