@@ -36,7 +36,9 @@ def load_plugins(library: Library, logger: Any, plugins: Iterable[Path]) -> tupl
                 idle.append(path)
         except OSError as error:
             reason = " ".join(str(error).split()).removeprefix(f"{path.resolve()}: ")
-            raise UsageError(f"--plugin {path} can't be loaded: {reason}", _HINT) from None
+            unlinked = "undefined symbol" in reason
+            hint = "link it to the library that has this symbol: -lnvinfer for TensorRT's own" if unlinked else _HINT
+            raise UsageError(f"--plugin {path} can't be loaded: {reason}", hint) from None
     return tuple(idle)
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import triton_python_backend_utils as pb_utils
 
@@ -23,11 +23,15 @@ class Port:
 
 
 def refuse_unsupported(config: Mapping[str, Any], backend: str) -> None:
-    fields = [field for field in UNSUPPORTED_FIELDS if config.get(field)]
+    for field in UNSUPPORTED_FIELDS:
+        if config.get(field):
+            refuse(field, backend)
     if any(io.get("allow_ragged_batch") for io in config["input"]):
-        fields.append("allow_ragged_batch")
-    if fields:
-        raise pb_utils.TritonModelException(f"{fields[0]} is not supported by the local server's {backend} backend")
+        refuse("allow_ragged_batch", backend)
+
+
+def refuse(field: str, backend: str, where: str = "") -> NoReturn:
+    raise pb_utils.TritonModelException(f"{field} is not supported by the local server's {backend} backend{where}")
 
 
 def dims_of(io: Mapping[str, Any]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .loading import Port, dims_of, on_disk
+from .loading import Port, dims_of, on_disk, refuse
 from .tensorrt_memory import Cuda
 
 DATATYPES = {
@@ -208,16 +208,11 @@ def checked_port(
     values = engine.get_tensor_location(name) == trt.TensorLocation.HOST
     if kind not in DATATYPES:
         raise pb_utils.TritonModelException(f"{role} {name!r} has type {kind}, which Triton can't carry")
-    unsupported = []
+    where = f" for {role} {name!r} with max_batch_size {max_batch_size}"
     if engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
-        unsupported.append("is_non_linear_format_io")
+        refuse("is_non_linear_format_io", trt.__name__, where)
     if values and (role == "output" or max_batch_size > 0):
-        unsupported.append("is_shape_tensor")
-    if unsupported:
-        where = f"for {role} {name!r} with max_batch_size {max_batch_size}"
-        raise pb_utils.TritonModelException(
-            f"{unsupported[0]} is not supported by the local server's {trt.__name__} backend {where}"
-        )
+        refuse("is_shape_tensor", trt.__name__, where)
     datatype, dtype = DATATYPES[kind][0], np.dtype(DATATYPES[kind][1])
     if io is None:  # an output that nobody may ask for
         return EnginePort(name, datatype, (), dtype, shape, values)
