@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,14 +90,24 @@ def inspect_engine(library: Library, engine: Any) -> EngineInfo:
 def _read_profile(engine: Any, inputs: list[str], shape_tensors: frozenset[str], index: int) -> Profile:
     corners: list[dict[str, tuple[int, ...]]] = [{}, {}, {}]
     for name in inputs:
-        if name in shape_tensors:
-            get = getattr(engine, "get_tensor_profile_values", None)
-            values = get(index, name) if get else engine.get_profile_shape_input(index, name)
-        else:
-            values = engine.get_tensor_profile_shape(name, index)
-        for corner, shape in zip(corners, values, strict=True):
+        for corner, shape in zip(corners, _read_corners(engine, name, index, name in shape_tensors), strict=True):
             corner[name] = tuple(shape)
     return Profile(*corners)
+
+
+def _read_corners(engine: Any, name: str, index: int, is_shape_tensor: bool) -> Sequence[Sequence[int]]:
+    """The least, tuned and largest shape of an input in a profile; of a shape tensor its values."""
+    if not is_shape_tensor:
+        shape = tuple(engine.get_tensor_shape(name))  # of fixed ones, 8.6 has no profile and tells invalid shapes
+        profile: Sequence[Sequence[int]] = engine.get_tensor_profile_shape(name, index) if -1 in shape else [shape] * 3
+        return profile
+    if hasattr(engine, "get_tensor_profile_values"):
+        values: Sequence[Sequence[int]] = engine.get_tensor_profile_values(index, name)
+        return values
+    with warnings.catch_warnings():  # 8.6 says that it is deprecated, and has nothing in its place
+        warnings.simplefilter("ignore", DeprecationWarning)
+        values = engine.get_profile_shape_input(index, name)
+    return values
 
 
 def _layers_of(library: Library, engine: Any) -> list[Mapping[str, Any]]:

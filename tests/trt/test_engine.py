@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 
+from repo_builder.compilers.base import Target
 from repo_builder.trt.benchmark import median, percentile
-from repo_builder.trt.engine import FUSED, EngineInfo, count_precisions, read_layers
+from repo_builder.trt.engine import FUSED, EngineInfo, count_precisions, inspect_engine, read_layers
+from repo_builder.trt.library import Library
+from tests.servers.fake_gpu import FakeCuda, FakeEngine, TensorIOMode, TensorLocation, fake_tensorrt
 
 
 def layer(name: str, kind: str, *types: str, key: str = "Datatype", tactic: str = "") -> dict[str, Any]:
@@ -72,6 +76,35 @@ def test_a_fused_region_does_not_tell() -> None:
 @pytest.mark.parametrize(("layers", "told"), [({"FP16": 3}, True), ({"FP32": 3}, False), ({}, None)])
 def test_whether_a_precision_came_out(layers: dict[str, int], told: bool | None) -> None:
     assert EngineInfo((), (), (), layers, None).ran_in("FP16") is told
+
+
+class Engine86(FakeEngine):
+    """As TensorRT 8.6.0 tells of one with an input of fixed shape, one without axes and one that holds a size."""
+
+    names = ("free", "fixed", "number", "size")
+
+    def get_tensor_mode(self, _name: str) -> Any:
+        return TensorIOMode.INPUT
+
+    def get_tensor_location(self, name: str) -> Any:
+        return TensorLocation["HOST" if name == "size" else "DEVICE"]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return {"free": (-1, -1), "fixed": (3, 4), "number": (), "size": (1,)}[name]
+
+    def get_profile_shape_input(self, _index: int, _name: str) -> list[tuple[int]]:
+        warnings.warn("Use get_tensor_profile_shape instead.", DeprecationWarning, stacklevel=1)
+        return [(1,), (5,), (9,)]
+
+
+def test_profiles_of_8_6() -> None:
+    cuda = FakeCuda()
+    engine = Engine86(cuda, None, [(2, 6)], max_batch=8)
+    [profile] = inspect_engine(Library(fake_tensorrt(cuda, [], 8), Target.TENSORRT), engine).profiles
+    fixed = {"fixed": (3, 4), "number": ()}
+    assert profile.min == {"free": (1, 2), **fixed, "size": (1,)}
+    assert profile.opt == {"free": (8, 6), **fixed, "size": (5,)}
+    assert profile.max == {"free": (8, 6), **fixed, "size": (9,)}
 
 
 def test_percentiles_as_trtexec_takes_them() -> None:
