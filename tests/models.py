@@ -230,8 +230,8 @@ def quantised(path: Path, batch: int | str = "batch", *, opset: int = 21) -> onn
         {"w": weights(16, 16) + 3, "v": weights(16, 8, seed=1)},
         opset=opset,
     )
-    settings = {"ActivationSymmetric": True, "QuantizeBias": False}
     rows = Batches({"x": row + 3} for row in np.split(weights(16, 16), 16))
+    settings = {"ActivationSymmetric": True}
     quantize_static(save(proto, path), path, rows, quant_format=QuantFormat.QDQ, extra_options=settings)
     proto = onnx.load(path)
     (scale,) = (numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name == "product_scale")

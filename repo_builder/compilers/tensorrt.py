@@ -15,6 +15,7 @@ from repo_builder.errors import CompileError, ModelError, UsageError
 from repo_builder.model import DataType
 from repo_builder.onnx_model import OnnxModel
 from repo_builder.passes.half_graph import HalfGraph
+from repo_builder.passes.quantised import dequantise_biases
 from repo_builder.passes.uint8 import move_uint8_as_fp32
 from repo_builder.trt.build import (
     BuildTimes,
@@ -169,7 +170,7 @@ class TensorRTCompiler:
         """
         import onnx
 
-        proto = model.proto
+        proto = dequantise_biases(model.proto, path.parent)  # with real files: onnx refuses links, as of Hugging Face
         half, half_graph = self.options.half, None
         ports = self.options.half_inputs or self.options.half_outputs
         if half and (is_strongly_typed(self.library, self.options) or ports or self.options.strict):
@@ -180,7 +181,7 @@ class TensorRTCompiler:
             converted = to_half(
                 proto,
                 half,
-                path.parent,  # with real files: onnx refuses links, which Hugging Face's cache has
+                path.parent,
                 half_inputs=self.options.half_inputs,
                 half_outputs=self.options.half_outputs,
             )

@@ -10,7 +10,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,19 +95,16 @@ def _read_profile(engine: Any, inputs: list[str], shape_tensors: frozenset[str],
     return Profile(*corners)
 
 
-def _read_corners(engine: Any, name: str, index: int, is_shape_tensor: bool) -> Sequence[Sequence[int]]:
+def _read_corners(engine: Any, name: str, index: int, is_shape_tensor: bool) -> Any:
     """The least, tuned and largest shape of an input in a profile; of a shape tensor its values."""
-    if not is_shape_tensor:
-        shape = tuple(engine.get_tensor_shape(name))  # of fixed ones, 8.6 has no profile and tells invalid shapes
-        profile: Sequence[Sequence[int]] = engine.get_tensor_profile_shape(name, index) if -1 in shape else [shape] * 3
-        return profile
+    if not is_shape_tensor:  # of fixed shapes, 8.6 has no profile and tells invalid ones
+        shape = engine.get_tensor_shape(name)
+        return engine.get_tensor_profile_shape(name, index) if -1 in tuple(shape) else [shape] * 3
     if hasattr(engine, "get_tensor_profile_values"):
-        values: Sequence[Sequence[int]] = engine.get_tensor_profile_values(index, name)
-        return values
+        return engine.get_tensor_profile_values(index, name)
     with warnings.catch_warnings():  # 8.6 says that it is deprecated, and has nothing in its place
         warnings.simplefilter("ignore", DeprecationWarning)
-        values = engine.get_profile_shape_input(index, name)
-    return values
+        return engine.get_profile_shape_input(index, name)
 
 
 def _layers_of(library: Library, engine: Any) -> list[Mapping[str, Any]]:

@@ -23,8 +23,7 @@ NOT_IN_FINGERPRINT = {"fingerprint": False}
 
 QUANTISED_FOR_TENSORRT = (
     "quantise it with onnxruntime.quantization.quantize_static(..., quant_format=QuantFormat.QDQ, "
-    "extra_options={'ActivationSymmetric': True, 'QuantizeBias': False}): TensorRT takes no zero points but 0, and no "
-    "INT32 biases"
+    "extra_options={'ActivationSymmetric': True}): TensorRT takes no zero points but 0"
 )
 
 

@@ -187,7 +187,7 @@ class InvalidDims:
     """What TensorRT 8.6.0 tells of a fixed shape in a profile."""
 
     def __len__(self) -> int:
-        return -1
+        raise ValueError("__len__() should return >= 0")
 
 
 class FakeEngine:
