@@ -10,10 +10,11 @@ from __future__ import annotations
 import bisect
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +24,9 @@ from repo_builder.trt.plugins import FOLDER, published_plugins
 
 REGISTRY = "nvcr.io/nvidia/tritonserver"
 VERSION_COMPATIBLE_SINCE = "23.09"  # Triton takes --backend-config=tensorrt,version-compatible=true from there
+
+_SHOWN = 3
+"""Of plans of one version in a message, by name."""
 
 Version = tuple[int, ...]
 
@@ -83,9 +87,12 @@ class Plan:
     by_capability: bool = False
     plugins: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.path.parent.name}" + (f"/{self.path.name}" if self.by_capability else "")
+
     def __str__(self) -> str:
-        file = f"/{self.path.name}" if self.by_capability else ""
-        return f"{self.model}/{self.path.parent.name}{file}: TensorRT {version_text(self.tensorrt) or 'unknown'}"
+        return f"{self.name}: TensorRT {version_text(self.tensorrt) or 'unknown'}"
 
 
 @cache
@@ -185,7 +192,7 @@ def container_for(plans: Iterable[Plan], driver: Version = ()) -> Container | No
     Raises:
         RepositoryError: they need different ones, or one that isn't known, or that needs a newer driver.
     """
-    listed = sorted(plans, key=lambda plan: (plan.tensorrt, str(plan)))
+    listed = sorted(plans, key=lambda plan: (plan.tensorrt, plan.name))
     for plan in listed:
         if plan.rtx:
             raise RepositoryError(
@@ -220,7 +227,7 @@ def check_together(plans: Iterable[Plan]) -> None:
     newest = max((plan.tensorrt for plan in known), default=())
     latest = replace(releases()[-1], tensorrt=newest, tensorrt_certain=True)
     if not all(loads(latest, plan) for plan in known):
-        listed = sorted(known, key=lambda plan: (plan.tensorrt, str(plan)))
+        listed = sorted(known, key=lambda plan: (plan.tensorrt, plan.name))
         _refuse(listed, [plan for plan in listed if not containers_for(plan.tensorrt)])
 
 
@@ -236,8 +243,7 @@ def image_hint(plans: Iterable[Plan], driver: Version = ()) -> str | None:
 def _refuse(plans: list[Plan], unknown: list[Plan]) -> NoReturn:
     """Say why no one container loads ``plans``; for those that are ``unknown`` there is none at all."""
     alike = len({plan.tensorrt for plan in plans}) == 1
-    named = "; ".join(f"{plan}{' (no container is known to have it)' if plan in unknown and not alike else ''}"
-                      for plan in plans)  # fmt: skip
+    named = _named(plans, [] if alike else unknown)
     if alike:
         there = ", ".join(_nearest(plans[0].tensorrt))
         raise RepositoryError(
@@ -254,13 +260,24 @@ def _refuse(plans: list[Plan], unknown: list[Plan]) -> NoReturn:
     )
 
 
+def _named(plans: Iterable[Plan], unknown: Collection[Plan] = ()) -> str:
+    """``plans``, sorted by version: of each the first few; those of ``unknown`` are marked."""
+    groups = []
+    for (version, lost), group in groupby(plans, key=lambda plan: (plan.tensorrt, plan in unknown)):
+        names = [plan.name for plan in group]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        mark = " (no container is known to have it)" if lost else ""
+        groups.append(f"{', '.join(names[:_SHOWN])}{more}: TensorRT {version_text(version) or 'unknown'}{mark}")
+    return "; ".join(groups)
+
+
 def _refuse_driver(plans: list[Plan], loading: Iterable[Release], driver: Version) -> NoReturn:
     """Say that ``driver`` runs none of the releases ``loading`` these plans, and both ways out."""
     easiest = min(loading, key=lambda release: (release.driver, release.name))
     newest = newest_for_driver(driver)
     again = f"; or build with TensorRT {version_text(newest.tensorrt)}, as {newest.image} has" if newest else ""
     raise RepositoryError(
-        f"no Triton container that driver {version_text(driver)} runs loads {'; '.join(map(str, plans))}",
+        f"no Triton container that driver {version_text(driver)} runs loads {_named(plans)}",
         f"install driver {version_text(easiest.driver)} or newer, for {easiest.image}, which forward compatibility may "
         f"run on a data-centre GPU as it is, where it is named{again}",
     )

@@ -321,9 +321,9 @@ def test_one_container_for_the_plans_of_a_version(add_on: Add, repository: Path)
     add_on(FakeTensorRT(H100))
     add_on(FakeTensorRT(A10))
     plans = find_plans(Repository(repository))
-    assert [(str(plan), plan.compute_capability) for plan in plans] == [
-        ("net/1/model_cc86.plan: TensorRT 10.8.0.43", "8.6"),
-        ("net/1/model_cc90.plan: TensorRT 10.8.0.43", "9.0"),
+    assert [(plan.name, plan.tensorrt, plan.compute_capability) for plan in plans] == [
+        ("net/1/model_cc86.plan", (10, 8, 0, 43), "8.6"),
+        ("net/1/model_cc90.plan", (10, 8, 0, 43), "9.0"),
     ]
     container = container_for(plans)
     assert container is not None

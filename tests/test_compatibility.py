@@ -236,6 +236,16 @@ def test_plans_that_no_container_loads_are_in_the_list(tmp_path: Path) -> None:
     )
 
 
+def test_of_many_plans_the_first_are_named(tmp_path: Path) -> None:
+    for letter in "abcde":
+        put_plan(tmp_path, letter, (8, 6, 0, 12))
+    with pytest.raises(RepositoryError, match=r"TensorRT of a/1, b/1, c/1 and 2 more: TensorRT 8\.6\.0\.12$"):
+        container_for(find_plans(Repository(tmp_path)))
+    put_plan(tmp_path, "new", (10, 14, 1, 48))
+    with pytest.raises(RepositoryError, match=r"a/1, b/1, c/1 and 2 more: .* known to have it\); new/1: "):
+        container_for(find_plans(Repository(tmp_path)))
+
+
 def test_plans_of_two_versions_in_one_version_of_a_model(tmp_path: Path) -> None:
     put_plan(tmp_path, "net", (10, 14, 1, 48))
     (tmp_path / "net/1/model.plan").rename(tmp_path / "net/1/model_cc90.plan")
