@@ -160,6 +160,8 @@ class Sampler:
             values = rng.standard_normal(shape) if low is None or high is None else rng.uniform(low, high, shape)
             return np.asarray(values).astype(dtype)
         if low is None or high is None:
+            if _is_mask(spec):
+                return _padding(shape, rng).astype(dtype)
             low, high = self._integer_range(spec)
         first, last = math.ceil(low), math.floor(high)
         return np.asarray(rng.integers(first, last, shape, dtype=np.dtype(spec.dtype.numpy), endpoint=True))
@@ -170,6 +172,24 @@ class Sampler:
         if spec.name in self._index_ranges:
             return 0, min(self._index_ranges[spec.name] - 1, limits[1])
         return limits if spec.dtype in {DataType.UINT8, DataType.INT8} else (0, 1)
+
+
+def _is_mask(spec: TensorSpec) -> bool:
+    """Whether an input says which of a sentence's tokens are there, as tokenizers' ``attention_mask`` does."""
+    whole = spec.dtype in {DataType.INT32, DataType.INT64, DataType.BOOL}
+    return whole and "mask" in spec.name.lower() and len(spec.shape or ()) == 2
+
+
+def _padding(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[Any]:
+    """Ones, one at least, and zeros behind them, along the last axis: sentences of any length, padded.
+
+    Zeros before a sentence would leave causal attention tokens that see none, of which each runtime makes its own.
+    """
+    import numpy as np
+
+    length = shape[-1]
+    ones = rng.integers(min(1, length), length, (*shape[:-1], 1), endpoint=True)
+    return np.arange(length) < ones
 
 
 def index_ranges(proto: onnx.ModelProto) -> dict[str, int]:

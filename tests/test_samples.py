@@ -53,6 +53,30 @@ class TestRandom:
 
         assert (array.min(), array.max()) == (low, high)
 
+    @pytest.mark.parametrize("dtype", [DataType.INT32, INT64, DataType.BOOL])
+    def test_a_mask_of_tokens_has_the_padding_behind_them(self, dtype: DataType) -> None:
+        mask = TensorSpec("attention_mask", dtype, ("batch", "length"))
+        rows = [sample(mask, row)[0] for row in range(100)]
+
+        assert {row.dtype for row in rows} == {np.dtype(dtype.numpy)}
+        lengths = {int(row.sum()) for row in rows}
+        assert (min(lengths), max(lengths)) == (1, SIZES[1])
+        assert all((row[:-1] >= row[1:]).all() for row in rows)
+        assert sample(mask, shapes={"attention_mask": (1, 0)}).shape == (1, 0)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            TensorSpec("mask", DataType.UINT8, ("batch", 1000)),
+            TensorSpec("mask", INT64, ("batch", 1, 1000)),
+            TensorSpec("ids", INT64, ("batch", 1000)),
+        ],
+    )
+    def test_what_is_no_such_mask_is_random(self, other: TensorSpec) -> None:
+        row = sample(other).ravel()
+
+        assert not (row[:-1] >= row[1:]).all()
+
     def test_is_the_same_every_time_and_another_for_each_row_seed_and_name(self) -> None:
         first = sample(X)
 
