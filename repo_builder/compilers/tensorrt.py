@@ -34,8 +34,8 @@ from repo_builder.trt.definition import (
     refuse_conversion,
     refuse_network,
 )
-from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
-from repo_builder.trt.hints import build_hints, describe_types
+from repo_builder.trt.engine import QUANTISED, EngineInfo, inspect_build, inspect_engine
+from repo_builder.trt.hints import build_hints, describe_half_model, describe_types
 from repo_builder.trt.interrupts import held
 from repo_builder.trt.library import Library, load_library
 from repo_builder.trt.log import BuildLog, keep_newest, log_path
@@ -130,7 +130,8 @@ class TensorRTCompiler:
                 except CompileError as error:
                     raise with_node(error, proto) from None
                 artifact = self._artifact(engine, half_graph, folder, log)
-                return replace(artifact, hints=(*describe_types(model.spec, engine.info), *artifact.hints))
+                half = describe_half_model(self.library, self.options, model.proto, engine.info)
+                return replace(artifact, hints=(*describe_types(model.spec, engine.info), *half, *artifact.hints))
         finally:
             for file in (graph, folder / GRAPH_DATA, *(folder / name for name in model.spec.external_files)):
                 file.unlink(missing_ok=True)
@@ -253,7 +254,7 @@ class TensorRTCompiler:
                 if runnable is not None
                 else inspect_build(self.library, network, profiles, log.engine_text)
             )
-        self._check_precision(info)
+        check_precision(self.library, self.options, info)
         return _Engine(plan, info, runnable, obstacle, largest, seconds, cache.hit if cache else None, gpu, hints)
 
     def _deserialise(self, plan: bytes, gpu: Gpu | None, log: BuildLog) -> tuple[Any, str]:
@@ -271,17 +272,6 @@ class TensorRTCompiler:
         if self.target is Target.TENSORRT and not (self.options.hardware_compatibility or self.options.strip_weights):
             raise CompileError(f"the engine was built but does not load: {said}", log.place)
         return None, f"this GPU ({gpu.name}, compute capability {gpu.compute_capability}) can't run it: {said}"
-
-    def _check_precision(self, info: EngineInfo) -> None:
-        half = self.options.half
-        if half and info.ran_in(half.value) is False and not (self.options.bf16 and info.ran_in("BF16")):
-            raise CompileError(
-                f"--{half.value.lower()} was asked for, but no layer of the engine computes in it: "
-                + ", ".join(f"{count} {precision}" for precision, count in info.layers.items()),
-                "drop the flag"
-                if is_strongly_typed(self.library, self.options)
-                else "--strict takes the precision of every layer from a converted graph; or drop the flag",
-            )
 
     def _artifact(self, engine: _Engine, graph: HalfGraph | None, folder: Path, log: BuildLog) -> Artifact:
         """Write the plan, with its plugins where it is to be served, and describe it."""
@@ -371,6 +361,21 @@ def _network_inputs(network: Any) -> list[NetworkInput]:
         )
         for tensor in tensors
     ]
+
+
+def check_precision(library: Library, options: TensorRTOptions, info: EngineInfo) -> None:
+    """Raise CompileError if no layer computes in what was asked for, nor, in a quantised model, in less."""
+    half = options.half
+    if not half or info.ran_in(half.value) is not False:
+        return
+    if info.layers.keys() & {*QUANTISED, *(["BF16"] if options.bf16 else [])}:
+        return
+    chooses = not (is_strongly_typed(library, options) or options.strict)
+    raise CompileError(
+        f"--{half.value.lower()} was asked for, but no layer of the engine computes in it: "
+        + ", ".join(f"{count} {precision}" for precision, count in info.layers.items()),
+        f"{'--strict takes the precision of every layer from a converted graph; or ' if chooses else ''}drop the flag",
+    )
 
 
 def _constrain_layers(library: Library, network: Any) -> None:

@@ -774,6 +774,14 @@ def test_a_quantised_model_is_held_to_what_its_graph_says(tmp_path: Path) -> Non
 
 
 @rtx
+def test_a_quantised_model_may_have_nothing_left_for_fp16(tmp_path: Path) -> None:
+    quantised(tmp_path / "net.onnx")
+    options = TensorRTOptions(fp16=True)
+    compiled = compile_plan(tmp_path / "net.onnx", tmp_path / "net.plan", target=Target.TENSORRT_RTX, options=options)
+    assert compiled.engine["layers_by_precision"].keys() == {"INT8", "FP32"}
+
+
+@rtx
 def test_a_detector_that_picks_its_boxes(tmp_path: Path) -> None:
     """Of 500 random scores some lie nearer to each other than FP16 can tell."""
     proto = model(

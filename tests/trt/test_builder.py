@@ -7,15 +7,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from repo_builder.compilers.base import Target
+from repo_builder.compilers.tensorrt import check_precision
 from repo_builder.errors import CompileError
+from repo_builder.model import DataType
 from repo_builder.trt import cuda
 from repo_builder.trt.build import configure, make_builder
+from repo_builder.trt.engine import FUSED, EngineInfo
+from repo_builder.trt.hints import describe_half_model
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.options import TensorRTOptions
+from tests.models import FP32, model, node, weights
 from tests.servers.fake_gpu import CODES, FakeCuda, ILogger, Severity
 
 FAILURE = "6: CUDA initialization failure with error: 2"
@@ -39,21 +45,79 @@ def test_a_builder_that_does_not_start_says_why(
     assert "is memory left on it? nvidia-smi tells" in str(caught.value.hint)
 
 
+def library_that_chooses(**members: Any) -> Library:
+    """TensorRT 8.6, which computes in half precision where that is allowed and faster."""
+    module = SimpleNamespace(
+        __version__="8.6.0",
+        BuilderFlag=SimpleNamespace(FP16="FP16", INT8="INT8"),
+        NetworkDefinitionCreationFlag=SimpleNamespace(EXPLICIT_BATCH=0),
+        **members,
+    )
+    return Library(module, Target.TENSORRT)
+
+
 @pytest.mark.parametrize(
     ("layers", "flags"), [(["MATRIX_MULTIPLY"], {"FP16"}), (["QUANTIZE", "DEQUANTIZE"], {"FP16", "INT8"})]
 )
 def test_a_quantised_network_may_compute_in_int8(layers: list[str], flags: set[str]) -> None:
-    module = SimpleNamespace(
-        __version__="8.6.0",
-        BuilderFlag=SimpleNamespace(FP16="FP16", INT8="INT8"),
+    library = library_that_chooses(
         LayerType=SimpleNamespace(QUANTIZE="QUANTIZE", DEQUANTIZE="DEQUANTIZE"),
-        NetworkDefinitionCreationFlag=SimpleNamespace(EXPLICIT_BATCH=0),
         ProfilingVerbosity=SimpleNamespace(DETAILED=2),
     )
     found: set[str] = set()
     builder = SimpleNamespace(create_builder_config=lambda: SimpleNamespace(set_flag=found.add))
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda index: SimpleNamespace(type=layers[index]))
 
-    configure(Library(module, Target.TENSORRT), builder, network, TensorRTOptions(fp16=True), ())
+    configure(library, builder, network, TensorRTOptions(fp16=True), ())
 
     assert found == flags
+
+
+def engine_of(**layers: int) -> EngineInfo:
+    return EngineInfo((), (), (), layers, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({}, {"FP32": 4}),
+        ({"fp16": True}, {"FP16": 1, "FP32": 3}),
+        ({"fp16": True}, {FUSED: 1, "FP32": 3}),
+        ({"fp16": True}, {"INT8": 1, "FP32": 3}),
+        ({"fp16": True, "bf16": True}, {"BF16": 1, "FP32": 3}),
+    ],
+)
+def test_a_precision_that_came_out(options: dict[str, Any], layers: dict[str, int]) -> None:
+    check_precision(library_that_chooses(), TensorRTOptions(**options), engine_of(**layers))
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"fp16": True}, "--strict takes the precision of every layer from a converted graph; or drop the flag"),
+        ({"fp16": True, "strict": True}, "drop the flag"),
+    ],
+)
+def test_fp16_that_came_out_fp32_is_an_error(options: dict[str, Any], hint: str) -> None:
+    with pytest.raises(CompileError, match=r"--fp16 was asked for, .*: 3 FP32, 1 TF32$") as caught:
+        check_precision(library_that_chooses(), TensorRTOptions(**options), engine_of(FP32=3, TF32=1))
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("options", "layers", "told"),
+    [
+        ({}, {"FP32": 3}, ("the model is FP16, its engine computes in FP32: --fp16 allows it FP16",)),
+        ({}, {FUSED: 3}, ()),
+        ({"fp16": True}, {"FP32": 3}, ()),
+    ],
+)
+def test_a_model_in_half_precision_that_is_computed_in_single(
+    options: dict[str, Any], layers: dict[str, int], told: tuple[str, ...]
+) -> None:
+    x = {"x": (DataType.FP16, [4])}
+    half = model([node("Add", ["x", "w"], ["y"])], x, {"y": x["x"]}, {"w": weights(4).astype(np.float16)})
+    given = library_that_chooses(), TensorRTOptions(**options)
+    assert describe_half_model(*given, half, engine_of(**layers)) == told
+    single = model([node("Add", ["x", "w"], ["y"])], {"x": (FP32, [4])}, {"y": (FP32, [4])}, {"w": weights(4)})
+    assert describe_half_model(*given, single, engine_of(**layers)) == ()
