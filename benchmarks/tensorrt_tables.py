@@ -20,8 +20,10 @@ from repo_builder.compilers.tensorrt import TOLERANCES
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tensorrt.md"
 RESULTS = ROOT / "benchmarks" / "results" / "tensorrt.json"
-ROUNDOFF = {"FP32": -24, "TF32": -11, "FP16": -11, "BF16": -8}
-"""log2 of the unit roundoff: half the distance of 1 to the next number (TF32 has FP16's 10 bits of fraction)."""
+ROUNDOFF = {"FP32": -24, "TF32": -11, "FP16": -11, "BF16": -8, "INT8": -8}
+"""log2 of the unit roundoff: half the distance of 1 to the next number (TF32 has FP16's 10 bits of fraction).
+
+Of INT8 the same of the largest value, 127 steps."""
 
 BATCHES = (1, 8, 16, 32, 64, 128)
 WAYS = ("single", "http", "shared_memory")

@@ -164,7 +164,7 @@ class _Recorded:
             outputs=read_tensors(manifest["outputs"]),
             max_batch_size=manifest["max_batch_size"],
             run=None,
-            tolerance=_tolerance_of(target, tensorrt),
+            tolerance=_tolerance_of(target, tensorrt, quantised=bool((manifest.get("engine") or {}).get("quantised"))),
             profiles=profiles,
             shape_tensors=frozenset(entry["name"] for entry in manifest["inputs"] if entry.get("shape_tensor")),
         )
@@ -337,9 +337,10 @@ def _as_written(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _tolerance_of(target: Target, options: Mapping[str, Any]) -> Tolerance:
+def _tolerance_of(target: Target, options: Mapping[str, Any], *, quantised: bool) -> Tolerance:
     if target is Target.ONNXRUNTIME:
         return Tolerance()
     from repo_builder.compilers.tensorrt import tolerance_of
 
-    return tolerance_of(TensorRTOptions(fp16=options["fp16"], bf16=options["bf16"], tf32=options["tf32"]))
+    given = TensorRTOptions(fp16=options["fp16"], bf16=options["bf16"], tf32=options["tf32"])
+    return tolerance_of(given, quantised=quantised)

@@ -246,10 +246,19 @@ def verify(
     if worst.mismatched:
         raise VerificationError(
             f"output {worst.name!r} is not what {reference.session.runner} computes from the source: "
-            f"{worst.mismatched} of {worst.elements} elements differ, by up to {worst.max_absolute_error:.3g}",
+            f"{worst.mismatched} of {worst.elements} elements differ, by up to "
+            f"{worst.max_absolute_error:.3g}{_likeness(worst)}",
             _hint(reference, worst.name),
         )
     return result
+
+
+def _likeness(report: OutputReport) -> str:
+    """Figures that tell a number of another rounding from another number; none of integers."""
+    if not report.cosine_error:
+        return ""
+    top1 = "" if report.top1_agreement is None else f", same top-1 in {report.top1_agreement:.0%}"
+    return f" (cosine error {report.cosine_error:.1e}{top1})"
 
 
 def sizes_to_verify(largest: int, *, batchable: bool) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from repo_builder.trt.build import (
     TimingCache,
     build,
     configure,
+    is_quantised,
     is_strongly_typed,
     make_builder,
     network_flags,
@@ -63,12 +64,18 @@ TOLERANCES = {
     "TF32": Tolerance(rtol=1e-2, scale=5e-3, flips=1e-2),
     "FP16": Tolerance(rtol=1e-2, scale=1e-2, flips=1e-2),
     "BF16": Tolerance(rtol=8e-2, scale=8e-2, flips=8e-2),
+    # Steps are 1/127 of the largest value: two of them and a half, since what lies between two goes to either.
+    "INT8": Tolerance(rtol=2e-2, scale=2e-2, flips=2e-2),
 }
 
 
-def tolerance_of(options: TensorRTOptions) -> Tolerance:
-    """What the precision of an engine built so allows."""
-    return TOLERANCES[options.half.value if options.half else "TF32" if options.tf32 else "FP32"]
+def tolerance_of(options: TensorRTOptions, *, quantised: bool = False) -> Tolerance:
+    """What the precision of an engine built so allows; ``quantised`` by its QuantizeLinear nodes."""
+    if options.half is DataType.BF16:
+        return TOLERANCES["BF16"]
+    if quantised:
+        return TOLERANCES["INT8"]
+    return TOLERANCES["FP16" if options.half else "TF32" if options.tf32 else "FP32"]
 
 
 @dataclass(frozen=True)
@@ -255,7 +262,8 @@ class TensorRTCompiler:
                 else inspect_build(self.library, network, profiles, log.engine_text)
             )
         check_precision(self.library, self.options, info)
-        return _Engine(plan, info, runnable, obstacle, largest, seconds, cache.hit if cache else None, gpu, hints)
+        hit, quantised = cache.hit if cache else None, is_quantised(self.library, network)
+        return _Engine(plan, info, runnable, obstacle, largest, seconds, hit, gpu, hints, quantised)
 
     def _deserialise(self, plan: bytes, gpu: Gpu | None, log: BuildLog) -> tuple[Any, str]:
         """The engine ready to run, or why it can't be had here."""
@@ -287,7 +295,7 @@ class TensorRTCompiler:
             max_batch_size=engine.largest_batch,
             run=run,
             tools={self.library.name: self.library.version},
-            tolerance=tolerance_of(self.options),
+            tolerance=tolerance_of(self.options, quantised=engine.quantised),
             unverified=unverified,
             profiles=engine.info.profiles,
             shape_tensors=engine.info.shape_tensors,
@@ -323,6 +331,7 @@ class TensorRTCompiler:
             "library": f"{self.library.name} {self.library.version}",
             "gpu": asdict(engine.gpu) if engine.gpu else None,
             "layers_by_precision": dict(info.layers),
+            "quantised": engine.quantised,
             "profiles": [describe_profile(profile) for profile in info.profiles],
             "device_memory_bytes": info.device_memory,
             "build_seconds": round(engine.seconds, 2),
@@ -348,10 +357,14 @@ class _Engine:
     cache_hit: bool | None
     gpu: Gpu | None
     hints: tuple[str, ...]
+    quantised: bool
+
+
+def _inputs_of(network: Any) -> list[Any]:
+    return [network.get_input(index) for index in range(network.num_inputs)]
 
 
 def _network_inputs(network: Any) -> list[NetworkInput]:
-    tensors = (network.get_input(index) for index in range(network.num_inputs))
     return [
         NetworkInput(
             tensor.name,
@@ -359,7 +372,7 @@ def _network_inputs(network: Any) -> list[NetworkInput]:
             tensor.is_shape_tensor,
             tuple(tensor.get_dimension_name(axis) or "" for axis in range(len(tensor.shape))),
         )
-        for tensor in tensors
+        for tensor in _inputs_of(network)
     ]
 
 
@@ -379,15 +392,35 @@ def check_precision(library: Library, options: TensorRTOptions, info: EngineInfo
 
 
 def _constrain_layers(library: Library, network: Any) -> None:
-    """Hold every layer that reads half precision to it; the graph was converted before."""
-    halves = [
-        getattr(library.module.DataType, name) for name in ("HALF", "BF16") if hasattr(library.module.DataType, name)
-    ]
+    """Hold every layer that the converted graph has in FP16 to it.
+
+    Where the builder chooses, all tensors within a network are FP32 until it has chosen: their types follow from those
+    of inputs and weights, by what the graph casts to.
+    """
+    trt = library.module
+    kinds = trt.LayerType
+    half = {tensor.name for tensor in _inputs_of(network) if tensor.dtype == trt.DataType.HALF}
+    flow = {
+        getattr(kinds, name)
+        for name in ("ASSERTION", "CONDITION", "ITERATOR", "LOOP_OUTPUT", "RECURRENCE", "SHAPE", "TRIP_LIMIT")
+        if hasattr(kinds, name)
+    }
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        tensor = layer.get_input(0) if layer.num_inputs else None
-        if tensor is not None and tensor.dtype in halves and layer.type != library.module.LayerType.CAST:
-            layer.precision = tensor.dtype
+        reads = [layer.get_input(place) for place in range(layer.num_inputs)]
+        if layer.type == kinds.CAST:
+            layer.__class__ = trt.ICastLayer
+            is_half = layer.to_type == trt.DataType.HALF
+        elif layer.type == kinds.CONSTANT:
+            layer.__class__ = trt.IConstantLayer
+            is_half = str(layer.weights.dtype) in {"float16", "DataType.HALF"}  # of an array, of Weights
+        else:
+            is_half = any(tensor is not None and tensor.name in half for tensor in reads)
+            if is_half and layer.type not in flow:
+                layer.precision = trt.DataType.HALF
+        if is_half:
+            made = (layer.get_output(place) for place in range(layer.num_outputs))
+            half.update(tensor.name for tensor in made if tensor.dtype in {trt.DataType.FLOAT, trt.DataType.HALF})
 
 
 def describe_profile(profile: Profile) -> dict[str, Mapping[str, list[int]]]:

@@ -23,6 +23,11 @@ from repo_builder.trt.log import BuildLog
 from repo_builder.trt.messages import REFUSED_LAYER, tidy
 from repo_builder.trt.options import MIB, Profile, TensorRTOptions
 
+_NO_REASON = re.compile(r"^Myelin error from unknown graph|timing cache will not be used", re.IGNORECASE)
+"""What TensorRT 8.6 logs as errors of builds that go on."""
+
+_OWN_FAULT = "a fault of its own: it may build in another precision, or serve it by add --target onnxruntime"
+
 TICK_S = 0.5
 STOP_S = 60.0
 """How long the library may take to stop; it asks whether to go on only between its steps."""
@@ -68,7 +73,7 @@ def _flags(library: Library, network: Any, options: TensorRTOptions) -> list[tup
     asked = {
         ("FP16", "--fp16"): chooses and options.fp16,
         ("BF16", "--bf16"): chooses and options.bf16,
-        ("INT8", "--int8"): chooses and _is_quantised(library, network),
+        ("INT8", "--int8"): chooses and is_quantised(library, network),
         ("OBEY_PRECISION_CONSTRAINTS", "--strict"): chooses and options.strict,
         ("SPARSE_WEIGHTS", "--sparsity"): options.sparsity,
         ("REFIT", "--refit"): options.refit,
@@ -78,7 +83,7 @@ def _flags(library: Library, network: Any, options: TensorRTOptions) -> list[tup
     return [flag for flag, wanted in asked.items() if wanted]
 
 
-def _is_quantised(library: Library, network: Any) -> bool:
+def is_quantised(library: Library, network: Any) -> bool:
     """Whether QuantizeLinear or DequantizeLinear nodes say where to compute in INT8, which the builder has to allow."""
     kinds = library.module.LayerType
     return any(
@@ -158,14 +163,18 @@ def _set_compute_capabilities(library: Library, config: Any, wanted: tuple[str, 
 
 
 def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> None:
+    """Add it, with fixed shapes, too: of an engine without any, 8.6 does not tell the inputs' shapes if outputs depend
+    on the data.
+    """
     made = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        if tensor.name not in profile.opt:
-            continue
-        corners = (profile.min[tensor.name], profile.opt[tensor.name], profile.max[tensor.name])
-        (made.set_shape_input if tensor.is_shape_tensor else made.set_shape)(tensor.name, *corners)
-    if profile.opt and config.add_optimization_profile(made) < 0:
+        if tensor.name in profile.opt:
+            corners = (profile.min[tensor.name], profile.opt[tensor.name], profile.max[tensor.name])
+            (made.set_shape_input if tensor.is_shape_tensor else made.set_shape)(tensor.name, *corners)
+        elif not tensor.is_shape_tensor:
+            made.set_shape(tensor.name, *[tuple(tensor.shape)] * 3)
+    if config.add_optimization_profile(made) < 0:
         raise CompileError(f"TensorRT refuses the profile {profile}", "see --min-shapes, --opt-shapes, --max-shapes")
 
 
@@ -315,7 +324,8 @@ def _make_monitor(library: Library, cancelled: threading.Event) -> Any:
 
 
 def _build_error(library: Library, log: BuildLog, failure: BaseException | None) -> CompileError:
-    told = [text for text in map(tidy, log.errors) if text][:3]
+    texts = list(filter(None, map(tidy, log.errors)))
+    told = [text for text in texts if not _NO_REASON.search(text)][:3] or texts[:3]
     said = "; ".join(told) or tidy(str(failure or "it gave no reason"))
     hint = log.place
     lowered = said.lower()
@@ -334,7 +344,9 @@ def _build_error(library: Library, log: BuildLog, failure: BaseException | None)
     elif "no runners" in lowered:
         hint = f"it has no kernel for that: export that part otherwise, or serve it by add --target onnxruntime; {hint}"
     elif "myelincheckexception" in lowered:
-        hint = f"a fault of its own: it may build in another precision, or serve it by add --target onnxruntime; {hint}"
+        hint = f"{_OWN_FAULT}; {hint}"
     elif re.search(r"\bI\w+Layer ", said):
         hint = f"{REFUSED_LAYER}; {hint}"
+    elif re.search(r"\bassertion .* failed", lowered):
+        hint = f"{_OWN_FAULT}; {hint}"
     return CompileError(f"{library.name} can't build the engine: {said}", hint)

@@ -224,12 +224,15 @@ class TritonPythonModel(BatchModel):
         if there and not self.values:
             return
         lane.shapes = {}
+        for name in self.values:
+            source = first.inputs[name]
+            address = self.pinned.take(source.nbytes)  # aligned, as TensorRT 8.6 wants them to be
+            ctypes.memmove(address, source.address, source.nbytes)
+            lane.context.set_tensor_address(name, address)
         for name, address in places.items():
             lane.context.set_tensor_address(name, address)
             if not lane.context.set_input_shape(name, shapes[name]):
                 raise RequestError(f"the engine refuses shape {list(shapes[name])} for {name!r}: {self.last_error()}")
-        for name in self.values:
-            lane.context.set_tensor_address(name, first.inputs[name].address)
         for name in self.outputs:
             self.place_output(lane, name)
         if lane.generation != self.device.generation:  # graphs hold the addresses of before
