@@ -391,6 +391,13 @@ def check_precision(library: Library, options: TensorRTOptions, info: EngineInfo
     )
 
 
+_WITHOUT_PRECISION = frozenset({
+    "ASSERTION", "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT", "ITERATOR", "LOOP_OUTPUT", "PLUGIN",
+    "PLUGIN_V2", "RECURRENCE", "SHAPE", "TRIP_LIMIT",
+})  # fmt: skip
+"""Types of layers that say where data goes, or that have types of their own."""
+
+
 def _constrain_layers(library: Library, network: Any) -> None:
     """Hold every layer that the converted graph has in FP16 to it.
 
@@ -400,11 +407,6 @@ def _constrain_layers(library: Library, network: Any) -> None:
     trt = library.module
     kinds = trt.LayerType
     half = {tensor.name for tensor in _inputs_of(network) if tensor.dtype == trt.DataType.HALF}
-    flow = {
-        getattr(kinds, name)
-        for name in ("ASSERTION", "CONDITION", "ITERATOR", "LOOP_OUTPUT", "RECURRENCE", "SHAPE", "TRIP_LIMIT")
-        if hasattr(kinds, name)
-    }
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         reads = [layer.get_input(place) for place in range(layer.num_inputs)]
@@ -416,7 +418,7 @@ def _constrain_layers(library: Library, network: Any) -> None:
             is_half = str(layer.weights.dtype) in {"float16", "DataType.HALF"}  # of an array, of Weights
         else:
             is_half = any(tensor is not None and tensor.name in half for tensor in reads)
-            if is_half and layer.type not in flow:
+            if is_half and layer.type.name not in _WITHOUT_PRECISION:
                 layer.precision = trt.DataType.HALF
         if is_half:
             made = (layer.get_output(place) for place in range(layer.num_outputs))
