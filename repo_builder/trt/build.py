@@ -163,18 +163,23 @@ def _set_compute_capabilities(library: Library, config: Any, wanted: tuple[str, 
 
 
 def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> None:
-    """Add it, with fixed shapes, too: of an engine without any, 8.6 does not tell the inputs' shapes if outputs depend
-    on the data.
+    """Add ``profile`` and the fixed shapes.
+
+    An engine that has no profile and outputs whose size depends on the data has no contexts in TensorRT 8.6.
     """
     made = builder.create_optimization_profile()
+    ranged = 0
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.name in profile.opt:
             corners = (profile.min[tensor.name], profile.opt[tensor.name], profile.max[tensor.name])
             (made.set_shape_input if tensor.is_shape_tensor else made.set_shape)(tensor.name, *corners)
-        elif not tensor.is_shape_tensor:
-            made.set_shape(tensor.name, *[tuple(tensor.shape)] * 3)
-    if config.add_optimization_profile(made) < 0:
+        elif shape := tuple(tensor.shape):
+            made.set_shape(tensor.name, shape, shape, shape)
+        else:
+            continue
+        ranged += 1
+    if ranged and config.add_optimization_profile(made) < 0:
         raise CompileError(f"TensorRT refuses the profile {profile}", "see --min-shapes, --opt-shapes, --max-shapes")
 
 

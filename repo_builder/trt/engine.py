@@ -92,16 +92,20 @@ def inspect_engine(library: Library, engine: Any) -> EngineInfo:
 def _read_profile(engine: Any, inputs: list[str], shape_tensors: frozenset[str], index: int) -> Profile:
     corners: list[dict[str, tuple[int, ...]]] = [{}, {}, {}]
     for name in inputs:
-        for corner, shape in zip(corners, _read_corners(engine, name, index, name in shape_tensors), strict=True):
-            corner[name] = tuple(shape)
+        ranges = _read_values(engine, name, index) if name in shape_tensors else None
+        for corner, shape in zip(corners, ranges or engine.get_tensor_profile_shape(name, index), strict=True):
+            try:
+                corner[name] = tuple(shape)
+            except ValueError:  # with a negative number of axes
+                raise CompileError(
+                    f"the engine has no profile with the shape of input {name!r}",
+                    "TensorRT 8.6 runs none without where the size of an output depends on the data: build it again",
+                ) from None
     return Profile(*corners)
 
 
-def _read_corners(engine: Any, name: str, index: int, is_shape_tensor: bool) -> Any:
-    """The least, tuned and largest shape of an input in a profile; of a shape tensor its values."""
-    if not is_shape_tensor:  # of fixed shapes, 8.6 has no profile and tells invalid ones
-        shape = engine.get_tensor_shape(name)
-        return engine.get_tensor_profile_shape(name, index) if -1 in tuple(shape) else [shape] * 3
+def _read_values(engine: Any, name: str, index: int) -> Any:
+    """The least, tuned and largest values of an input that holds sizes."""
     if hasattr(engine, "get_tensor_profile_values"):
         return engine.get_tensor_profile_values(index, name)
     with warnings.catch_warnings():  # 8.6 says that it is deprecated, and has nothing in its place

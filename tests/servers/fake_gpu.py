@@ -149,11 +149,8 @@ class Context:
         self.active_optimization_profile = index
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shapes[name] = shape
-        fixed = self.engine.get_tensor_shape(name)
-        if -1 not in fixed:
-            return shape == fixed
         low, _, high = self.engine.get_tensor_profile_shape(name, self.active_optimization_profile)
+        self.shapes[name] = shape
         return all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
 
     def set_tensor_address(self, name: str, address: int) -> None:
@@ -181,13 +178,6 @@ class Context:
             return False
         y[:] = 2 * x
         return True
-
-
-class InvalidDims:
-    """What TensorRT 8.6.0 tells of a fixed shape in a profile."""
-
-    def __len__(self) -> int:
-        raise ValueError("__len__() should return >= 0")
 
 
 class FakeEngine:
@@ -233,9 +223,7 @@ class FakeEngine:
     def get_tensor_location(self, name: str) -> Any:
         return self.output_location if name == "y" else TensorLocation["DEVICE"]
 
-    def get_tensor_profile_shape(self, name: str, index: int) -> list[Any]:
-        if -1 not in self.get_tensor_shape(name):
-            return [InvalidDims()] * 3
+    def get_tensor_profile_shape(self, _name: str, index: int) -> list[Any]:
         low, high = self.widths[index]
         return [(1, low), (self.max_batch, high), (self.max_batch, high)]
 

@@ -602,14 +602,6 @@ def test_what_is_fixed_in_the_engine_may_be_free_in_the_config(
     assert "x [1, 7] to [4, 7]" in other.error().message()
 
 
-def test_an_engine_of_fixed_shapes(backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    engine = altered(get_tensor_shape=lambda *_: (2, 7))
-    instance = Instance(backend, monkeypatch, tmp_path, widths=[(7, 7)], engine=engine, max_batch_size=0)
-    fits, other = instance.run(rows(2, 7), rows(1, 7))
-    np.testing.assert_array_equal(fits.tensors[0].as_numpy(), 2 * rows(2, 7))
-    assert "x [2, 7] to [2, 7]" in other.error().message()
-
-
 def test_the_plan_for_this_gpu_s_compute_capability_is_loaded(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from repo_builder.compilers.base import Target
+from repo_builder.errors import CompileError
 from repo_builder.trt.benchmark import median, percentile
 from repo_builder.trt.engine import FUSED, EngineInfo, count_precisions, inspect_engine, read_layers
 from repo_builder.trt.library import Library
+from repo_builder.trt.options import Profile
 from tests.servers.fake_gpu import FakeCuda, FakeEngine, TensorIOMode, TensorLocation, fake_tensorrt
 
 
@@ -79,9 +81,9 @@ def test_whether_a_precision_came_out(layers: dict[str, int], told: bool | None)
 
 
 class Engine86(FakeEngine):
-    """As TensorRT 8.6.0 tells of one with an input of fixed shape, one without axes and one that holds a size."""
+    """As TensorRT 8.6.0 tells of one with an input that holds a size."""
 
-    names = ("free", "fixed", "number", "size")
+    names = ("x", "size")
 
     def get_tensor_mode(self, _name: str) -> Any:
         return TensorIOMode.INPUT
@@ -89,22 +91,30 @@ class Engine86(FakeEngine):
     def get_tensor_location(self, name: str) -> Any:
         return TensorLocation["HOST" if name == "size" else "DEVICE"]
 
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return {"free": (-1, -1), "fixed": (3, 4), "number": (), "size": (1,)}[name]
-
     def get_profile_shape_input(self, _index: int, _name: str) -> list[tuple[int]]:
         warnings.warn("Use get_tensor_profile_shape instead.", DeprecationWarning, stacklevel=1)
         return [(1,), (5,), (9,)]
 
 
-def test_profiles_of_8_6() -> None:
+class InvalidDims:
+    """The shape that TensorRT 8.6.0 tells of what is in no profile."""
+
+    def __len__(self) -> int:
+        raise ValueError("__len__() should return >= 0")
+
+    def __getitem__(self, index: int) -> int:
+        raise IndexError(index)
+
+
+def test_a_profile_of_8_6() -> None:
     cuda = FakeCuda()
     engine = Engine86(cuda, None, [(2, 6)], max_batch=8)
-    [profile] = inspect_engine(Library(fake_tensorrt(cuda, [], 8), Target.TENSORRT), engine).profiles
-    fixed = {"fixed": (3, 4), "number": ()}
-    assert profile.min == {"free": (1, 2), **fixed, "size": (1,)}
-    assert profile.opt == {"free": (8, 6), **fixed, "size": (5,)}
-    assert profile.max == {"free": (8, 6), **fixed, "size": (9,)}
+    library = Library(fake_tensorrt(cuda, [], 8), Target.TENSORRT)
+    [profile] = inspect_engine(library, engine).profiles
+    assert profile == Profile({"x": (1, 2), "size": (1,)}, {"x": (8, 6), "size": (5,)}, {"x": (8, 6), "size": (9,)})
+    engine.get_tensor_profile_shape = lambda *_: [InvalidDims()] * 3  # type: ignore[method-assign]
+    with pytest.raises(CompileError, match="no profile with the shape of input 'x'"):
+        inspect_engine(library, engine)
 
 
 def test_percentiles_as_trtexec_takes_them() -> None:

@@ -142,8 +142,8 @@ def profile_corners(engine: Any, ports: Iterable[EnginePort], index: int) -> lis
     """The smallest, tuned and largest shapes of a profile; of an input that holds sizes its values."""
     corners: list[dict[str, tuple[int, ...]]] = [{}, {}, {}]
     for port in ports:
-        if not port.values:  # of fixed shapes, 8.6 has no profile and tells invalid ones
-            shapes = engine.get_tensor_profile_shape(port.name, index) if -1 in port.shape else [port.shape] * 3
+        if not port.values:
+            shapes = engine.get_tensor_profile_shape(port.name, index)
         elif hasattr(engine, "get_tensor_profile_values"):
             shapes = engine.get_tensor_profile_values(index, port.name)
         else:  # before TensorRT 10
