@@ -231,7 +231,7 @@ class TensorRTCompiler:
         except CompileError as error:
             raise CompileError(error.message, "; ".join(filter(None, (*idle, error.hint)))) from None
         if self.options.strict and not is_strongly_typed(self.library, self.options):
-            _constrain_layers(self.library, network)
+            constrain_layers(self.library, network)
         inputs = _network_inputs(network)
         profiles = plan_profiles(inputs, self.options.profiles, batchable=batchable, max_batch_size=max_batch_size)
         if batchable and self.served:
@@ -398,7 +398,7 @@ _WITHOUT_PRECISION = frozenset({
 """Types of layers that say where data goes, or that have types of their own."""
 
 
-def _constrain_layers(library: Library, network: Any) -> None:
+def constrain_layers(library: Library, network: Any) -> None:
     """Hold every layer that the converted graph has in FP16 to it.
 
     Where the builder chooses, all tensors within a network are FP32 until it has chosen: their types follow from those

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +13,11 @@ import numpy as np
 import pytest
 
 from repo_builder.compilers.base import Target
-from repo_builder.compilers.tensorrt import check_precision
+from repo_builder.compilers.tensorrt import check_precision, constrain_layers
 from repo_builder.errors import CompileError
 from repo_builder.model import DataType
 from repo_builder.trt import cuda
-from repo_builder.trt.build import configure, make_builder
+from repo_builder.trt.build import build, configure, make_builder
 from repo_builder.trt.engine import FUSED, EngineInfo
 from repo_builder.trt.hints import describe_half_model
 from repo_builder.trt.library import Library
@@ -121,3 +123,85 @@ def test_a_model_in_half_precision_that_is_computed_in_single(
     assert describe_half_model(*given, half, engine_of(**layers)) == told
     single = model([node("Add", ["x", "w"], ["y"])], {"x": (FP32, [4])}, {"y": (FP32, [4])}, {"w": weights(4)})
     assert describe_half_model(*given, single, engine_of(**layers)) == ()
+
+
+def test_what_is_no_reason_is_left_out_of_a_failed_build(tmp_path: Path) -> None:
+    """TensorRT 8.6.0 on an H100; the first two are errors of builds, too, that go on and end well."""
+    library = library_that_chooses(ILogger=ILogger)
+    said = [
+        "1: [myelinCache.h::deserializeFromBuffer::52] Error Code 1: Myelin (Myelin error from unknown graph)",
+        "4: The timing cache will not be used!",
+        "Assertion params.weights.type != DataType::kINT8 failed.",
+    ]
+
+    def fails(*_: Any) -> None:
+        for message in said:
+            log.logger.log(Severity.ERROR, message)
+
+    with contextlib.closing(BuildLog(library, tmp_path / "build.log")) as log, pytest.raises(CompileError) as caught:
+        build(library, SimpleNamespace(build_serialized_network=fails), None, SimpleNamespace(), log, lambda _: None)
+    assert caught.value.message == (
+        "TensorRT can't build the engine: Assertion params.weights.type != DataType::kINT8 failed."
+    )
+    assert (caught.value.hint or "").startswith("a fault of its own: it may build in another precision")
+
+
+Kind = Enum("Kind", ["ACTIVATION", "CAST", "CONSTANT", "CONVOLUTION", "GATHER", "SHAPE", "TRIP_LIMIT"])
+
+
+class Layer:
+    """A layer as 8.6 has it before the build, whatever the graph casts to: FP32, or INT32.
+
+    What belongs to one type of layer, ``own``, is told after a downcast, as TensorRT's Python has it.
+    """
+
+    def __init__(self, kind: str, reads: Sequence[str], makes: str, own: Any = None) -> None:
+        self.type, self.reads, self.makes, self.own, self.precision = Kind[kind], reads, makes, own, "FLOAT"
+        self.num_inputs, self.num_outputs = len(reads), 1
+
+    def get_input(self, index: int) -> Any:
+        return SimpleNamespace(name=self.reads[index])
+
+    def get_output(self, _index: int) -> Any:
+        return SimpleNamespace(name=self.makes, dtype="INT32" if self.type is Kind["SHAPE"] else "FLOAT")
+
+
+class CastLayer(Layer):
+    @property
+    def to_type(self) -> Any:
+        return self.own
+
+
+class ConstantLayer(Layer):
+    @property
+    def weights(self) -> Any:
+        return self.own
+
+
+def test_strict_holds_layers_of_the_converted_graph_to_fp16() -> None:
+    layers = {
+        "before": Layer("ACTIVATION", ["image"], "image_0"),
+        "cast": Layer("CAST", ["image_0"], "image_fp16", "HALF"),
+        "conv": Layer("CONVOLUTION", ["image_fp16"], "features"),
+        "shape": Layer("SHAPE", ["features"], "sizes"),
+        "count": Layer("TRIP_LIMIT", ["features"], "limit"),
+        "sized": Layer("ACTIVATION", ["sizes"], "sizes_1"),
+        "table": Layer("CONSTANT", [], "table", np.zeros(4, np.float16)),
+        "lookup": Layer("GATHER", ["table", "ids"], "row"),
+        "weights": Layer("CONSTANT", [], "weights", SimpleNamespace(dtype="DataType.FLOAT")),
+        "plain": Layer("GATHER", ["weights", "ids"], "row_fp32"),
+        "half input": Layer("ACTIVATION", ["half"], "half_1"),
+        "back": Layer("CAST", ["features"], "y", "FLOAT"),
+        "after": Layer("ACTIVATION", ["y"], "z"),
+    }
+    inputs = [SimpleNamespace(name=name, dtype=dtype) for name, dtype in (("image", "FLOAT"), ("half", "HALF"))]
+    network = SimpleNamespace(
+        num_inputs=len(inputs),
+        get_input=lambda index: inputs[index],
+        num_layers=len(layers),
+        get_layer=lambda index: list(layers.values())[index],
+    )
+    types = SimpleNamespace(FLOAT="FLOAT", HALF="HALF")
+    library = library_that_chooses(LayerType=Kind, DataType=types, ICastLayer=CastLayer, IConstantLayer=ConstantLayer)
+    constrain_layers(library, network)
+    assert {name for name, layer in layers.items() if layer.precision == "HALF"} == {"conv", "lookup", "half input"}
