@@ -768,6 +768,7 @@ def test_a_quantised_model_is_held_to_what_its_graph_says(tmp_path: Path) -> Non
     proto.graph.output.append(value("plain", FP32, [1, 16]))
     manifest = publish(tmp_path, proto, fp16=True).manifest
     assert {"FP16", "INT8"} <= set(manifest["engine"]["layers_by_precision"])
+    assert manifest["engine"]["quantised"]
     assert "no value leaves FP16's range" in manifest["unverified"]
     assert manifest["batching"]["batchable"]
     assert manifest["verification"]

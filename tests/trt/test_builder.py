@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from repo_builder.compilers.base import Target
-from repo_builder.compilers.tensorrt import check_precision, constrain_layers
+from repo_builder.compilers.tensorrt import TOLERANCES, check_precision, constrain_layers, tolerance_of
 from repo_builder.errors import CompileError
 from repo_builder.model import DataType
 from repo_builder.trt import cuda
@@ -205,3 +205,18 @@ def test_strict_holds_layers_of_the_converted_graph_to_fp16() -> None:
     library = library_that_chooses(LayerType=Kind, DataType=types, ICastLayer=CastLayer, IConstantLayer=ConstantLayer)
     constrain_layers(library, network)
     assert {name for name, layer in layers.items() if layer.precision == "HALF"} == {"conv", "lookup", "half input"}
+
+
+@pytest.mark.parametrize(
+    ("options", "quantised", "precision"),
+    [
+        ({}, False, "TF32"),
+        ({"tf32": False}, False, "FP32"),
+        ({"fp16": True, "bf16": True}, False, "FP16"),
+        ({"fp16": True}, True, "INT8"),
+        ({}, True, "INT8"),
+        ({"bf16": True}, True, "BF16"),
+    ],
+)
+def test_the_tolerance_is_that_of_the_least_precision(options: dict[str, Any], quantised: bool, precision: str) -> None:
+    assert tolerance_of(TensorRTOptions(**options), quantised=quantised) == TOLERANCES[precision]
