@@ -164,14 +164,18 @@ class TestVerify:
         assert report.mismatched == 0
 
     @pytest.mark.parametrize(
-        ("dtype", "hint"),
-        [(FP32, "close enough for you, allow it with --rtol"), (INT64, "--rtol and --atol are for floating point")],
+        ("dtype", "off", "hint"),
+        [
+            (FP32, 0.02, "close enough for you, allow it with --rtol"),
+            (FP32, 5, "no rounding comes to that: another precision"),
+            (INT64, 1, "--rtol and --atol are for floating point"),
+        ],
     )
-    def test_the_mend_is_one_for_the_type(self, dtype: DataType, hint: str, tmp_path: Path) -> None:
+    def test_the_mend_is_one_for_the_difference(self, dtype: DataType, off: float, hint: str, tmp_path: Path) -> None:
         source = reference(identity(dtype), tmp_path)
 
-        with pytest.raises(VerificationError, match="differ, by up to 1") as caught:
-            verify(lambda inputs: {"y": inputs["x"] + 1}, source, (1,), Tolerance(), seed=0)
+        with pytest.raises(VerificationError, match=f"differ, by up to {off}") as caught:
+            verify(lambda inputs: {"y": inputs["x"] + off}, source, (1,), Tolerance(), seed=0)
         assert hint in str(caught.value.hint)
 
     def test_rows_of_a_batch_differ(self, tmp_path: Path) -> None:
