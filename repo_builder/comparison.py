@@ -13,6 +13,9 @@ from repo_builder.near_ties import settle
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+LOOSEST = 0.1
+"""Share of a value, and of the largest, that an output of few digits may be off: 26 unit roundoffs of BF16."""
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -51,7 +54,8 @@ class Tolerance:
     def for_type(self, dtype: DataType) -> Tolerance:
         """Looser where the output's own type has fewer digits: FP16 has 11 bits of them, BF16 8."""
         digits = {DataType.FP16: 10, DataType.BF16: 80}.get(dtype, 1)
-        return replace(self, rtol=self.rtol * digits, scale=self.scale * digits)
+        rtol, scale = (max(share, min(share * digits, LOOSEST)) for share in (self.rtol, self.scale))
+        return replace(self, rtol=rtol, scale=scale)
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ class Sampler:
             values = rng.standard_normal(shape) if low is None or high is None else rng.uniform(low, high, shape)
             return np.asarray(values).astype(dtype)
         if low is None or high is None:
-            if _is_mask(spec):
+            if spec.name not in self._index_ranges and _is_mask(spec):
                 return _padding(shape, rng).astype(dtype)
             low, high = self._integer_range(spec)
         first, last = math.ceil(low), math.floor(high)

@@ -281,8 +281,8 @@ def _hint(reference: Reference, output: str, cosine_error: float = 0.0) -> str:
         )
     if cosine_error > MOST_ROUNDING:
         return (
-            "no rounding comes to that: another precision, --builder-optimization-level or version of TensorRT may be "
-            "right, and --target onnxruntime is; --rtol and --atol allow it all the same"
+            "rounding rarely comes to that: something else was computed, which another precision or version of the "
+            "compiler may mend; --rtol and --atol allow it all the same"
         )
     if is_float(reference.row(0)[1][output]):
         return "if that is close enough for you, allow it with --rtol and --atol"

@@ -77,6 +77,12 @@ class TestRandom:
 
         assert not (row[:-1] >= row[1:]).all()
 
+    def test_indices_called_a_mask_are_indices(self) -> None:
+        ids = TensorSpec("masked_ids", INT64, ("batch", 1000))
+        row = Sampler((ids,), SampleOptions(), {"masked_ids": 50}).sample(0, SIZES, batch_axis=True)["masked_ids"]
+
+        assert (row.min(), row.max()) == (0, 49)
+
     def test_is_the_same_every_time_and_another_for_each_row_seed_and_name(self) -> None:
         first = sample(X)
 

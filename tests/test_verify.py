@@ -167,7 +167,7 @@ class TestVerify:
         ("dtype", "off", "hint"),
         [
             (FP32, 0.02, "close enough for you, allow it with --rtol"),
-            (FP32, 5, "no rounding comes to that: another precision"),
+            (FP32, 5, "rounding rarely comes to that"),
             (INT64, 1, "--rtol and --atol are for floating point"),
         ],
     )

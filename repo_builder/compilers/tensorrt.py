@@ -22,7 +22,7 @@ from repo_builder.trt.build import (
     TimingCache,
     build,
     configure,
-    is_quantised,
+    has_layer,
     is_strongly_typed,
     make_builder,
     network_flags,
@@ -35,7 +35,7 @@ from repo_builder.trt.definition import (
     refuse_conversion,
     refuse_network,
 )
-from repo_builder.trt.engine import QUANTISED, EngineInfo, inspect_build, inspect_engine
+from repo_builder.trt.engine import EngineInfo, inspect_build, inspect_engine
 from repo_builder.trt.hints import build_hints, describe_half_model, describe_types
 from repo_builder.trt.interrupts import held
 from repo_builder.trt.library import Library, load_library
@@ -137,7 +137,7 @@ class TensorRTCompiler:
                 except CompileError as error:
                     raise with_node(error, proto) from None
                 artifact = self._artifact(engine, half_graph, folder, log)
-                half = describe_half_model(self.library, self.options, model.proto, engine.info)
+                half = describe_half_model(self.library, self.options, model.spec, engine.info)
                 return replace(artifact, hints=(*describe_types(model.spec, engine.info), *half, *artifact.hints))
         finally:
             for file in (graph, folder / GRAPH_DATA, *(folder / name for name in model.spec.external_files)):
@@ -233,6 +233,7 @@ class TensorRTCompiler:
         if self.options.strict and not is_strongly_typed(self.library, self.options):
             constrain_layers(self.library, network)
         inputs = _network_inputs(network)
+        quantised = has_layer(self.library, network, "QUANTIZE")
         profiles = plan_profiles(inputs, self.options.profiles, batchable=batchable, max_batch_size=max_batch_size)
         if batchable and self.served:
             refuse_other_than_one_row(inputs, profiles)
@@ -261,8 +262,8 @@ class TensorRTCompiler:
                 if runnable is not None
                 else inspect_build(self.library, network, profiles, log.engine_text)
             )
-        check_precision(self.library, self.options, info)
-        hit, quantised = cache.hit if cache else None, is_quantised(self.library, network)
+        check_precision(self.library, self.options, info, quantised=quantised)
+        hit = cache.hit if cache else None
         return _Engine(plan, info, runnable, obstacle, largest, seconds, hit, gpu, hints, quantised)
 
     def _deserialise(self, plan: bytes, gpu: Gpu | None, log: BuildLog) -> tuple[Any, str]:
@@ -376,12 +377,12 @@ def _network_inputs(network: Any) -> list[NetworkInput]:
     ]
 
 
-def check_precision(library: Library, options: TensorRTOptions, info: EngineInfo) -> None:
+def check_precision(library: Library, options: TensorRTOptions, info: EngineInfo, *, quantised: bool) -> None:
     """Raise CompileError if no layer computes in what was asked for, nor, in a quantised model, in less."""
     half = options.half
     if not half or info.ran_in(half.value) is not False:
         return
-    if info.layers.keys() & {*QUANTISED, *(["BF16"] if options.bf16 else [])}:
+    if (quantised and info.layers.keys() - {"FP32", "TF32"}) or (options.bf16 and info.ran_in("BF16")):
         return
     chooses = not (is_strongly_typed(library, options) or options.strict)
     raise CompileError(
@@ -392,8 +393,8 @@ def check_precision(library: Library, options: TensorRTOptions, info: EngineInfo
 
 
 _WITHOUT_PRECISION = frozenset({
-    "ASSERTION", "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT", "ITERATOR", "LOOP_OUTPUT", "PLUGIN",
-    "PLUGIN_V2", "RECURRENCE", "SHAPE", "TRIP_LIMIT",
+    "ASSERTION", "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT", "DEQUANTIZE", "ITERATOR", "LOOP_OUTPUT",
+    "PLUGIN", "PLUGIN_V2", "QUANTIZE", "RECURRENCE", "SHAPE", "TRIP_LIMIT",
 })  # fmt: skip
 """Types of layers that say where data goes, or that have types of their own."""
 
@@ -402,14 +403,18 @@ def constrain_layers(library: Library, network: Any) -> None:
     """Hold every layer that the converted graph has in FP16 to it.
 
     Where the builder chooses, all tensors within a network are FP32 until it has chosen: their types follow from those
-    of inputs and weights, by what the graph casts to.
+    of inputs and weights, by what the graph casts to.  What reads dequantised values is left to compute in INT8.
     """
     trt = library.module
     kinds = trt.LayerType
     half = {tensor.name for tensor in _inputs_of(network) if tensor.dtype == trt.DataType.HALF}
+    dequantised: set[str] = set()
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        reads = [layer.get_input(place) for place in range(layer.num_inputs)]
+        reads = {tensor.name for tensor in map(layer.get_input, range(layer.num_inputs)) if tensor is not None}
+        made = [layer.get_output(place) for place in range(layer.num_outputs)]
+        if layer.type == kinds.DEQUANTIZE or (layer.type == kinds.CAST and reads & dequantised):
+            dequantised.update(tensor.name for tensor in made)
         if layer.type == kinds.CAST:
             layer.__class__ = trt.ICastLayer
             is_half = layer.to_type == trt.DataType.HALF
@@ -417,11 +422,10 @@ def constrain_layers(library: Library, network: Any) -> None:
             layer.__class__ = trt.IConstantLayer
             is_half = str(layer.weights.dtype) in {"float16", "DataType.HALF"}  # of an array, of Weights
         else:
-            is_half = any(tensor is not None and tensor.name in half for tensor in reads)
-            if is_half and layer.type.name not in _WITHOUT_PRECISION:
+            is_half = bool(reads & half)
+            if is_half and not reads & dequantised and layer.type.name not in _WITHOUT_PRECISION:
                 layer.precision = trt.DataType.HALF
         if is_half:
-            made = (layer.get_output(place) for place in range(layer.num_outputs))
             half.update(tensor.name for tensor in made if tensor.dtype in {trt.DataType.FLOAT, trt.DataType.HALF})
 
 

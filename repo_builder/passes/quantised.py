@@ -1,17 +1,20 @@
-"""Quantised models for TensorRT, which has INT8 alone: INT32 biases become the FP32 that they stand for."""
+"""Quantised models for TensorRT, which has INT8 alone: INT32 biases become the numbers that they stand for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repo_builder.model import DataType
-from repo_builder.onnx_model import graphs_of
-from repo_builder.passes.graph import replace_nodes
+from repo_builder.onnx_model import nodes_of, subgraphs
+from repo_builder.passes.graph import own_names, replace_nodes
 
 if TYPE_CHECKING:
     import onnx
+
+    Constants = Mapping[str, onnx.TensorProto]
 
 
 def dequantise_biases(source: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
@@ -19,43 +22,59 @@ def dequantise_biases(source: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
 
     ``folder`` has the external data.
     """
-    if not any(_is_bias(node, _constants(graph)) for graph in graphs_of(source.graph) for node in graph.node):
+    if not any(node.op_type == "DequantizeLinear" for node in nodes_of(source.graph)):
         return source
     proto = deepcopy(source)
-    for graph in graphs_of(proto.graph):
-        constants = _constants(graph)
-        rest = []
-        for node in graph.node:
-            if _is_bias(node, constants):
-                graph.initializer.append(_dequantised(node, constants, folder))
-            else:
-                rest.append(node)
+    return proto if _dequantise(proto.graph, {}, folder) else source
+
+
+def _dequantise(graph: onnx.GraphProto, outer: Constants, folder: Path) -> bool:
+    """Whether there were any in ``graph`` or its subgraphs; ``outer`` are constants of the graphs around it."""
+    own = own_names(graph)
+    constants = {name: tensor for name, tensor in outer.items() if name not in own}
+    constants.update({tensor.name: tensor for tensor in graph.initializer})
+    rest, found = [], False
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants.update((node.output[0], value.t) for value in node.attribute if value.name == "value")
+        for body in subgraphs(node):
+            found |= _dequantise(body, constants, folder)
+        if _is_bias(node, constants):
+            graph.initializer.append(_dequantised(node, constants, folder))
+        else:
+            rest.append(node)
+    if len(rest) < len(graph.node):
         replace_nodes(graph, rest)
-    return proto
+        return True
+    return found
 
 
-def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    return {tensor.name: tensor for tensor in graph.initializer}
+def _options(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: attribute.i for attribute in node.attribute}
 
 
-def _is_bias(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
+def _is_bias(node: onnx.NodeProto, constants: Constants) -> bool:
+    """Whether all of it is known, and one scale is for all values or one for each along an axis."""
     if node.op_type != "DequantizeLinear" or not all(name in constants for name in node.input if name):
         return False
+    options = _options(node)
     values, scale = (constants[name] for name in node.input[:2])
-    return values.data_type == DataType.INT32.onnx and len(scale.dims) <= 1
+    if values.data_type != DataType.INT32.onnx or options.get("output_dtype", scale.data_type) != scale.data_type:
+        return False
+    axis, rank = options.get("axis", 1), len(values.dims)
+    along_axis = -rank <= axis < rank and list(scale.dims) == [values.dims[axis]]
+    return along_axis or list(scale.dims) in ([], [1])
 
 
-def _dequantised(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], folder: Path) -> onnx.TensorProto:
-    """What ``node`` computes, (x - zero point) scale, where these are one for all or one for each along ``axis``."""
+def _dequantised(node: onnx.NodeProto, constants: Constants, folder: Path) -> onnx.TensorProto:
+    """What ``node`` computes: (x - zero point) scale."""
     import numpy as np
     from onnx import numpy_helper
 
     x, scale, *zero = (numpy_helper.to_array(constants[name], str(folder)) for name in node.input if name)
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     shape = [1] * x.ndim
     if scale.size > 1:
-        shape[axis] = scale.size
+        shape[_options(node).get("axis", 1)] = scale.size
     shifted = x - zero[0].reshape(shape) if zero else x
-    return numpy_helper.from_array(
-        (shifted.astype(np.float32) * scale.reshape(shape)).astype(scale.dtype), node.output[0]
-    )
+    made = shifted.astype(np.float32) * scale.reshape(shape)
+    return numpy_helper.from_array(made.astype(scale.dtype), node.output[0])

@@ -15,7 +15,7 @@ from typing import Any
 
 from repo_builder.errors import CompileError
 from repo_builder.model import TensorSpec
-from repo_builder.trt.cuda import CudaError, call, runtime
+from repo_builder.trt.cuda import CudaError, aligned, call, runtime
 from repo_builder.trt.engine import EngineInfo
 from repo_builder.trt.options import Shapes
 
@@ -150,7 +150,7 @@ class _Bench:
         """Give a shape tensor its values, which stay on the host."""
         import numpy as np
 
-        array = np.array(values, spec.dtype.numpy_dtype())
+        array = aligned(np.array(values, spec.dtype.numpy_dtype()))
         self._values.append(array)
         self._context.set_tensor_address(spec.name, array.ctypes.data)
 

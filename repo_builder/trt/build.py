@@ -73,7 +73,7 @@ def _flags(library: Library, network: Any, options: TensorRTOptions) -> list[tup
     asked = {
         ("FP16", "--fp16"): chooses and options.fp16,
         ("BF16", "--bf16"): chooses and options.bf16,
-        ("INT8", "--int8"): chooses and is_quantised(library, network),
+        ("INT8", "--int8"): chooses and has_layer(library, network, "QUANTIZE", "DEQUANTIZE"),
         ("OBEY_PRECISION_CONSTRAINTS", "--strict"): chooses and options.strict,
         ("SPARSE_WEIGHTS", "--sparsity"): options.sparsity,
         ("REFIT", "--refit"): options.refit,
@@ -83,12 +83,13 @@ def _flags(library: Library, network: Any, options: TensorRTOptions) -> list[tup
     return [flag for flag, wanted in asked.items() if wanted]
 
 
-def is_quantised(library: Library, network: Any) -> bool:
-    """Whether QuantizeLinear or DequantizeLinear nodes say where to compute in INT8, which the builder has to allow."""
-    kinds = library.module.LayerType
-    return any(
-        network.get_layer(index).type in {kinds.QUANTIZE, kinds.DEQUANTIZE} for index in range(network.num_layers)
-    )
+def has_layer(library: Library, network: Any, *types: str) -> bool:
+    """Whether the network has a layer of one of ``types``.
+
+    QUANTIZE and DEQUANTIZE say where to compute in INT8, which a builder that chooses has to be allowed.
+    """
+    kinds = {getattr(library.module.LayerType, name) for name in types}
+    return any(network.get_layer(index).type in kinds for index in range(network.num_layers))
 
 
 def is_strongly_typed(library: Library, options: TensorRTOptions) -> bool:

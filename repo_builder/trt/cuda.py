@@ -15,6 +15,9 @@ from repo_builder.errors import CompileError, MissingExtraError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+ALIGNMENT = 256
+"""Bytes, of the addresses of tensors (IExecutionContext::setTensorAddress in TensorRT's NvInferRuntime.h)."""
+
 
 class CudaError(Exception):
     """A CUDA call failed; the message is CUDA's name for what went wrong."""
@@ -132,6 +135,17 @@ class DeviceBuffer:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # at exit CUDA may be gone already, and the memory with it
             self.free()
+
+
+def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy of ``array`` at an address that TensorRT takes."""
+    import numpy as np
+
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def copy_to_device(address: int, array: npt.NDArray[Any], stream: int) -> None:

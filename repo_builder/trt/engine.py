@@ -30,8 +30,6 @@ _PRECISIONS = {
     "BF16": ("bf16", "bfloat16"),
     "FP32": ("fp32", "float"),
 }
-QUANTISED = ("FP4", "INT4", "FP8", "INT8")
-"""Precisions that a model has been quantised to."""
 _TACTICS = (
     ("INT8", r"i8i8|int8"),
     ("FP16", r"(?<!b)f16f16|fp16"),

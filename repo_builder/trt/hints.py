@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from repo_builder.compilers.base import Target
 from repo_builder.model import DataType, ModelSpec
@@ -13,9 +12,6 @@ from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
 from repo_builder.trt.messages import tidy
 from repo_builder.trt.options import TensorRTOptions
-
-if TYPE_CHECKING:
-    import onnx
 
 _WARNINGS_THAT_MATTER = re.compile(
     r"overflow|subnormal|truncat|clamp|out of range|precision|not supported", re.IGNORECASE
@@ -61,17 +57,14 @@ def describe_types(source: ModelSpec, engine: EngineInfo) -> tuple[str, ...]:
 
 
 def describe_half_model(
-    library: Library, options: TensorRTOptions, proto: onnx.ModelProto, info: EngineInfo
+    library: Library, options: TensorRTOptions, source: ModelSpec, info: EngineInfo
 ) -> tuple[str, ...]:
-    """A sentence where the model's weights are half precision and the builder, which may choose, was not allowed it."""
-    if options.half or not library.has_precision_flags:
+    """A sentence where the model's tensors are half precision and the builder, which may choose, was not allowed it."""
+    half = next((tensor.dtype for tensor in source.outputs if tensor.dtype in {DataType.FP16, DataType.BF16}), None)
+    if half is None or options.half or not library.has_precision_flags or info.layers.keys() - {"FP32", "TF32"}:
         return ()
-    types = {tensor.data_type for tensor in proto.graph.initializer}
-    halves = [dtype.value for dtype in (DataType.FP16, DataType.BF16) if dtype.onnx in types]
-    return tuple(
-        f"the model is {half}, its engine computes in FP32: --{half.lower()} allows it {half}"
-        for half in halves
-        if info.ran_in(half) is False
+    return (
+        f"the model's outputs are {half.value}, its engine computes in FP32: --{half.value.lower()} lets it in that",
     )
 
 

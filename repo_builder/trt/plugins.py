@@ -9,11 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from repo_builder.compilers.base import Target
 from repo_builder.errors import UsageError
 from repo_builder.trt.library import Library
 
 FOLDER = "plugins"
 """Where a version keeps them, beside its plan."""
+
+_LINKED = {Target.TENSORRT: "nvinfer", Target.TENSORRT_RTX: "tensorrt_rtx"}
 
 _HINT = "a shared library with TensorRT plugins, and all it links to"
 
@@ -36,8 +39,8 @@ def load_plugins(library: Library, logger: Any, plugins: Iterable[Path]) -> tupl
                 idle.append(path)
         except OSError as error:
             reason = " ".join(str(error).split()).removeprefix(f"{path.resolve()}: ")
-            unlinked = "undefined symbol" in reason
-            hint = "link it to the library that has this symbol: -lnvinfer for TensorRT's own" if unlinked else _HINT
+            hint = f"link it to the library that has this symbol: -l{_LINKED[library.target]} for {library.name}'s own"
+            hint = hint if "undefined symbol" in reason else _HINT
             raise UsageError(f"--plugin {path} can't be loaded: {reason}", hint) from None
     return tuple(idle)
 

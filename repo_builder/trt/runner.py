@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from repo_builder.runtime import RunError
-from repo_builder.trt.cuda import CudaError, DeviceBuffer, call, copy_to_device, copy_to_host
+from repo_builder.trt.cuda import CudaError, DeviceBuffer, aligned, call, copy_to_device, copy_to_host
 from repo_builder.trt.engine import EngineInfo
 from repo_builder.trt.library import Library
 from repo_builder.trt.profiles import find_profile
@@ -42,6 +42,7 @@ class EngineRunner:
 
     def _run(self, arrays: Arrays) -> Arrays:
         feeds = {spec.name: _as_input(spec, arrays[spec.name]) for spec in self._info.inputs}
+        feeds.update({name: aligned(feeds[name]) for name in self._info.shape_tensors})
         context = self._prepare(feeds)
         for name, array in feeds.items():
             if name in self._info.shape_tensors:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, quantize_static
 
 from repo_builder.compilers.base import Target
+from repo_builder.onnx_model import nodes_of
 from repo_builder.passes.quantised import dequantise_biases
 from repo_builder.plans import compile_plan
 from repo_builder.runtime import open_session
 from repo_builder.trt.options import TensorRTOptions
-from tests.models import FP32, Batches, model, node, save, weights
+from tests.models import FP32, Batches, model, node, save, value, weights
 from tests.support import rtx
 
 
@@ -73,6 +76,62 @@ def test_weights_that_are_elsewhere(tmp_path: Path) -> None:
     changed = {tensor.name: tensor for tensor in dequantise_biases(outside, tmp_path).graph.initializer}
     for name in made:
         np.testing.assert_array_equal(numpy_helper.to_array(changed[name]), expected[name])
+
+
+def of_bias(
+    *scale: float, axis: int | None = None, kind: str = "initialiser", shape: tuple[int, ...] = (3,), **options: Any
+) -> onnx.ModelProto:
+    """x plus a bias of INT32 1, 2, 3, ...; ``kind``: what makes its values, or "branch" where an If reads them."""
+    values, scales = np.arange(1, math.prod(shape) + 1, dtype=np.int32).reshape(shape), np.array(scale, np.float32)
+    constants = {"values": values, "scale": scales if len(scale) > 1 else scales[0]}
+    if axis is not None:
+        options["axis"] = axis
+    nodes = [node("DequantizeLinear", ["values", "scale"], ["bias"], **options), node("Add", ["x", "bias"], ["y"])]
+    spec = {"x": (FP32, [2, *shape])}
+    made = {"y": (FP32, [2, *shape])}
+    if kind == "node":
+        made_by = node("Constant", [], ["values"], value=numpy_helper.from_array(constants.pop("values")))
+        nodes.insert(0, made_by)
+    if kind == "branch":
+        body = helper.make_graph(nodes, "then", [], [value("y", FP32, [2, *shape])])
+        other = helper.make_graph([node("Neg", ["x"], ["z"])], "else", [], [value("z", FP32, [2, *shape])])
+        nodes = [node("If", ["choose"], ["out"], then_branch=body, else_branch=other)]
+        return model(nodes, spec, {"out": made["y"]}, {**constants, "choose": np.array(True)})
+    return model(nodes, spec, made, constants)
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        of_bias(0.5),
+        of_bias(0.5, kind="node"),
+        of_bias(0.5, kind="branch"),
+        of_bias(0.5, 2.0, 4.0, axis=0),
+        of_bias(0.5, 2.0, 4.0, axis=-1),
+        of_bias(0.5, 2.0, 4.0, shape=(2, 3)),
+        of_bias(0.5, 2.0, axis=0, shape=(2, 3)),
+    ],
+)
+def test_constants_wherever_they_are(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    changed = dequantise_biases(proto, tmp_path)
+    assert not [node for node in nodes_of(changed.graph) if node.op_type == "DequantizeLinear"]
+    (name,) = (value.name for value in proto.graph.output)
+    arrays = {"x": weights(2, *(dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim[1:]))}
+    expected = open_session(save(proto, tmp_path / "net.onnx"), fused=False).run(arrays)[name]
+    actual = open_session(save(changed, tmp_path / "changed.onnx"), fused=False).run(arrays)[name]
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        of_bias(0.5, 2.0, 4.0),  # whose axis is 1, of one axis
+        of_bias(0.5, 2.0, axis=0),
+        of_bias(0.5, output_dtype=onnx.TensorProto.FLOAT16),
+    ],
+)
+def test_what_does_not_fit_is_left_to_tensorrt(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    assert dequantise_biases(proto, tmp_path) is proto
 
 
 def test_other_graphs_stay_as_they_are(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+ALIGNMENT = 256  # of the memory that CUDA hands out, and of what TensorRT takes
+
 CODES = IntEnum(
     "CODES",
     {
@@ -83,8 +85,8 @@ class FakeCuda:
     def do_cudaMalloc(self, size: int) -> Any:  # noqa: N802
         if size > 1 << 30:
             return CODES.cudaErrorMemoryAllocation
-        block = (ctypes.c_uint8 * size)()
-        address = ctypes.addressof(block)
+        block = (ctypes.c_uint8 * (size + ALIGNMENT))()
+        address = ctypes.addressof(block) + -ctypes.addressof(block) % ALIGNMENT
         self.blocks[address] = block
         return address
 
@@ -153,8 +155,11 @@ class Context:
         self.shapes[name] = shape
         return all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
 
-    def set_tensor_address(self, name: str, address: int) -> None:
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        if self.engine.get_tensor_location(name) is TensorLocation["HOST"] and address % ALIGNMENT:
+            return False
         self.addresses[name] = address
+        return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shapes.get(name, self.shapes["x"])

@@ -524,9 +524,6 @@ def test_a_size_that_is_an_input_s_value_is_each_request_s_own(
         for start, (width, response) in enumerate(zip(widths, instance.model.execute(requests), strict=True)):
             np.testing.assert_array_equal(response.tensors[0].as_numpy(), rows(1, 5, start)[:, :width])
     assert "cudaGraphLaunch" not in instance.cuda.calls
-    [lane] = instance.model.lanes
-    [(start, _)] = instance.model.pinned.blocks
-    assert (lane.context.addresses["width"] - start) % 256 == 0  # TensorRT 8.6 reads no sizes at other addresses
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,15 +16,15 @@ import pytest
 from repo_builder.compilers.base import Target
 from repo_builder.compilers.tensorrt import TOLERANCES, check_precision, constrain_layers, tolerance_of
 from repo_builder.errors import CompileError
-from repo_builder.model import DataType
+from repo_builder.model import DataType, ModelSpec, TensorSpec
 from repo_builder.trt import cuda
 from repo_builder.trt.build import build, configure, make_builder
 from repo_builder.trt.engine import FUSED, EngineInfo
 from repo_builder.trt.hints import describe_half_model
 from repo_builder.trt.library import Library
 from repo_builder.trt.log import BuildLog
-from repo_builder.trt.options import TensorRTOptions
-from tests.models import FP32, model, node, weights
+from repo_builder.trt.options import Profile, TensorRTOptions
+from tests.models import FP32
 from tests.servers.fake_gpu import CODES, FakeCuda, ILogger, Severity
 
 FAILURE = "6: CUDA initialization failure with error: 2"
@@ -80,49 +81,53 @@ def engine_of(**layers: int) -> EngineInfo:
 
 
 @pytest.mark.parametrize(
-    ("options", "layers"),
+    ("options", "quantised", "layers"),
     [
-        ({}, {"FP32": 4}),
-        ({"fp16": True}, {"FP16": 1, "FP32": 3}),
-        ({"fp16": True}, {FUSED: 1, "FP32": 3}),
-        ({"fp16": True}, {"INT8": 1, "FP32": 3}),
-        ({"fp16": True, "bf16": True}, {"BF16": 1, "FP32": 3}),
+        ({}, False, {"FP32": 4}),
+        ({"fp16": True}, False, {"FP16": 1, "FP32": 3}),
+        ({"fp16": True}, False, {FUSED: 1, "FP32": 3}),
+        ({"fp16": True}, True, {"INT8": 1, "FP32": 3}),
+        ({"fp16": True, "bf16": True}, False, {"BF16": 1, "FP32": 3}),
     ],
 )
-def test_a_precision_that_came_out(options: dict[str, Any], layers: dict[str, int]) -> None:
-    check_precision(library_that_chooses(), TensorRTOptions(**options), engine_of(**layers))
+def test_a_precision_that_came_out(options: dict[str, Any], quantised: bool, layers: dict[str, int]) -> None:
+    check_precision(library_that_chooses(), TensorRTOptions(**options), engine_of(**layers), quantised=quantised)
 
 
 @pytest.mark.parametrize(
-    ("options", "hint"),
+    ("options", "quantised", "layers", "hint"),
     [
-        ({"fp16": True}, "--strict takes the precision of every layer from a converted graph; or drop the flag"),
-        ({"fp16": True, "strict": True}, "drop the flag"),
+        ({"fp16": True}, False, {"FP32": 3, "TF32": 1}, "--strict takes the precision of every layer from a converted"),
+        ({"fp16": True, "strict": True}, True, {"FP32": 3, "TF32": 1}, "drop the flag"),
+        ({"bf16": True, "strict": True}, False, {"INT8": 1, "FP32": 3}, "drop the flag"),
     ],
 )
-def test_fp16_that_came_out_fp32_is_an_error(options: dict[str, Any], hint: str) -> None:
-    with pytest.raises(CompileError, match=r"--fp16 was asked for, .*: 3 FP32, 1 TF32$") as caught:
-        check_precision(library_that_chooses(), TensorRTOptions(**options), engine_of(FP32=3, TF32=1))
-    assert caught.value.hint == hint
+def test_half_precision_that_did_not_come_out_is_an_error(
+    options: dict[str, Any], quantised: bool, layers: dict[str, int], hint: str
+) -> None:
+    """INT8 is what reads an INT8 input, too."""
+    with pytest.raises(CompileError, match=r"was asked for, but no layer of the engine computes in it: \d ") as caught:
+        check_precision(library_that_chooses(), TensorRTOptions(**options), engine_of(**layers), quantised=quantised)
+    assert (caught.value.hint or "").startswith(hint)
 
 
 @pytest.mark.parametrize(
-    ("options", "layers", "told"),
+    ("options", "dtype", "layers", "told"),
     [
-        ({}, {"FP32": 3}, ("the model is FP16, its engine computes in FP32: --fp16 allows it FP16",)),
-        ({}, {FUSED: 3}, ()),
-        ({"fp16": True}, {"FP32": 3}, ()),
+        ({}, DataType.FP16, {"FP32": 2, "TF32": 1}, True),
+        ({}, DataType.FP16, {FUSED: 3}, False),
+        ({}, DataType.FP16, {"INT8": 5, "FP32": 1}, False),
+        ({"fp16": True}, DataType.FP16, {"FP32": 3}, False),
+        ({}, FP32, {"FP32": 3}, False),
     ],
 )
 def test_a_model_in_half_precision_that_is_computed_in_single(
-    options: dict[str, Any], layers: dict[str, int], told: tuple[str, ...]
+    options: dict[str, Any], dtype: DataType, layers: dict[str, int], told: bool
 ) -> None:
-    x = {"x": (DataType.FP16, [4])}
-    half = model([node("Add", ["x", "w"], ["y"])], x, {"y": x["x"]}, {"w": weights(4).astype(np.float16)})
-    given = library_that_chooses(), TensorRTOptions(**options)
-    assert describe_half_model(*given, half, engine_of(**layers)) == told
-    single = model([node("Add", ["x", "w"], ["y"])], {"x": (FP32, [4])}, {"y": (FP32, [4])}, {"w": weights(4)})
-    assert describe_half_model(*given, single, engine_of(**layers)) == ()
+    source = ModelSpec(Path("net.onnx"), (), (TensorSpec("y", dtype, (4,)),), (), 8, 17)
+    hints = describe_half_model(library_that_chooses(), TensorRTOptions(**options), source, engine_of(**layers))
+    sentence = "the model's outputs are FP16, its engine computes in FP32: --fp16 lets it in that"
+    assert hints == ((sentence,) if told else ())
 
 
 def test_what_is_no_reason_is_left_out_of_a_failed_build(tmp_path: Path) -> None:
@@ -146,7 +151,7 @@ def test_what_is_no_reason_is_left_out_of_a_failed_build(tmp_path: Path) -> None
     assert (caught.value.hint or "").startswith("a fault of its own: it may build in another precision")
 
 
-Kind = Enum("Kind", ["ACTIVATION", "CAST", "CONSTANT", "CONVOLUTION", "GATHER", "SHAPE", "TRIP_LIMIT"])
+Kind = Enum("Kind", ["ACTIVATION", "CAST", "CONSTANT", "CONVOLUTION", "DEQUANTIZE", "GATHER", "SHAPE", "TRIP_LIMIT"])
 
 
 class Layer:
@@ -191,6 +196,10 @@ def test_strict_holds_layers_of_the_converted_graph_to_fp16() -> None:
         "weights": Layer("CONSTANT", [], "weights", SimpleNamespace(dtype="DataType.FLOAT")),
         "plain": Layer("GATHER", ["weights", "ids"], "row_fp32"),
         "half input": Layer("ACTIVATION", ["half"], "half_1"),
+        "int8": Layer("DEQUANTIZE", ["features"], "dequantised"),
+        "of int8": Layer("CAST", ["dequantised"], "dequantised_fp16", "HALF"),
+        "in int8": Layer("CONVOLUTION", ["dequantised_fp16"], "features_1"),
+        "behind": Layer("ACTIVATION", ["features_1"], "features_2"),
         "back": Layer("CAST", ["features"], "y", "FLOAT"),
         "after": Layer("ACTIVATION", ["y"], "z"),
     }
@@ -204,7 +213,35 @@ def test_strict_holds_layers_of_the_converted_graph_to_fp16() -> None:
     types = SimpleNamespace(FLOAT="FLOAT", HALF="HALF")
     library = library_that_chooses(LayerType=Kind, DataType=types, ICastLayer=CastLayer, IConstantLayer=ConstantLayer)
     constrain_layers(library, network)
-    assert {name for name, layer in layers.items() if layer.precision == "HALF"} == {"conv", "lookup", "half input"}
+    held = {name for name, layer in layers.items() if layer.precision == "HALF"}
+    assert held == {"conv", "lookup", "half input", "behind"}
+
+
+def test_what_has_a_fixed_shape_is_in_the_profile_too() -> None:
+    """Without a profile TensorRT 8.6 has no context for outputs whose size depends on the data."""
+    ranges: dict[str, Any] = {}
+    shapes = {"free": (-1, 4), "fixed": (3, 4), "number": ()}
+    tensors = [SimpleNamespace(name=name, shape=shape, is_shape_tensor=False) for name, shape in shapes.items()]
+    network = SimpleNamespace(num_inputs=3, num_layers=0, get_input=lambda index: tensors[index])
+    add = Mock(return_value=0)
+    config = SimpleNamespace(add_optimization_profile=add)
+    builder = SimpleNamespace(
+        create_builder_config=lambda: config,
+        create_optimization_profile=lambda: SimpleNamespace(
+            set_shape=lambda name, *corners: ranges.update({name: corners})
+        ),
+    )
+    library = library_that_chooses(
+        LayerType=SimpleNamespace(QUANTIZE=0, DEQUANTIZE=1), ProfilingVerbosity=SimpleNamespace(DETAILED=2)
+    )
+    profile = Profile({"free": (1, 4)}, {"free": (2, 4)}, {"free": (8, 4)})
+    configure(library, builder, network, TensorRTOptions(), (profile,))
+    assert ranges == {"free": ((1, 4), (2, 4), (8, 4)), "fixed": ((3, 4),) * 3}
+    assert add.call_count == 1
+    del tensors[:2]
+    network.num_inputs = 1
+    configure(library, builder, network, TensorRTOptions(), (Profile(),))
+    assert add.call_count == 1
 
 
 @pytest.mark.parametrize(
@@ -218,5 +255,7 @@ def test_strict_holds_layers_of_the_converted_graph_to_fp16() -> None:
         ({"bf16": True}, True, "BF16"),
     ],
 )
-def test_the_tolerance_is_that_of_the_least_precision(options: dict[str, Any], quantised: bool, precision: str) -> None:
+def test_the_tolerance_is_that_of_the_precision_that_the_graph_gets(
+    options: dict[str, Any], quantised: bool, precision: str
+) -> None:
     assert tolerance_of(TensorRTOptions(**options), quantised=quantised) == TOLERANCES[precision]

@@ -117,7 +117,7 @@ def test_a_library_that_is_not_linked_to_what_it_calls(tmp_path: Path) -> None:
     calls = "extern int getPluginRegistry(void); int (*call)(void) = getPluginRegistry;"
     with pytest.raises(UsageError, match="undefined symbol: getPluginRegistry") as caught:
         publish(tmp_path, compile_library(tmp_path / "libraries", "unlinked", calls))
-    assert "-lnvinfer" in (caught.value.hint or "")
+    assert "-ltensorrt_rtx" in (caught.value.hint or "")
 
 
 def test_a_missing_plugin_on_the_command_line(tmp_path: Path, cli: Cli) -> None:
