@@ -354,7 +354,10 @@ class Build:
         ]
         if len(pictures) == 1 and PARAMETER not in self.config.parameters:
             hints.append("it may take pictures: --image PRESET stores their preprocessing with the model")
-        if any(tensor.dtype is DataType.BF16 for tensor in (*self.artifact.inputs, *self.artifact.outputs)):
+        by_onnxruntime = self.artifact.platform == Target.ONNXRUNTIME.platform
+        if by_onnxruntime and any(
+            tensor.dtype is DataType.BF16 for tensor in (*self.artifact.inputs, *self.artifact.outputs)
+        ):
             hints.append("NVIDIA's onnxruntime backend does not take BF16 inputs or outputs; the local server does")
         return tuple(hints)
 

@@ -159,6 +159,7 @@ class _Recorded:
         asked = read_profiles(tensorrt["profiles"])
         artifact = Artifact(
             platform=manifest["platform"],
+            backend=target.backend,
             filename="",
             inputs=read_tensors(manifest["inputs"]),
             outputs=read_tensors(manifest["outputs"]),

@@ -296,6 +296,8 @@ def _load(name: str, path: Path, spec: TensorSpec) -> npt.NDArray[np.generic]:
             f"--input {name}={path} has {array.ndim} axes; input {spec} has {rank}", "the batch axis may be left out"
         )
     rows = array if array.ndim == rank else array[None]
+    if rank and not len(rows):
+        raise UsageError(f"--input {name}={path} of shape {list(array.shape)} has no rows", "save one row at least")
     if spec.shape is not None and not _fits(rows.shape, spec.shape):
         raise UsageError(
             f"--input {name}={path} of shape {list(array.shape)} does not fit input {spec}",

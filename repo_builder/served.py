@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from repo_builder.compilers.base import Artifact
+from repo_builder.compilers.base import Artifact, Target
 from repo_builder.errors import ServerError, UsageError
 from repo_builder.model import refit
 from repo_builder.runtime import RunError
@@ -24,6 +24,9 @@ MOST_AT_ONCE = 32
 """Requests on their way together, each over a connection of its own."""
 
 _WHICH_REPOSITORY = "name the repository that this server serves: --repository DIR"
+
+_BACKENDS = {target.platform: target.value for target in Target if target.platform}
+"""Of the platforms that Triton has names for."""
 
 TIMEOUT_S = 300.0
 """A first request may wait for an engine's lazy loading, and the batches of a gate are large."""
@@ -53,6 +56,7 @@ class ServedModel:
                 config = self._client.configuration(name, self._version)
             self.max_batch_size = metadata.max_batch_size
             self._refuse_another_model({tensor.name for tensor in (*metadata.inputs, *metadata.outputs)})
+            self._refuse_another_backend(config)
             tensors = (*artifact.inputs, *artifact.outputs)
             self._layouts = {tensor.name: _Layout.read(config, tensor) for tensor in tensors}
         except BaseException:
@@ -107,6 +111,18 @@ class ServedModel:
             statistics = self._client.raw_statistics(self._name, self._version)
         batches = statistics["model_stats"][0].get("batch_stats", [])
         return {int(entry["batch_size"]): int(entry["compute_infer"]["count"]) for entry in batches}
+
+    def _refuse_another_backend(self, config: Mapping[str, Any]) -> None:
+        """Raise ServerError where what runs there is not what this version was made for."""
+        platform, backend = str(config.get("platform") or ""), str(config.get("backend") or "")
+        there = _BACKENDS.get(platform, backend)
+        ours = _BACKENDS.get(self._artifact.platform, self._artifact.backend)
+        if there and there != ours:
+            raise ServerError(
+                f"{self._name!r} on {self.url} is served by the backend {there}; version {self._version} of the "
+                f"repository is for {ours}",
+                _WHICH_REPOSITORY,
+            )
 
     def _refuse_another_model(self, there: set[str]) -> None:
         """Raise ServerError where the tensors ``there`` are not this version's."""

@@ -209,6 +209,7 @@ class TestFiles:
             (np.ones(4, np.float32), r"x.npy of shape \[4\] does not fit input x FP32"),
             (np.ones((1, 1, 3), np.float32), "has 3 axes"),
             (np.float32(1), "has 0 axes"),
+            (np.ones((0, 3), np.float32), r"x.npy of shape \[0, 3\] has no rows"),
         ],
     )
     def test_that_do_not_fit(self, array: Array, why: str, tmp_path: Path) -> None:

@@ -122,6 +122,11 @@ def check_tensors(config: ModelConfig, role: str, tensors: tuple[TensorSpec, ...
                 f"max_batch_size {config.max_batch_size}: the first axis of {role} {tensor} is not free",
                 "--max-batch-size 0, or max_batch_size: 0 in --config",
             )
+        if 0 in tensor.dims:
+            raise ConfigError(
+                f"{role} {tensor} has an axis of size 0, which Triton does not take",
+                "leave it out of the model, or export it with that axis free",
+            )
         stated = tuple(entry.reshape.shape if entry.HasField("reshape") else entry.dims)
         actual = tensor.dims[1:] if batched else tensor.dims
         if not actual and not batched:

@@ -26,8 +26,6 @@ from repo_builder.trt.options import QUANTISED_FOR_TENSORRT
 if TYPE_CHECKING:
     import onnx
 
-_QUANTISERS = {"QuantizeLinear", "DequantizeLinear"}
-
 
 def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, log: BuildLog) -> Any:
     """Fill ``network`` from the file and return the parser, which must outlive the build.
@@ -44,13 +42,21 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
         return parser
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     problems = [problem for error in errors for problem in _describe(error, proto, log)]
-    listed = _listed([*problems, *_unsupported(parser, proto)]) or list(map(tidy, log.errors)) or ["it gave no reason"]
+    unsupported = _unsupported(parser, proto)
+    listed = _listed([*problems, *unsupported]) or list(map(tidy, log.errors)) or ["it gave no reason"]
     hint = REFUSED_LAYER
-    if any(problem.operator in _QUANTISERS for problem in problems):
+    if any(_is_of_quantisation(problem.operator) for problem in [*problems, *unsupported]):
         hint = f"{QUANTISED_FOR_TENSORRT}, or serve it by add --target onnxruntime"
     elif any(UNSUPPORTED in problem for problem in listed):
         hint = "export them otherwise, give their layers with --plugin LIB.so, or serve it by add --target onnxruntime"
     raise CompileError(f"{library.name} {library.version} can't take the model: {'; '.join(listed)}", hint)
+
+
+def _is_of_quantisation(operator: str) -> bool:
+    """Whether ONNX Runtime's quantisation, static or dynamic, makes nodes of ``operator``."""
+    return operator.startswith(("QLinear", "QGemm")) or operator.endswith(
+        ("QuantizeLinear", "quantizeLinear", "Integer")
+    )
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,8 @@ def _missing_range(
     ]
     flags = map(shlex.join, zip(("--min-shapes", "--opt-shapes", "--max-shapes"), corners, strict=True))
     free = ", ".join(f"{tensor.name!r} {list(tensor.dims)}" for tensor in missing if not tensor.shape_tensor)
+    if free and not any(-1 in tensor.dims[1:] for tensor in missing):
+        free += ", of which the first is no batch"
     values = ", ".join(repr(tensor.name) for tensor in missing if tensor.shape_tensor)
     asked = (f"the free axes of {free}" if free else "", f"the values of {values}, which are a shape" if values else "")
     return CompileError(

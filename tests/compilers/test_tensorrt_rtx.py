@@ -336,6 +336,17 @@ def test_unsupported_operators_are_all_named(tmp_path: Path) -> None:
 
 
 @rtx
+def test_what_was_quantised_otherwise_is_told_how(tmp_path: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    source, dynamic = save(linear(), tmp_path / "net.onnx"), tmp_path / "dynamic.onnx"
+    quantize_dynamic(source, dynamic)
+    with pytest.raises(CompileError, match=r"\(DynamicQuantizeLinear\): operator not supported") as caught:
+        compile_plan(dynamic, tmp_path / "net.plan", target=Target.TENSORRT_RTX, max_batch_size=4)
+    assert "quantise it with onnxruntime.quantization.quantize_static" in (caught.value.hint or "")
+
+
+@rtx
 def test_where_the_parser_tells_the_operator_alone_its_nodes_are_named(tmp_path: Path) -> None:
     rows: tuple[DataType, Shape] = (FP32, [4, 3])
     nodes = [

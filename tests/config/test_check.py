@@ -101,6 +101,13 @@ def test_a_batch_where_the_first_axis_is_not_free() -> None:
         check_config(configured(""), "net", fixed, None)
 
 
+def test_an_axis_of_no_size() -> None:
+    empty = artifact((TensorSpec("x", FP32, (None, 0)),))
+
+    with pytest.raises(ConfigError, match=r"input x FP32 \[\?, 0\] has an axis of size 0"):
+        check_config(configured('input [ { name: "x" dims: [ 0 ] } ]'), "net", empty, None)
+
+
 def test_preferred_sizes_without_batching() -> None:
     with pytest.raises(ConfigError, match="preferred_batch_size 4 is not between 1 and max_batch_size 0"):
         check_config(configured("dynamic_batching { preferred_batch_size: [ 4 ] }", size=0), "net", WHOLE, None)

@@ -123,6 +123,12 @@ def test_another_model_or_version_on_the_server(served: tuple[Path, str], tmp_pa
         add_model(save(linear(classes=classes), source), repository=models, build=BUILD, name="scalar")
     with pytest.raises(ServerError, match=r"has the tensors count, ids; version 1 of the repository has x, y"):
         verify_model("counts", repository=models, served=url)
+    onnx_file = save(heavy(1), tmp_path / "heavy.onnx")
+    add_model(onnx_file, repository=models, build=BUILD)
+    engine = models / "heavy" / "1" / "manifest.json"
+    engine.write_text(engine.read_text().replace('"platform": "onnxruntime_onnx"', '"platform": "tensorrt_plan"'))
+    with pytest.raises(ServerError, match=r"served by the backend onnxruntime; version 1 of .* is for tensorrt"):
+        verify_model("heavy", repository=models, source=onnx_file, served=url)
     with pytest.raises(ServerError, match="the server has no model 'unknown'") as caught:
         verify_model("unknown", repository=models, served=url)
     assert "--repository DIR" in str(caught.value.hint)
