@@ -13,6 +13,9 @@ from repo_builder.near_ties import settle
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+MOST_STEPS = 2.5
+"""That a quantised output may be off; 0.02 of the largest value is as many where that is 127 steps."""
+
 LOOSEST = 0.1
 """Share of a value, and of the largest, that an output of few digits may be off: 26 unit roundoffs of BF16."""
 
@@ -43,19 +46,38 @@ class Tolerance:
 
         if not is_float(expected):
             return np.zeros(expected.shape)
-        dtype = {"float16": DataType.FP16, "bfloat16": DataType.BF16}.get(expected.dtype.name, DataType.FP32)
-        limits = self.for_type(dtype)
+        limits = self._of_its_type(expected)
         want = expected.astype(np.float64)
         finite = np.isfinite(want)
-        size = np.abs(np.where(finite, want, 0.0))
-        atol = limits.scale * float(size.max(initial=0.0)) if limits.atol is None else limits.atol
-        return np.where(finite, atol + limits.rtol * size, 0.0)
+        atol = limits.scale * _largest(expected) if limits.atol is None else limits.atol
+        return np.where(finite, atol + limits.rtol * np.abs(np.where(finite, want, 0.0)), 0.0)
+
+    def for_step(self, step: float, expected: npt.NDArray[Any]) -> Tolerance:
+        """Looser where ``expected`` is quantised, in steps of that size, to a range that it does not fill.
+
+        What lies between two steps goes to either.  Of an ``atol`` that was given nothing changes.
+        """
+        if not step or self.atol is not None:
+            return self
+        return replace(self, atol=max(self._of_its_type(expected).scale * _largest(expected), MOST_STEPS * step))
+
+    def _of_its_type(self, expected: npt.NDArray[Any]) -> Tolerance:
+        types = {"float16": DataType.FP16, "bfloat16": DataType.BF16}
+        return self.for_type(types.get(expected.dtype.name, DataType.FP32))
 
     def for_type(self, dtype: DataType) -> Tolerance:
         """Looser where the output's own type has fewer digits: FP16 has 11 bits of them, BF16 8."""
         digits = {DataType.FP16: 10, DataType.BF16: 80}.get(dtype, 1)
         rtol, scale = (max(share, min(share * digits, LOOSEST)) for share in (self.rtol, self.scale))
         return replace(self, rtol=rtol, scale=scale)
+
+
+def _largest(array: npt.NDArray[Any]) -> float:
+    """The largest finite magnitude; 0 where there is none."""
+    import numpy as np
+
+    values = array.astype(np.float64)
+    return float(np.abs(np.where(np.isfinite(values), values, 0.0)).max(initial=0.0))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from repo_builder.errors import ModelError, VerificationError
 from repo_builder.model import ModelSpec
 from repo_builder.near_ties import with_scores
 from repo_builder.onnx_model import OnnxModel, bring_external_data
+from repo_builder.passes.quantised import output_steps
 from repo_builder.runtime import Session, open_session
 from repo_builder.samples import SampleOptions, Sampler
 from repo_builder.staging import link_or_copy
@@ -102,15 +103,17 @@ def open_source(model: OnnxModel, folder: Path, target: Target) -> Session:
     if target is Target.ONNXRUNTIME:
         return _open_graph(model, model.proto, folder, int8_kernels=True)
     proto, choices = with_scores(model.proto)
+    steps = output_steps(model.proto)
     try:
         session = _open_graph(model, proto, folder, int8_kernels=False)
     except ModelError:
         if not choices:
             raise
-        return _open_graph(model, model.proto, folder, int8_kernels=False)  # whose error names the user's file
+        session = _open_graph(model, model.proto, folder, int8_kernels=False)  # whose error names the user's file
+        return dataclasses.replace(session, steps=steps)
     count = len(model.proto.graph.output)
     outputs, rankings = session.outputs[:count], session.outputs[count:]
-    return dataclasses.replace(session, outputs=outputs, choices=choices, rankings=rankings)
+    return dataclasses.replace(session, outputs=outputs, choices=choices, rankings=rankings, steps=steps)
 
 
 def _open_graph(model: OnnxModel, proto: onnx.ModelProto, folder: Path, *, int8_kernels: bool) -> Session:

@@ -46,7 +46,8 @@ class Session:
     """A loaded ONNX model.  ``inputs`` and ``outputs`` are as the runtime sees them, not as the file says.
 
     ``runner`` is what messages call that which runs it; of ``int8_kernels`` see :func:`open_session`.  ``choices``
-    are the nodes that choose what outputs hold, where that was looked for, and what they rank.
+    are the nodes that choose what outputs hold, where that was looked for, and what they rank; ``steps`` those of
+    outputs that are quantised.
     """
 
     runner: ClassVar[str] = "ONNX Runtime"
@@ -56,6 +57,7 @@ class Session:
     int8_kernels: bool = True
     choices: Mapping[str, Choice] = field(default_factory=dict)
     rankings: tuple[TensorSpec, ...] = ()
+    steps: Mapping[str, float] = field(default_factory=dict)
 
     def run(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run once on ``arrays``, one for each input, and return every output by name.

@@ -240,9 +240,10 @@ def verify(
                     if name in reference.session.choices
                     else "if its first axis is no batch: --no-batching",
                 )
-            report = compare(name, outputs[name], want, tolerance)
+            limits = tolerance.for_step(reference.session.steps.get(name, 0.0), want)
+            report = compare(name, outputs[name], want, limits)
             if report.mismatched and (ranking := reference.ranking(name, size)):
-                report = compare_chosen(name, outputs[name], want, ranking, tolerance)
+                report = compare_chosen(name, outputs[name], want, ranking, limits)
             reports[name] = worse(reports.get(name), report)
     result = Verification(batch_sizes, tolerance.rtol, tolerance.atol, seed, tuple(reports.values()))
     worst = result.worst

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,26 @@ class TestVerify:
         verify(off_at_eight, source, (1, 4), Tolerance(), seed=0)
         with pytest.raises(VerificationError, match="24 of 27"):
             verify(off_at_eight, source, (1, 8), Tolerance(), seed=0)
+
+    @pytest.mark.parametrize(
+        ("step", "atol", "passes"), [(0.0, None, False), (0.2, None, True), (0.1, None, False), (0.2, 0.3, False)]
+    )
+    def test_a_quantised_output_may_be_off_by_steps(
+        self, step: float, atol: float | None, passes: bool, tmp_path: Path
+    ) -> None:
+        source = reference(identity(FP32), tmp_path)
+        source.session = replace(source.session, steps={"y": step})
+        with contextlib.nullcontext() if passes else pytest.raises(VerificationError):
+            verify(lambda inputs: {"y": inputs["x"] + 0.4}, source, (1,), Tolerance(rtol=0, atol=atol), seed=0)
+
+    @pytest.mark.parametrize(
+        ("dtype", "rtol", "looser"), [(FP32, 0.02, 0.02), (DataType.FP16, 0.02, 0.1), (DataType.BF16, 0.08, 0.1)]
+    )
+    def test_an_output_of_few_digits_is_not_let_off_everything(
+        self, dtype: DataType, rtol: float, looser: float
+    ) -> None:
+        assert Tolerance(rtol=rtol, scale=1e-4).for_type(dtype).rtol == looser
+        assert Tolerance(rtol=0.5).for_type(dtype).rtol == 0.5  # the user's own
 
     def test_tolerances_given_by_the_user_let_it_pass(self, tmp_path: Path) -> None:
         source = reference(linear(), tmp_path)

@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     Constants = Mapping[str, onnx.TensorProto]
 
 
+def output_steps(proto: onnx.ModelProto) -> dict[str, float]:
+    """The scales, the largest where there are several, of outputs that a DequantizeLinear makes: one step of each."""
+    from onnx import TensorProto, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    outputs = {value.name for value in proto.graph.output}
+    scales = {
+        node.output[0]: constants.get(node.input[1], TensorProto(data_location=TensorProto.EXTERNAL))
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.output[0] in outputs
+    }
+    return {
+        name: float(numpy_helper.to_array(scale).astype(float).max(initial=0.0))
+        for name, scale in scales.items()
+        if scale.data_location != TensorProto.EXTERNAL
+    }
+
+
 def dequantise_biases(source: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     """The graph with every DequantizeLinear of INT32 constants, as quantisers make of biases, computed.
 

@@ -14,7 +14,7 @@ from onnxruntime.quantization import QuantFormat, quantize_static
 
 from repo_builder.compilers.base import Target
 from repo_builder.onnx_model import nodes_of
-from repo_builder.passes.quantised import dequantise_biases
+from repo_builder.passes.quantised import dequantise_biases, output_steps
 from repo_builder.plans import compile_plan
 from repo_builder.runtime import open_session
 from repo_builder.trt.options import TensorRTOptions
@@ -76,6 +76,16 @@ def test_weights_that_are_elsewhere(tmp_path: Path) -> None:
     changed = {tensor.name: tensor for tensor in dequantise_biases(outside, tmp_path).graph.initializer}
     for name in made:
         np.testing.assert_array_equal(numpy_helper.to_array(changed[name]), expected[name])
+
+
+def test_the_steps_of_outputs(tmp_path: Path) -> None:
+    proto = onnx.load(quantised(tmp_path))
+    scales = {tensor.name: tensor for tensor in proto.graph.initializer}
+    step = float(numpy_helper.to_array(scales["y_scale"]))
+    assert output_steps(proto) == {"y": step}
+    proto.graph.node.append(node("Relu", ["y"], ["z"]))
+    proto.graph.output[0].name = "z"
+    assert output_steps(proto) == {}
 
 
 def of_bias(
