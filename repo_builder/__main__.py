@@ -17,6 +17,7 @@ def main() -> None:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
             signal.signal(signal.SIGINT, _interrupt)
+            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # it is cleaned up after both
         cli.main()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

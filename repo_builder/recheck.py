@@ -131,8 +131,8 @@ _SAME_FILE = (
     "--served URL checks configuration and server too"
 )
 _NOT_JOINED = (
-    "the server joined none of the requests, so its batching is not proved: has config.pbtxt dynamic_batching, "
-    "and is a --max-queue-delay-us of some microseconds right for the model?"
+    "the server joined none of the requests, so its batching is not proved: with a queue delay of 0 it joins those "
+    "that wait for a busy instance, without dynamic_batching none; add --max-queue-delay-us 100 makes them wait"
 )
 
 

@@ -237,6 +237,7 @@ OPTIONS: dict[str, tuple[Arguments, str, int]] = {
     "input and range": (["--input", "x=x.npy", "--input-range", "x=0:1"], "--input x=... has its own values", 2),
     "shape of words": (["--shape", "x=1xa"], "--shape 1xa: not a size", 2),
     "negative shape": (["--shape", "x=-1x4"], "not a size", 2),
+    "shape of nothing": (["--shape", "x=0x4"], "--shape x=0x4 has no elements", 2),
     "shape without sizes": (["--shape", "x="], "--shape x=: expected", 2),
     "shape of another rank": (["--shape", "x=4"], "shape 4 does not fit input x FP32", 2),
     "shape that does not fit": (["--shape", "x=1x5"], "shape 1x5 does not fit input x FP32 [batch, 4]", 2),

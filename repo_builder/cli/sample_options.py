@@ -53,6 +53,9 @@ def read_samples(files: list[str] | None, ranges: list[str] | None, shapes: list
             ) from None
         bounds[name] = (low, high)
     sizes = {name: read_sizes("--shape", value) for name, value in _pairs("--shape", shapes, "NAME=1x3x64x64").items()}
+    for name, shape in sizes.items():
+        if 0 in shape:
+            raise UsageError(f"--shape {name}={'x'.join(map(str, shape))} has no elements", "sizes of 1 or more")
     paths = {name: Path(value) for name, value in _pairs("--input", files, "NAME=FILE.npy").items()}
     return SampleOptions(paths, bounds, sizes)
 

@@ -45,7 +45,9 @@ def parse(library: Library, network: Any, path: Path, proto: onnx.ModelProto, lo
     unsupported = _unsupported(parser, proto)
     listed = _listed([*problems, *unsupported]) or list(map(tidy, log.errors)) or ["it gave no reason"]
     hint = REFUSED_LAYER
-    if any(_is_of_quantisation(problem.operator) for problem in [*problems, *unsupported]):
+    if any("must all be positive" in problem.said for problem in problems):
+        hint = "quantise it again: its scales are wrong"
+    elif any(_is_of_quantisation(problem.operator) for problem in [*problems, *unsupported]):
         hint = f"{QUANTISED_FOR_TENSORRT}, or serve it by add --target onnxruntime"
     elif any(UNSUPPORTED in problem for problem in listed):
         hint = "export them otherwise, give their layers with --plugin LIB.so, or serve it by add --target onnxruntime"

@@ -11,7 +11,7 @@ from repo_builder.errors import CompileError
 from repo_builder.model import DataType
 from repo_builder.trt.library import LIBRARY_NAMES
 from repo_builder.trt.messages import described, name_of
-from repo_builder.trt.options import Profile
+from repo_builder.trt.options import QUANTISED_FOR_TENSORRT, Profile
 from repo_builder.trt.profiles import inputs_of, refuse_incomplete
 
 if TYPE_CHECKING:
@@ -64,7 +64,10 @@ def _refuse_types(library: str, proto: onnx.ModelProto) -> None:
     stated = [(role, name, DataType.from_onnx(number)) for role, name, number in types]
     never = [f"its {role} {name!r} is {dtype.value}" for role, name, dtype in stated if dtype in _NEVER]
     if never:
-        hint = "give it another type in the model and convert outside, or serve it by add --target onnxruntime"
+        hint = "give it another type in the model and convert outside"
+        if any(node.op_type == "QuantizeLinear" for node in graph.node):
+            hint = QUANTISED_FOR_TENSORRT
+        hint = f"{hint}, or serve it by add --target onnxruntime"
         raise _refusal(library, ", ".join(never), hint)
 
 

@@ -29,6 +29,15 @@ def run(*arguments: str, cwd: Path, preexec_fn: Callable[[], None] | None = None
     )
 
 
+def test_sigterm_ends_what_ctrl_c_ends() -> None:
+    stop = (
+        "import os, signal, time\nfrom repo_builder import __main__, cli\n"
+        "cli.main = lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(9))\n__main__.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", stop], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_interrupted_while_the_command_line_is_imported(tmp_path: Path) -> None:
     stop = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
     (tmp_path / "typer.py").write_text(stop, encoding="utf-8")

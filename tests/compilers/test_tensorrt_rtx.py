@@ -336,6 +336,20 @@ def test_unsupported_operators_are_all_named(tmp_path: Path) -> None:
 
 
 @rtx
+def test_what_was_quantised_to_other_types_or_scales_is_told_how(tmp_path: Path) -> None:
+    proto = quantised(tmp_path / "net.onnx")
+    [scale] = [tensor for tensor in proto.graph.initializer if tensor.name == "x_scale"]
+    scale.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(scale), scale.name))
+    with pytest.raises(CompileError, match="must all be positive") as caught:
+        compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
+    assert caught.value.hint == "quantise it again: its scales are wrong"
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int16), "zero_of_int16"))
+    with pytest.raises(CompileError, match="'zero_of_int16' is INT16") as caught:
+        compile_plan(save(proto, tmp_path / "net.onnx"), tmp_path / "net.plan", target=Target.TENSORRT_RTX)
+    assert (caught.value.hint or "").startswith("quantise it with onnxruntime.quantization.quantize_static")
+
+
+@rtx
 def test_what_was_quantised_otherwise_is_told_how(tmp_path: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
