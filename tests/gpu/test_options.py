@@ -25,6 +25,7 @@ from repo_builder.trt.library import load_library
 from repo_builder.trt.options import Profile
 from tests.gpu.test_tensorrt import add, network, options
 from tests.models import FP32, INT64, Tensors, beginning, model, node, places, quantised, save
+from tests.passes.test_quantised import quantised as quantised_with_biases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("tensorrt_on_a_gpu", "own_folders")]
 
@@ -84,6 +85,14 @@ def test_an_option_that_this_library_does_not_have(tmp_path: Path) -> None:
 
 def test_a_quantised_model(tmp_path: Path) -> None:
     published = add(tmp_path, quantised(tmp_path / "quantised.onnx", opset=17))
+    assert published.manifest["engine"]["layers_by_precision"].get("INT8", 0) >= 2
+    assert_served_answers_agree(tmp_path)
+
+
+@pytest.mark.parametrize("given", [{}, {"fp16": True}, {"fp16": True, "strict": True}], ids=["plain", "fp16", "strict"])
+def test_biases_that_were_quantised(given: dict[str, Any], tmp_path: Path) -> None:
+    """The rest of such a model may be asked for in FP16; what is quantised stays in INT8."""
+    published = add(tmp_path, onnx.load(quantised_with_biases(tmp_path)), **given)
     assert published.manifest["engine"]["layers_by_precision"].get("INT8", 0) >= 2
     assert_served_answers_agree(tmp_path)
 

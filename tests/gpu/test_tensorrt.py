@@ -26,6 +26,7 @@ from repo_builder.errors import CompileError, RepoBuilderError, ServerError, Ver
 from repo_builder.plans import benchmark_plan, compile_plan, inspect_plan
 from repo_builder.runtime import open_session
 from repo_builder.trt.cuda import find_gpu
+from repo_builder.trt.engine import FUSED
 from repo_builder.trt.library import load_library
 from repo_builder.trt.options import Profile, TensorRTOptions
 from tests.models import FP32, INT64, model, node, save, weights
@@ -119,8 +120,9 @@ def test_without_a_flag_it_stays_fp32(tmp_path: Path, given: dict[str, Any], pre
 
 
 def test_strict_takes_the_precision_from_the_graph(tmp_path: Path) -> None:
-    manifest = add(tmp_path, network(), fp16=True, strict=True).manifest
-    assert manifest["engine"]["layers_by_precision"]["FP16"] >= 2
+    layers = add(tmp_path, network(), fp16=True, strict=True).manifest["engine"]["layers_by_precision"]
+    assert layers["FP16"] >= 2
+    assert layers.keys() <= {"FP16", FUSED}
 
 
 def test_two_profiles_with_integers(tmp_path: Path) -> None:
