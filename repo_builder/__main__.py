@@ -17,13 +17,14 @@ def main() -> None:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
             signal.signal(signal.SIGINT, _interrupt)
-            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # it is cleaned up after both
+        signal.signal(signal.SIGTERM, _terminate)
         cli.main()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)  # as cli.main ends then
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and cleared away
 
 
@@ -36,6 +37,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
             return
         inner = inner.f_back
     signal.default_int_handler(number, frame)
+
+
+def _terminate(_number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends what Ctrl-C ends, cleaned up; also where that is ignored, as in a shell's background."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    (interrupt if callable(interrupt) else signal.default_int_handler)(signal.SIGINT, frame)
 
 
 if __name__ == "__main__":

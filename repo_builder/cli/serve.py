@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,7 +100,6 @@ def serve(
         log_verbose=log_verbose,
         log_file=log_file,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends what Ctrl-C ends, cleaned up
     docker_options = DockerOptions(image, gpus, shm_size)
     checked_repository(Path(repository), options)
     chosen, why = choose_engine(engine, repository, docker_options)
