@@ -47,10 +47,9 @@ class Tolerance:
         if not is_float(expected):
             return np.zeros(expected.shape)
         limits = self._of_its_type(expected)
-        want = expected.astype(np.float64)
-        finite = np.isfinite(want)
-        atol = limits.scale * _largest(expected) if limits.atol is None else limits.atol
-        return np.where(finite, atol + limits.rtol * np.abs(np.where(finite, want, 0.0)), 0.0)
+        size = _magnitudes(expected)
+        atol = limits.scale * float(size.max(initial=0.0)) if limits.atol is None else limits.atol
+        return np.where(np.isfinite(expected), atol + limits.rtol * size, 0.0)
 
     def for_step(self, step: float, expected: npt.NDArray[Any]) -> Tolerance:
         """Looser where ``expected`` is quantised, in steps of that size, to a range that it does not fill.
@@ -59,7 +58,8 @@ class Tolerance:
         """
         if not step or self.atol is not None:
             return self
-        return replace(self, atol=max(self._of_its_type(expected).scale * _largest(expected), MOST_STEPS * step))
+        largest = float(_magnitudes(expected).max(initial=0.0))
+        return replace(self, atol=max(self._of_its_type(expected).scale * largest, MOST_STEPS * step))
 
     def _of_its_type(self, expected: npt.NDArray[Any]) -> Tolerance:
         types = {"float16": DataType.FP16, "bfloat16": DataType.BF16}
@@ -72,12 +72,13 @@ class Tolerance:
         return replace(self, rtol=rtol, scale=scale)
 
 
-def _largest(array: npt.NDArray[Any]) -> float:
-    """The largest finite magnitude; 0 where there is none."""
+def _magnitudes(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Of each element, as FP64; 0 where it is not finite."""
     import numpy as np
 
     values = array.astype(np.float64)
-    return float(np.abs(np.where(np.isfinite(values), values, 0.0)).max(initial=0.0))
+    magnitudes: npt.NDArray[Any] = np.abs(np.where(np.isfinite(values), values, 0.0))
+    return magnitudes
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from repo_builder.errors import RepositoryError
 from repo_builder.repository import Repository
+from repo_builder.trt.messages import listed
 from repo_builder.trt.plugins import FOLDER, published_plugins
 
 REGISTRY = "nvcr.io/nvidia/tritonserver"
@@ -265,9 +266,8 @@ def _named(plans: Iterable[Plan], unknown: Collection[Plan] = ()) -> str:
     groups = []
     for (version, lost), group in groupby(plans, key=lambda plan: (plan.tensorrt, plan in unknown)):
         names = [plan.name for plan in group]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         mark = " (no container is known to have it)" if lost else ""
-        groups.append(f"{', '.join(names[:_SHOWN])}{more}: TensorRT {version_text(version) or 'unknown'}{mark}")
+        groups.append(f"{listed(names, _SHOWN)}: TensorRT {version_text(version) or 'unknown'}{mark}")
     return "; ".join(groups)
 
 

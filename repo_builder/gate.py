@@ -103,16 +103,15 @@ def open_source(model: OnnxModel, folder: Path, target: Target) -> Session:
     if target is Target.ONNXRUNTIME:
         return _open_graph(model, model.proto, folder, int8_kernels=True)
     proto, choices = with_scores(model.proto)
-    steps = output_steps(model.proto)
     try:
         session = _open_graph(model, proto, folder, int8_kernels=False)
     except ModelError:
         if not choices:
             raise
-        session = _open_graph(model, model.proto, folder, int8_kernels=False)  # whose error names the user's file
-        return dataclasses.replace(session, steps=steps)
+        session, choices = _open_graph(model, model.proto, folder, int8_kernels=False), {}  # names the user's file
     count = len(model.proto.graph.output)
     outputs, rankings = session.outputs[:count], session.outputs[count:]
+    steps = output_steps(model.proto)
     return dataclasses.replace(session, outputs=outputs, choices=choices, rankings=rankings, steps=steps)
 
 

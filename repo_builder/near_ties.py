@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from repo_builder.passes.graph import names_read
+from repo_builder.passes.graph import integer_attributes, names_read
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -68,7 +68,7 @@ def with_scores(source: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Cho
 
 
 def _choice(node: onnx.NodeProto) -> Choice:
-    index, options = node.output[-1], {attribute.name: attribute.i for attribute in node.attribute}
+    index, options = node.output[-1], integer_attributes(node)
     text, scores = f"node {node.name or index} ({node.op_type})", f"{index}/scores"
     if node.op_type == "TopK" and options.get("sorted", 1):
         return Choice(text, scores, f"{index}/best", options.get("axis", -1), bool(options.get("largest", 1)))

@@ -173,7 +173,7 @@ def _listed(path: Path, name: str) -> str:
     import onnx
 
     from repo_builder.onnx_model import nodes_of
-    from repo_builder.trt.messages import listed_nodes, name_of
+    from repo_builder.trt.messages import listed, name_of
 
     proto = onnx.load(path, load_external_data=False)
     functions = {f"{function.domain}:{function.name}" for function in proto.functions}
@@ -185,7 +185,7 @@ def _listed(path: Path, name: str) -> str:
         if operator == name or (own and node.domain == domain and operator not in functions):
             nodes.setdefault(operator, []).append(name_of(node))
     return "; ".join(
-        f"{operator!r} ({listed_nodes(names)})" if names else repr(operator) for operator, names in nodes.items()
+        f"{operator!r} ({listed(names)})" if names else repr(operator) for operator, names in nodes.items()
     )
 
 

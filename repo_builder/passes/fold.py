@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from repo_builder.onnx_model import subgraphs
-from repo_builder.passes.graph import own_names, replace_nodes
+from repo_builder.passes.graph import constants_in, replace_nodes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,9 +42,7 @@ def _fold(
     import numpy as np
     from onnx import numpy_helper
 
-    own = own_names(graph)
-    known = {name: value for name, value in outer.items() if name not in own}
-    known.update({tensor.name: tensor for tensor in graph.initializer})
+    known = constants_in(graph, outer)
     outputs = {value.name for value in graph.output}
     rest = []
     for node in graph.node:

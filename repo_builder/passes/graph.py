@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from repo_builder.errors import ModelError
 from repo_builder.onnx_model import constant_integers, graphs_of, subgraphs
 
 if TYPE_CHECKING:
     import onnx
+
+_Constant = TypeVar("_Constant")
 
 _SMALL = 1 << 10
 """Bytes; larger constants tell type inference nothing that their shape does not."""
@@ -31,6 +33,20 @@ def own_names(graph: onnx.GraphProto) -> set[str]:
         *(tensor.values.name for tensor in graph.sparse_initializer),
         *(name for node in graph.node for name in node.output),
     }
+
+
+def constants_in(graph: onnx.GraphProto, outer: Mapping[str, _Constant]) -> dict[str, onnx.TensorProto | _Constant]:
+    """The initialisers that nodes of ``graph`` can read, by name: its own, and ``outer``, of the graphs around it."""
+    own = own_names(graph)
+    return {
+        **{name: value for name, value in outer.items() if name not in own},
+        **{tensor.name: tensor for tensor in graph.initializer},
+    }
+
+
+def integer_attributes(node: onnx.NodeProto) -> dict[str, int]:
+    """The attributes of ``node`` that are single integers, by name; 0 stands for those that are not."""
+    return {attribute.name: attribute.i for attribute in node.attribute}
 
 
 def all_names(graph: onnx.GraphProto) -> set[str]:

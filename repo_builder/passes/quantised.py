@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from repo_builder.model import DataType
 from repo_builder.onnx_model import nodes_of, subgraphs
-from repo_builder.passes.graph import own_names, replace_nodes
+from repo_builder.passes.graph import constants_in, integer_attributes, replace_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -21,17 +21,12 @@ def output_steps(proto: onnx.ModelProto) -> dict[str, float]:
     """The scales, the largest where there are several, of outputs that a DequantizeLinear makes: one step of each."""
     from onnx import TensorProto, numpy_helper
 
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    inside = {t.name: t for t in proto.graph.initializer if t.data_location != TensorProto.EXTERNAL}
     outputs = {value.name for value in proto.graph.output}
-    scales = {
-        node.output[0]: constants.get(node.input[1], TensorProto(data_location=TensorProto.EXTERNAL))
-        for node in proto.graph.node
-        if node.op_type == "DequantizeLinear" and node.output[0] in outputs
-    }
     return {
-        name: float(numpy_helper.to_array(scale).astype(float).max(initial=0.0))
-        for name, scale in scales.items()
-        if scale.data_location != TensorProto.EXTERNAL
+        node.output[0]: float(numpy_helper.to_array(inside[node.input[1]]).astype(float).max(initial=0.0))
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.output[0] in outputs and node.input[1] in inside
     }
 
 
@@ -48,9 +43,7 @@ def dequantise_biases(source: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
 
 def _dequantise(graph: onnx.GraphProto, outer: Constants, folder: Path) -> bool:
     """Whether there were any in ``graph`` or its subgraphs; ``outer`` are constants of the graphs around it."""
-    own = own_names(graph)
-    constants = {name: tensor for name, tensor in outer.items() if name not in own}
-    constants.update({tensor.name: tensor for tensor in graph.initializer})
+    constants = constants_in(graph, outer)
     rest, found = [], False
     for node in graph.node:
         if node.op_type == "Constant":
@@ -67,15 +60,11 @@ def _dequantise(graph: onnx.GraphProto, outer: Constants, folder: Path) -> bool:
     return found
 
 
-def _options(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: attribute.i for attribute in node.attribute}
-
-
 def _is_bias(node: onnx.NodeProto, constants: Constants) -> bool:
     """Whether all of it is known, and one scale is for all values or one for each along an axis."""
     if node.op_type != "DequantizeLinear" or not all(name in constants for name in node.input if name):
         return False
-    options = _options(node)
+    options = integer_attributes(node)
     values, scale = (constants[name] for name in node.input[:2])
     if values.data_type != DataType.INT32.onnx or options.get("output_dtype", scale.data_type) != scale.data_type:
         return False
@@ -92,7 +81,7 @@ def _dequantised(node: onnx.NodeProto, constants: Constants, folder: Path) -> on
     x, scale, *zero = (numpy_helper.to_array(constants[name], str(folder)) for name in node.input if name)
     shape = [1] * x.ndim
     if scale.size > 1:
-        shape[_options(node).get("axis", 1)] = scale.size
+        shape[integer_attributes(node).get("axis", 1)] = scale.size
     shifted = x - zero[0].reshape(shape) if zero else x
     made = shifted.astype(np.float32) * scale.reshape(shape)
     return numpy_helper.from_array(made.astype(scale.dtype), node.output[0])

@@ -31,8 +31,6 @@ REFUSED_LAYER = (
 )
 """The mend where TensorRT names a layer that it does not take."""
 
-_SHOWN = 8
-
 UNNAMED = "node_of_"
 """TensorRT names a node without a name after its first output, with this in front."""
 
@@ -63,10 +61,10 @@ def name_of(node: onnx.NodeProto) -> str:
     return node.name.removeprefix(UNNAMED) or next(filter(None, node.output), "")
 
 
-def listed_nodes(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], most: int = 8) -> str:
     """``a, b, c``, cut where a line of names would become a page of them."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def described(node: onnx.NodeProto) -> str:

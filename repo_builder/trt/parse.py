@@ -15,7 +15,7 @@ from repo_builder.trt.messages import (
     REFUSED_LAYER,
     UNNAMED,
     UNSUPPORTED,
-    listed_nodes,
+    listed,
     name_of,
     node_in,
     tidy,
@@ -103,7 +103,7 @@ def _listed(problems: Iterable[_Problem]) -> list[str]:
 def _sentence(names: list[str], operator: str, said: str) -> str:
     if not operator:
         return said
-    return f"node{'s' * (len(names) > 1)} {listed_nodes(names)} ({operator}): {said}"
+    return f"node{'s' * (len(names) > 1)} {listed(names)} ({operator}): {said}"
 
 
 def _is_attention(node: onnx.NodeProto) -> bool:

@@ -39,8 +39,10 @@ def load_plugins(library: Library, logger: Any, plugins: Iterable[Path]) -> tupl
                 idle.append(path)
         except OSError as error:
             reason = " ".join(str(error).split()).removeprefix(f"{path.resolve()}: ")
-            hint = f"link it to the library that has this symbol: -l{_LINKED[library.target]} for {library.name}'s own"
-            hint = hint if "undefined symbol" in reason else _HINT
+            linked = (
+                f"link it to the library that has this symbol: -l{_LINKED[library.target]} for {library.name}'s own"
+            )
+            hint = linked if "undefined symbol" in reason else _HINT
             raise UsageError(f"--plugin {path} can't be loaded: {reason}", hint) from None
     return tuple(idle)
 
